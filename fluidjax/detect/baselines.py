@@ -1,0 +1,40 @@
+"""The trivial rows of every table: what a map scores that has learnt nothing.
+
+A plain intensity threshold has beaten published models; the residual to the mean of the training
+brains (`mean_brain`, then `anomaly_map.residual_map`) is a hard one at few training steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from fluidjax.errors import UserError
+
+
+def intensity_map(scan: np.ndarray, brain: np.ndarray, darker: bool) -> np.ndarray:
+    """The intensity itself as anomaly map, (x, y, z) float32, zero outside the brain.
+
+    Args:
+      scan: (x, y, z) in [0, 1].
+      brain: (x, y, z) bool.
+      darker: whether lesions are dark (score 1 - intensity) or bright (score intensity); which of
+        the two a cohort wants is chosen on validation subjects.
+    """
+    scan = np.clip(np.asarray(scan, np.float32), 0.0, 1.0)
+    return np.where(np.asarray(brain).astype(bool), 1.0 - scan if darker else scan, np.float32(0))
+
+
+def mean_brain(images: Iterable[np.ndarray]) -> np.ndarray:
+    """Mean (x, y, z) float32 of training images on one grid; they are taken one by one."""
+    total, count = None, 0
+    for image in images:
+        image = np.asarray(image, np.float64)
+        if total is not None and total.shape != image.shape:
+            raise UserError(f'mean brain: training image {count} has shape {image.shape}, the ones '
+                            f'before it {total.shape}: bring all to one grid first')
+        total, count = image if total is None else total + image, count + 1
+    if total is None:
+        raise UserError('mean brain: there are no training images: check the training split')
+    return (total / count).astype(np.float32)

@@ -1,0 +1,228 @@
+"""Scores per subject, their summary with intervals, and the two files they end in.
+
+numpy; knows no models: a method is here a list of anomaly maps and, where it has them, of healthy
+counterparts. `metrics.json` is {cohort: {method: {score: {mean, ci_low, ci_high, n}}}} with the
+scores of `fluidjax.detect.scores`; undefined values are null.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+import csv
+import io
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from fluidjax.detect import metrics
+from fluidjax.detect.scores import SCORES
+
+MIN_LESION_ML = 0.1  # predicted components below this are no finding
+RESAMPLES = 1000
+LEVEL = 0.95
+Row = dict[str, Any]
+Entry = dict[str, float | int | None]
+
+
+class Subject(Protocol):
+    """A test subject on the model's grid, RAS+ voxel order. Volumes are (x, y, z).
+
+    Attributes:
+      name: for the tables.
+      image: the scan in [0, 1].
+      brain: bool.
+      lesion: bool, or None where nobody drew it; all False means known to be healthy.
+      healthy: the image without its lesion in [0, 1], or None where nobody knows it.
+      affine: (4, 4), voxel indices to mm.
+    """
+
+    name: str
+    image: np.ndarray
+    brain: np.ndarray
+    lesion: np.ndarray | None
+    healthy: np.ndarray | None
+    affine: np.ndarray
+
+
+def voxel_ml(affine: np.ndarray) -> float:
+    """Volume of a voxel in millilitres."""
+    return float(abs(np.linalg.det(np.asarray(affine, np.float64)[:3, :3]))) / 1000.0
+
+
+def region_of(subject: Subject) -> np.ndarray:
+    """Where voxels are scored, (x, y, z) bool: the brain, and lesion voxels outside it.
+
+    A lesion as dark as the background can fall out of the brain mask; it must count as missed.
+    """
+    brain = np.asarray(subject.brain).astype(bool)
+    return brain if subject.lesion is None else brain | np.asarray(subject.lesion).astype(bool)
+
+
+def score_map(anomaly_map: np.ndarray, subject: Subject, threshold: float,
+              min_lesion_ml: float = MIN_LESION_ML) -> Row:
+    """Voxel and lesion scores of one map; NaN where undefined (see `metrics`)."""
+    truth, region = np.asarray(subject.lesion).astype(bool), region_of(subject)
+    inside = (np.asarray(anomaly_map)[region], truth[region])
+    usable = np.isfinite(inside[0]).all() and np.isfinite(threshold)
+    predicted = (np.asarray(anomaly_map) >= threshold) & region
+    return {
+        'dice_validated': metrics.dice_at(*inside, threshold),
+        'dice_oracle': metrics.best_dice(*inside)[0],
+        'ap': metrics.average_precision(*inside),
+        'auroc': metrics.auroc(*inside),
+        'fpr': metrics.false_positive_rate(*inside, threshold),
+        'lesion_f1': metrics.lesion_f1(predicted, truth, voxel_ml(subject.affine), min_lesion_ml)
+        if usable else metrics.NAN,
+    }
+
+
+def score_counterpart(counterpart: np.ndarray, subject: Subject) -> Row:
+    """L1, PSNR, SSIM against the healthy image in the brain, else the scan outside the lesion."""
+    brain, lesion = np.asarray(subject.brain).astype(bool), np.asarray(subject.lesion).astype(bool)
+    if subject.healthy is not None:
+        reference, region = np.asarray(subject.healthy), brain
+    else:
+        # Inside the lesion there is no truth; equal there, it does not leak through SSIM's window.
+        reference = np.where(lesion, counterpart, np.asarray(subject.image))
+        region = brain & ~lesion
+    return {score.__name__: score(counterpart, reference, region)
+            for score in (metrics.l1, metrics.psnr, metrics.ssim)}
+
+
+def score_method(maps: Sequence[np.ndarray], counterparts: Sequence[np.ndarray] | None,
+                 subjects: Sequence[Subject], threshold: float | None,
+                 seconds: float | Sequence[float] | None = None,
+                 min_lesion_ml: float = MIN_LESION_ML) -> list[Row]:
+    """Score one method on one cohort.
+
+    Args:
+      maps: an anomaly map (x, y, z) per subject.
+      counterparts: the healthy counterparts (x, y, z), or None for a method without.
+      subjects: see `Subject`. One without a lesion mask gets None for every score but `seconds`.
+      threshold: chosen on validation subjects (`metrics.threshold_for`); None or NaN if there was
+        no way to choose one, then the scores at the threshold are None.
+      seconds: per scan, or one number for all.
+      min_lesion_ml: predicted components below this volume are ignored in `lesion_f1`.
+
+    Returns:
+      Per subject a row: name, lesion_ml, and every score but `dice_global`; JSON-safe.
+    """
+    seconds = [seconds] * len(subjects) if seconds is None or np.ndim(seconds) == 0 else seconds
+    counterparts = [None] * len(subjects) if counterparts is None else counterparts
+    threshold = metrics.NAN if threshold is None else float(threshold)
+    rows = []
+    for subject, anomaly_map, counterpart, took in zip(
+            subjects, maps, counterparts, seconds, strict=True):
+        row: Row = {'name': subject.name, 'lesion_ml': None}
+        row |= {score: None for score in SCORES if score != 'dice_global'} | {'seconds': took}
+        if subject.lesion is not None:
+            row['lesion_ml'] = float(np.sum(subject.lesion > 0)) * voxel_ml(subject.affine)
+            row |= score_map(anomaly_map, subject, threshold, min_lesion_ml)
+            row |= {} if counterpart is None else score_counterpart(counterpart, subject)
+        rows.append(json_safe(row))
+    return rows
+
+
+def _interval(samples: np.ndarray) -> tuple[float, float]:
+    tail = 50.0 * (1.0 - LEVEL)
+    return tuple(float(v) for v in np.percentile(samples, [tail, 100.0 - tail]))
+
+
+def _entry(statistic: Callable[[np.ndarray], np.ndarray], n: int, seed: int) -> Entry:
+    """A statistic of the chosen subjects (..., n) -> (...) with its bootstrap interval."""
+    if n == 0:
+        return {'mean': None, 'ci_low': None, 'ci_high': None, 'n': 0}
+    mean = float(statistic(np.arange(n)))
+    if n == 1:  # one subject says nothing about the spread
+        return {'mean': mean, 'ci_low': None, 'ci_high': None, 'n': 1}
+    drawn = np.random.default_rng(seed).integers(0, n, size=(RESAMPLES, n))
+    low, high = _interval(statistic(drawn))
+    return {'mean': mean, 'ci_low': low, 'ci_high': high, 'n': n}
+
+
+def bootstrap_mean(values: Iterable[float | None], seed: int = 0) -> Entry:
+    """Mean and percentile bootstrap interval (95 %, 1000 resamples of subjects, fixed seed).
+
+    None and NaN are left out and `n` counts the rest; no interval for fewer than two.
+    """
+    kept = np.array([v for v in values if v is not None and math.isfinite(v)], np.float64)
+    return _entry(lambda chosen: kept[chosen].mean(axis=-1), kept.size, seed)
+
+
+def global_dice(maps: Sequence[np.ndarray], subjects: Sequence[Subject], seed: int = 0) -> Entry:
+    """`dice_global`: pooled Dice at the threshold that suits this test set best.
+
+    The interval resamples subjects at that threshold. Subjects without a mask or with a map that
+    is not finite are left out.
+    """
+    usable = [(np.asarray(m)[region_of(s)], np.asarray(s.lesion)[region_of(s)].astype(bool))
+              for m, s in zip(maps, subjects, strict=True) if s.lesion is not None]
+    usable = [(scores, truth) for scores, truth in usable if np.isfinite(scores).all()]
+    if not any(truth.any() for _, truth in usable):
+        return _entry(np.mean, 0, seed)
+    threshold = metrics.threshold_for(*zip(*usable))
+    counts = np.array([metrics.overlap_counts(*pair, threshold) for pair in usable])
+
+    def pooled(chosen):
+        hit, predicted, true = np.moveaxis(counts[chosen], -1, 0).sum(axis=-1)
+        return 2.0 * hit / np.maximum(predicted + true, 1.0)
+
+    return _entry(pooled, len(usable), seed)
+
+
+def summarise(rows: Sequence[Row], dice_global: Entry | None = None) -> dict[str, Entry]:
+    """{score: {mean, ci_low, ci_high, n}} over the subjects of one method and cohort.
+
+    Args:
+      rows: from `score_method`.
+      dice_global: from `global_dice`; it cannot be had from the rows.
+    """
+    summary = {score: bootstrap_mean(row.get(score) for row in rows) for score in SCORES}
+    return summary | ({} if dice_global is None else {'dice_global': json_safe(dict(dice_global))})
+
+
+def json_safe(value: Any) -> Any:
+    """The same value in what JSON knows: numpy numbers as numbers, NaN and infinity as None."""
+    if isinstance(value, Mapping):
+        return {str(key): json_safe(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return [json_safe(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write beside, then rename: a reader sees the old file or the new one."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f'.{path.name}.{os.getpid()}')
+    try:
+        with open(beside, 'w', encoding='utf-8', newline='') as file:
+            file.write(text)
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def write_metrics(path: str | Path, results: Mapping[str, Mapping[str, Mapping]]) -> None:
+    """Write {cohort: {method: {score: entry}}} as JSON without NaN."""
+    write_text(path, json.dumps(json_safe(results), indent=2, allow_nan=False) + '\n')
+
+
+def write_subjects_csv(path: str | Path, rows: Sequence[Row]) -> None:
+    """One line per row; cohort, method and name come first, None is an empty cell."""
+    first = ('cohort', 'method', 'name', 'lesion_ml')
+    columns = list(dict.fromkeys(key for row in rows for key in row)) or list(first)
+    columns.sort(key=lambda key: first.index(key) if key in first else len(first))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator='\n', restval='')
+    writer.writeheader()
+    writer.writerows(json_safe(row) for row in rows)
+    write_text(path, text.getvalue())

@@ -1,0 +1,188 @@
+"""Scores of one anomaly map against its lesion mask, and of a healthy counterpart.
+
+numpy on the host. A score that is not defined is NaN, never an exception: no lesion in the truth
+(Dice, AP, AUROC, lesion F1), no healthy voxel (FPR, AUROC), an empty region, or a map that holds a
+NaN or an infinity. A voxel is predicted where its score is >= the threshold. Voxel scores take
+arrays of any shape and a `region` (bool, same shape; default everything) they are computed in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy import ndimage
+from skimage.metrics import structural_similarity
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+NAN = float('nan')
+MAX_PSNR = 100.0  # of two identical images, in dB; keeps means finite
+SSIM_WINDOW = 7
+FULL_CONNECTIVITY = np.ones((3, 3, 3), bool)  # 26 neighbours
+
+
+def _in_region(scores, truth, region) -> tuple[np.ndarray, np.ndarray]:
+    scores, truth = np.asarray(scores), np.asarray(truth).astype(bool)
+    if region is None:
+        return scores.ravel(), truth.ravel()
+    region = np.asarray(region).astype(bool)
+    return scores[region], truth[region]
+
+
+def _rankable(scores: np.ndarray, truth: np.ndarray) -> bool:
+    return bool(truth.any()) and bool(np.isfinite(scores).all())
+
+
+def best_dice(scores: np.ndarray, truth: np.ndarray,
+              region: np.ndarray | None = None) -> tuple[float, float]:
+    """The largest Dice over all thresholds, and the (highest) threshold that reaches it.
+
+    Every distinct score is tried, from one sort: Dice = 2 TP / (predicted + true).
+    """
+    scores, truth = _in_region(scores, truth, region)
+    if not _rankable(scores, truth):
+        return NAN, NAN
+    order = np.argsort(-scores, kind='stable')
+    ranked, hits = scores[order], np.cumsum(truth[order])
+    last = np.r_[np.flatnonzero(np.diff(ranked)), ranked.size - 1]  # ties fall together
+    dice = 2.0 * hits[last] / (last + 1 + hits[-1])
+    best = int(np.argmax(dice))
+    return float(dice[best]), float(ranked[last[best]])
+
+
+def dice_at(scores: np.ndarray, truth: np.ndarray, threshold: float,
+            region: np.ndarray | None = None) -> float:
+    """Dice of `scores >= threshold`: 0 where nothing is predicted, NaN where nothing is true."""
+    hit, predicted, true = overlap_counts(scores, truth, threshold, region)
+    return 2.0 * hit / (predicted + true) if true > 0 and np.isfinite(threshold) else NAN
+
+
+def overlap_counts(scores: np.ndarray, truth: np.ndarray, threshold: float,
+                   region: np.ndarray | None = None) -> tuple[float, float, float]:
+    """Numbers of voxels (both, predicted, true) at a threshold; NaN if a score is not finite."""
+    scores, truth = _in_region(scores, truth, region)
+    if not np.isfinite(scores).all():
+        return NAN, NAN, NAN
+    predicted = scores >= threshold
+    return float((predicted & truth).sum()), float(predicted.sum()), float(truth.sum())
+
+
+def average_precision(scores: np.ndarray, truth: np.ndarray,
+                      region: np.ndarray | None = None) -> float:
+    """Area under the precision-recall curve as scikit-learn sums it (no interpolation)."""
+    scores, truth = _in_region(scores, truth, region)
+    return float(average_precision_score(truth, scores)) if _rankable(scores, truth) else NAN
+
+
+def auroc(scores: np.ndarray, truth: np.ndarray, region: np.ndarray | None = None) -> float:
+    """Area under the ROC curve; 0.5 for a constant map."""
+    scores, truth = _in_region(scores, truth, region)
+    if not _rankable(scores, truth) or truth.all():
+        return NAN
+    return float(roc_auc_score(truth, scores))
+
+
+def false_positive_rate(scores: np.ndarray, truth: np.ndarray, threshold: float,
+                        region: np.ndarray | None = None) -> float:
+    """FP / (FP + TN) at a threshold; defined without a lesion too.
+
+    The published code counts `score > threshold` here and `>=` in its Dice; ours is `>=` in both.
+    """
+    scores, truth = _in_region(scores, truth, region)
+    healthy = scores[~truth]
+    if not healthy.size or not np.isfinite(scores).all() or not np.isfinite(threshold):
+        return NAN
+    return float((healthy >= threshold).mean())
+
+
+def threshold_for(maps: Sequence[np.ndarray], truths: Sequence[np.ndarray],
+                  regions: Sequence[np.ndarray] | None = None) -> float:
+    """The one threshold that maximises the Dice of all voxels of all subjects pooled.
+
+    Chosen on validation subjects it gives `dice_validated`; chosen on the test set, `dice_global`.
+    Subjects whose map is not finite are left out; NaN where no lesion remains.
+    """
+    regions = [None] * len(maps) if regions is None else regions
+    pairs = [_in_region(*subject) for subject in zip(maps, truths, regions, strict=True)]
+    pairs = [(scores, truth) for scores, truth in pairs if np.isfinite(scores).all()]
+    if not pairs:
+        return NAN
+    scores, truth = (np.concatenate(parts) for parts in zip(*pairs))
+    return best_dice(scores, truth)[1]
+
+
+class LesionCounts(NamedTuple):
+    """Connected components: true ones that were found and missed, predicted ones that are false."""
+
+    found: int
+    missed: int
+    false: int
+
+
+def lesion_counts(predicted: np.ndarray, truth: np.ndarray, voxel_ml: float,
+                  min_lesion_ml: float = 0.0) -> LesionCounts:
+    """Count lesions by 26-connected components of two masks (x, y, z).
+
+    A true lesion is found if any predicted voxel lies in it; a predicted one is false if it
+    touches no true voxel. Predicted components below `min_lesion_ml` are removed beforehand.
+    """
+    predicted, truth = np.asarray(predicted).astype(bool), np.asarray(truth).astype(bool)
+    labels, _ = ndimage.label(predicted, FULL_CONNECTIVITY)
+    large = np.bincount(labels.ravel()) * voxel_ml >= min_lesion_ml
+    large[0] = False
+    predicted = large[labels]
+    true_labels, true_number = ndimage.label(truth, FULL_CONNECTIVITY)
+    found = np.setdiff1d(true_labels[predicted], 0).size
+    matched = np.setdiff1d(labels[predicted & truth], 0).size
+    return LesionCounts(found, true_number - found, int(large.sum()) - matched)
+
+
+def lesion_f1(predicted: np.ndarray, truth: np.ndarray, voxel_ml: float,
+              min_lesion_ml: float = 0.0) -> float:
+    """2 found / (2 found + missed + false); NaN where nothing is true. See `lesion_counts`."""
+    counts = lesion_counts(predicted, truth, voxel_ml, min_lesion_ml)
+    if counts.found + counts.missed == 0:
+        return NAN
+    return 2 * counts.found / (2 * counts.found + counts.missed + counts.false)
+
+
+def l1(image: np.ndarray, reference: np.ndarray, region: np.ndarray) -> float:
+    """Mean absolute difference inside `region` (bool)."""
+    region = np.asarray(region).astype(bool)
+    return float(np.abs(_double(image)[region] - _double(reference)[region]).mean()) \
+        if region.any() else NAN
+
+
+def psnr(image: np.ndarray, reference: np.ndarray, region: np.ndarray) -> float:
+    """Peak signal-to-noise ratio inside `region`, in dB, for a peak of 1; at most `MAX_PSNR`."""
+    region = np.asarray(region).astype(bool)
+    if not region.any():
+        return NAN
+    error = float(np.mean((_double(image)[region] - _double(reference)[region]) ** 2))
+    return float(-10.0 * np.log10(error + 10.0 ** (-MAX_PSNR / 10.0)))
+
+
+def ssim(image: np.ndarray, reference: np.ndarray, region: np.ndarray) -> float:
+    """Structural similarity (scikit-image, 7^3 window, range 1), its local values averaged inside
+    `region` (bool). Volumes thinner than 7 voxels use the largest odd window that fits."""
+    region = np.asarray(region).astype(bool)
+    if not region.any():
+        return NAN
+    window = min(SSIM_WINDOW, *(n - 1 + n % 2 for n in region.shape))
+    if window < 3:
+        return NAN
+    box = _bounding_box(region, margin=window)
+    local = structural_similarity(_double(image)[box], _double(reference)[box], data_range=1.0,
+                                  win_size=window, full=True)[1]
+    return float(local[region[box]].mean())
+
+
+def _double(image: np.ndarray) -> np.ndarray:
+    return np.asarray(image, np.float64)
+
+
+def _bounding_box(region: np.ndarray, margin: int) -> tuple[slice, ...]:
+    """Around the region: what lies further away than a window does not change its values."""
+    box = ndimage.find_objects(region.astype(np.int8))[0]
+    return tuple(slice(max(side.start - margin, 0), side.stop + margin) for side in box)

@@ -1,0 +1,148 @@
+"""KL autoencoder: volume -> small latent, and back (the published one, and one with a patch stem).
+
+Default configuration: the published network (arXiv:2506.10233; 13,766,248 parameters), three
+stride-2 halvings, no attention. With `patch=p` all convolutions run on a p times coarser grid, and
+`linear_path` starts the whole as a linear code of patches (`linear_code.with_linear_start`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from fluidjax.errors import UserError
+from fluidjax.models.conv import Conv3D
+from fluidjax.models.layers import (
+    Downsample,
+    GroupNorm,
+    ResBlock,
+    Upsample,
+    depth_to_space,
+    require_divisible,
+    space_to_depth,
+)
+
+END_PADDING = ((0, 1), (0, 1), (0, 1))  # the published halving pads one voxel at the end of an axis
+LOG_VAR_RANGE = (-30.0, 20.0)
+LINEAR_LOG_VAR = -8.0  # where a linear code starts: a noise of 0.02, far below its components
+
+
+@dataclasses.dataclass(frozen=True)
+class AutoencoderConfig:
+    """Sizes of the autoencoder; the defaults are the published ones.
+
+    Attributes:
+        channels: one entry a level; each level after the first halves the grid.
+        num_res_blocks: residual blocks per level.
+        norm_num_groups: groups of the group norm, a divisor of every entry of `channels`.
+        patch: side of the space-to-depth patches before the first convolution (1: none).
+        linear_path: add a linear map of patches to the mean and to the reconstruction.
+        in_channels: channels of the volume.
+    """
+
+    channels: tuple[int, ...] = (64, 128, 128, 128)
+    num_res_blocks: int = 2
+    latent_channels: int = 3
+    norm_num_groups: int = 32
+    patch: int = 1
+    linear_path: bool = False
+    in_channels: int = 1
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, 'channels', tuple(self.channels))
+        if not self.channels or self.patch < 1 or self.num_res_blocks < 1:
+            raise UserError('autoencoder: channels, patch and num_res_blocks must be at least 1')
+        for channels in self.channels:
+            if channels % self.norm_num_groups:
+                raise UserError(f'autoencoder.norm_num_groups: {self.norm_num_groups} does not '
+                                f'divide {channels} channels; choose a common divisor')
+
+    @property
+    def factor(self) -> int:
+        """Voxels of the volume along one side of a latent voxel."""
+        return self.patch * 2 ** (len(self.channels) - 1)
+
+
+class Encoder(nn.Module):
+    """(b, x, y, z, patch^3 c) -> (b, x/2^l, y/2^l, z/2^l, latent_channels), l = levels - 1."""
+
+    config: AutoencoderConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        c = self.config
+        h = Conv3D(c.channels[0], name='conv_in')(x)
+        for level, channels in enumerate(c.channels):
+            if level:
+                h = Downsample(h.shape[-1], padding=END_PADDING,
+                               name=f'down_{level - 1}_downsample')(h)
+            for block in range(c.num_res_blocks):
+                h = ResBlock(channels, c.norm_num_groups, name=f'down_{level}_res_{block}')(h)
+        h = GroupNorm(c.norm_num_groups, name='norm_out')(h)  # no SiLU follows, as published
+        return Conv3D(c.latent_channels, zero_init=c.linear_path, name='conv_out')(h)
+
+
+class Decoder(nn.Module):
+    """The mirror of `Encoder`; ends in patch^3 c channels, linear."""
+
+    config: AutoencoderConfig
+
+    @nn.compact
+    def __call__(self, z: jax.Array) -> jax.Array:
+        c = self.config
+        h = Conv3D(c.channels[-1], name='conv_in')(z)
+        for level, channels in enumerate(reversed(c.channels)):
+            if level:
+                h = Upsample(h.shape[-1], name=f'up_{level - 1}_upsample')(h)
+            for block in range(c.num_res_blocks):
+                h = ResBlock(channels, c.norm_num_groups, name=f'up_{level}_res_{block}')(h)
+        h = GroupNorm(c.norm_num_groups, name='norm_out')(h)
+        out = c.patch**3 * c.in_channels
+        return Conv3D(out, zero_init=c.linear_path, name='conv_out')(h)
+
+
+class Autoencoder(nn.Module):
+    """Volume (b, x, y, z, c) in [0, 1] <-> latent (b, x/f, y/f, z/f, latent_channels)."""
+
+    config: AutoencoderConfig = AutoencoderConfig()
+
+    def setup(self) -> None:
+        c = self.config
+        self.encoder = Encoder(c)
+        self.decoder = Decoder(c)
+        self.quant_mu = Conv3D(c.latent_channels, kernel_size=1)
+        self.quant_log_var = Conv3D(c.latent_channels, kernel_size=1)
+        self.post_quant = Conv3D(c.latent_channels, kernel_size=1)
+        if c.linear_path:
+            self.linear_encode = nn.Dense(c.latent_channels)
+            self.linear_decode = nn.Dense(c.factor**3 * c.in_channels)
+
+    def encode(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """z_mu and z_log_var, the latter clamped to [-30, 20]."""
+        c = self.config
+        require_divisible('autoencoder input', x.shape[1:4], c.factor)
+        h = self.encoder(space_to_depth(x, c.patch))
+        z_mu, z_log_var = self.quant_mu(h), self.quant_log_var(h)
+        if c.linear_path:
+            z_mu = z_mu + self.linear_encode(space_to_depth(x, c.factor))
+            z_log_var = z_log_var + LINEAR_LOG_VAR
+        return z_mu, jnp.clip(z_log_var, *LOG_VAR_RANGE)
+
+    def decode(self, z: jax.Array) -> jax.Array:
+        """Volume of a latent; linear output, not clipped to [0, 1]."""
+        c = self.config
+        x = depth_to_space(self.decoder(self.post_quant(z)), c.patch)
+        if c.linear_path:
+            x = x + depth_to_space(self.linear_decode(z), c.factor)
+        return x
+
+    def __call__(
+        self, x: jax.Array, eps: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """recon, z_mu, z_log_var; eps is standard normal in the latent's shape (None: the mean)."""
+        z_mu, z_log_var = self.encode(x)
+        z = z_mu if eps is None else z_mu + jnp.exp(0.5 * z_log_var) * eps
+        return self.decode(z), z_mu, z_log_var

@@ -1,0 +1,176 @@
+"""Building blocks shared by the networks; volumes are (batch, x, y, z, channel), float32."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from fluidjax.errors import UserError
+from fluidjax.models.conv import Conv3D, Pads, Triple
+
+
+class GroupNorm(nn.Module):
+    """Group normalisation over space and the channels of a group, computed in float32."""
+
+    num_groups: int = 32
+    eps: float = 1e-6
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        channels = x.shape[-1]
+        if channels % self.num_groups:
+            raise UserError(
+                f'norm_num_groups: {self.num_groups} does not divide {channels} channels; '
+                'choose a common divisor of all channels'
+            )
+        scale = self.param('scale', nn.initializers.ones, (channels,))
+        bias = self.param('bias', nn.initializers.zeros, (channels,))
+        grouped = x.astype(jnp.float32).reshape((x.shape[0], -1, self.num_groups,
+                                                 channels // self.num_groups))
+        # Space first: a reduction over rows keeps the channels contiguous, which is the fast order.
+        mean = grouped.mean(1, keepdims=True).mean(-1, keepdims=True)
+        centred = grouped - mean
+        variance = jnp.square(centred).mean(1, keepdims=True).mean(-1, keepdims=True)
+        normed = (centred * jax.lax.rsqrt(variance + self.eps)).reshape(x.shape)
+        return (normed * scale + bias).astype(x.dtype)
+
+
+class ResBlock(nn.Module):
+    """GN-SiLU-conv, embedding, GN-SiLU-conv, plus the input (1x1x1 convolution if channels change).
+
+    Attributes:
+        features: channels out.
+        scale_shift: the embedding scales and shifts after the second norm (diffusion autoencoders);
+            otherwise it is added before it (DDPM).
+        zero_init: start as the skip connection alone.
+    """
+
+    features: int
+    num_groups: int = 32
+    eps: float = 1e-6
+    scale_shift: bool = False
+    zero_init: bool = False
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, emb: jax.Array | None = None, cond: jax.Array | None = None
+    ) -> jax.Array:
+        """x (b, x, y, z, c); emb (b, e) of the time; cond (b, e) or (b, x, y, z, e)."""
+        h = nn.silu(GroupNorm(self.num_groups, self.eps, name='norm1')(x))
+        h = Conv3D(self.features, name='conv1')(h)
+        if emb is not None and not self.scale_shift:
+            h = h + _over_space(nn.Dense(self.features, name='time_proj')(nn.silu(emb)))
+        h = GroupNorm(self.num_groups, self.eps, name='norm2')(h)
+        if emb is not None and self.scale_shift:
+            h = _modulate(h, nn.Dense(2 * self.features, name='time_proj')(nn.silu(emb)))
+        if cond is not None:
+            h = _modulate(h, nn.Dense(2 * self.features, name='cond_proj')(nn.silu(cond)))
+        h = Conv3D(self.features, zero_init=self.zero_init, name='conv2')(nn.silu(h))
+        if x.shape[-1] != self.features:
+            x = Conv3D(self.features, kernel_size=1, name='skip')(x)
+        return x + h
+
+
+def _over_space(vector: jax.Array) -> jax.Array:
+    return vector[:, None, None, None, :] if vector.ndim == 2 else vector
+
+
+def _modulate(h: jax.Array, scale_and_shift: jax.Array) -> jax.Array:
+    scale, shift = jnp.split(_over_space(scale_and_shift), 2, axis=-1)
+    return h * (1.0 + scale) + shift
+
+
+class Downsample(nn.Module):
+    """3x3x3 convolution with stride; `padding` tells the two published conventions apart."""
+
+    features: int
+    strides: int | Triple = 2
+    padding: int | Pads = 1
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return Conv3D(self.features, strides=self.strides, padding=self.padding, name='conv')(x)
+
+
+class Upsample(nn.Module):
+    """Nearest neighbour x2, then a 3x3x3 convolution."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        b, nx, ny, nz, c = x.shape
+        wide = jnp.broadcast_to(x[:, :, None, :, None, :, None], (b, nx, 2, ny, 2, nz, 2, c))
+        return Conv3D(self.features, name='conv')(wide.reshape((b, 2 * nx, 2 * ny, 2 * nz, c)))
+
+
+class SelfAttention(nn.Module):
+    """Attention among all voxels, with GN before and the residual added.
+
+    Attributes:
+        head_channels: channels per head; None for a single head.
+        project: use the output projection. The published U-Net has its parameters and never uses
+            them; False keeps it so.
+        zero_init: start the projection at zero.
+    """
+
+    num_groups: int = 32
+    eps: float = 1e-6
+    head_channels: int | None = None
+    project: bool = True
+    zero_init: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        b, *_, c = x.shape
+        per_head = self.head_channels or c
+        if c % per_head:
+            raise UserError(f'num_head_channels: {per_head} does not divide {c} channels; '
+                            'choose a divisor of the channels at every attention level')
+        h = GroupNorm(self.num_groups, self.eps, name='norm')(x).reshape((b, -1, c))
+        q, k, v = (
+            nn.Dense(c, name=name)(h).reshape((b, -1, c // per_head, per_head))
+            for name in ('to_q', 'to_k', 'to_v')
+        )
+        out = jax.nn.dot_product_attention(q, k, v).reshape((b, -1, c))
+        init = nn.initializers.zeros if self.zero_init else nn.initializers.lecun_normal()
+        projection = nn.Dense(c, kernel_init=init, name='proj_attn')
+        # Unused, the projection still sees one token, which is what makes its parameters.
+        projected = projection(out if self.project else out[:, :1])
+        return x + (projected if self.project else out).reshape(x.shape)
+
+
+def time_embedding(t: jax.Array, dim: int) -> jax.Array:
+    """(b,) steps -> (b, dim): [cos(t f_i), sin(t f_i)], f_i = 10000^(-i / (dim / 2)); dim even."""
+    half = dim // 2
+    frequencies = jnp.exp(-jnp.log(10000.0) * jnp.arange(half, dtype=jnp.float32) / half)
+    angles = t.astype(jnp.float32)[:, None] * frequencies
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+def space_to_depth(x: jax.Array, patch: int) -> jax.Array:
+    """(b, x, y, z, c) -> (b, x/p, y/p, z/p, p^3 c): each p^3 patch becomes channels, c fastest."""
+    if patch == 1:
+        return x
+    b, nx, ny, nz, c = x.shape
+    split = x.reshape((b, nx // patch, patch, ny // patch, patch, nz // patch, patch, c))
+    moved = split.transpose((0, 1, 3, 5, 2, 4, 6, 7))
+    return moved.reshape((b, nx // patch, ny // patch, nz // patch, patch**3 * c))
+
+
+def depth_to_space(x: jax.Array, patch: int) -> jax.Array:
+    """The inverse of `space_to_depth`."""
+    if patch == 1:
+        return x
+    b, nx, ny, nz, channels = x.shape
+    c = channels // patch**3
+    split = x.reshape((b, nx, ny, nz, patch, patch, patch, c)).transpose((0, 1, 4, 2, 5, 3, 6, 7))
+    return split.reshape((b, nx * patch, ny * patch, nz * patch, c))
+
+
+def require_divisible(what: str, shape: Triple, divisor: int) -> None:
+    """UserError unless every side is a multiple of `divisor`."""
+    if any(side % divisor for side in shape):
+        raise UserError(f'{what}: sides {tuple(shape)} are not multiples of {divisor}; '
+                        'change the grid, or the number of levels')

@@ -1,0 +1,76 @@
+"""What a run tells while it runs: metrics.jsonl, TensorBoard events and a progress bar."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import tensorboardX
+from tqdm import tqdm
+
+
+def _drop_later_lines(path: Path, stage: str, step: int) -> None:
+    """Forget lines of this stage after `step`: a resumed run writes them again."""
+    if not path.is_file():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:  # the last line of a run that was killed while writing it
+            continue
+        if record.get('stage') != stage or record.get('step', 0) <= step:
+            kept.append(line)
+    beside = path.with_name(path.name + '.part')
+    beside.write_text(''.join(line + '\n' for line in kept))
+    os.replace(beside, path)
+
+
+class RunLog:
+    """Writes one stage's metrics; use it as a context manager.
+
+    Args:
+        workdir: the run's folder.
+        stage: name of the stage, the prefix of its curves.
+        start_step: the step resumed from; later lines of an interrupted run are dropped.
+        total_steps: for the progress bar's estimate of the time left.
+    """
+
+    def __init__(self, workdir: Path, stage: str, start_step: int, total_steps: int) -> None:
+        workdir.mkdir(parents=True, exist_ok=True)
+        path = workdir / 'metrics.jsonl'
+        _drop_later_lines(path, stage, start_step)
+        self._stage = stage
+        self._lines = path.open('a', buffering=1)
+        self._events = tensorboardX.SummaryWriter(
+            str(workdir / 'tensorboard' / stage), purge_step=start_step + 1 if start_step else None
+        )
+        quiet = not sys.stderr.isatty()
+        self._bar = tqdm(
+            total=total_steps, initial=start_step, desc=stage, unit='step', dynamic_ncols=not quiet,
+            mininterval=20.0 if quiet else 0.5, smoothing=0.05,
+        )
+
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+        self._events.close()
+        self._lines.close()
+
+    def advance(self) -> None:
+        """One step is on its way."""
+        self._bar.update(1)
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Record the metrics of a step everywhere."""
+        record = {'stage': self._stage, 'step': step}
+        record |= {name: float(value) for name, value in metrics.items()}
+        self._lines.write(json.dumps(record) + '\n')
+        for name, value in metrics.items():
+            self._events.add_scalar(f'{self._stage}/{name}', float(value), step)
+        self._bar.set_postfix_str(f'loss {metrics["loss"]:.4g}', refresh=False)

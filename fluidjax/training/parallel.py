@@ -1,0 +1,31 @@
+"""The one place that knows how many devices there are: replication and `jax.pmap`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from fluidjax.training.steps import StepFn
+
+AXIS_NAME = 'device'
+
+
+def data_parallel(step: StepFn) -> StepFn:
+    """The step on every local device: leaves of state and batch have a leading device axis.
+
+    The state is donated: its buffers are reused for the new one.
+    """
+    return jax.pmap(step, axis_name=AXIS_NAME, in_axes=(0, 0, None), donate_argnums=(0,))
+
+
+def replicate(tree: Any) -> Any:
+    """Copy a tree onto every local device, with a leading device axis."""
+    devices = jax.local_device_count()
+    return jax.pmap(lambda x: x, in_axes=None, axis_size=devices)(tree)
+
+
+def unreplicate(tree: Any) -> Any:
+    """The first device's copy of a replicated tree, as numpy arrays on the host."""
+    return jax.tree.map(lambda x: np.asarray(x.addressable_shards[0].data)[0], tree)
