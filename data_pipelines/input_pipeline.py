@@ -26,6 +26,7 @@ import tensorflow as tf  # noqa: E402
 import tensorflow_datasets as tfds  # noqa: E402
 
 from data_pipelines import grids  # noqa: E402
+from data_pipelines import nifti_cohort as nifti_cohort_builder  # noqa: E402
 from data_pipelines import template_cohort as template_cohort_builder  # noqa: E402
 from fluidjax.errors import UserError  # noqa: E402
 
@@ -87,6 +88,32 @@ def template_cohort(scale: str, store: Path) -> Cohort:
       config=scale, data_dir=os.fspath(store), file_format=FILE_FORMAT
   )
   return _build(f'template_{scale}', grids.GRIDS[scale], make)
+
+
+def nifti_cohort(
+    grid: grids.ModelGrid,
+    store: Path,
+    data_dir: str | os.PathLike[str],
+    test_dir: str | os.PathLike[str] = '',
+    lesion_dir: str | os.PathLike[str] = '',
+    registration: str = 'affine',
+    seed: int = 0,
+) -> Cohort:
+  """The cohort of the user's own scans (`nifti_cohort.NiftiSource` says what each folder is for).
+
+  Built under `store` when absent, which takes some 5 s a scan with registration; a changed file or setting
+  makes another cohort.
+
+  Raises:
+    UserError: a folder or file that cannot be used, by name, or fewer than two healthy scans.
+  """
+  folders = (os.fspath(folder) for folder in (data_dir, test_dir, lesion_dir))
+  source = nifti_cohort_builder.NiftiSource(grid, *folders, registration, seed)
+  config = nifti_cohort_builder.config_for(source)
+  make = lambda: nifti_cohort_builder.NiftiCohort(
+      config=config, data_dir=os.fspath(store), file_format=FILE_FORMAT
+  )
+  return _build(f'nifti_{Path(data_dir).name}', grid, make)
 
 
 def _build(name: str, grid: grids.ModelGrid, make: Callable[[], tfds.core.DatasetBuilder]) -> Cohort:

@@ -89,6 +89,7 @@ class TemplateCohort(tfds.core.GeneratorBasedBuilder):
         builder=self,
         description='Healthy and diseased brains made from the MNI152 template.',
         features=record_features(self.builder_config.grid.shape),
+        disable_shuffling=True,
     )
 
   def _split_generators(self, dl_manager) -> dict:

@@ -99,7 +99,7 @@ def closest_shift(scan: jax.Array, counterpart: jax.Array, max_shift_voxels: int
 
 
 def signed_residual(scan: jax.Array, counterpart: jax.Array, sign: str) -> jax.Array:
-    """|scan - counterpart|, or its part where the scan is 'darker' or 'brighter'; never negative."""
+    """|scan - counterpart|, or the part where the scan is 'darker' or 'brighter'; never < 0."""
     difference = scan - counterpart
     if sign == 'absolute':
         return jnp.abs(difference)

@@ -133,8 +133,9 @@ def panel_section(panel: Panel, rows: Sequence[Row], scale: float) -> str:
     title = f'{panel.subject.name} · {panel.cohort} · {panel.method}'
     strip = ''
     if panel.others:
+        names = ', '.join([panel.method, *panel.others])
         strip = (f'<figcaption>The same axial plane by every method, each on its own scale'
-                 f'</figcaption>{image(figures.strip_figure(panel), "maps of every method")}')
+                 f'</figcaption>{image(figures.strip_figure(panel), "maps of " + names)}')
     return (f'<figure><figcaption><b>{escape(title)}</b> — {"; ".join(facts)}</figcaption>\n'
             f'{image(figures.subject_figure(panel, scale), title)}{strip}</figure>')
 

@@ -92,7 +92,7 @@ def draw_lesion(
     settings: FluidSettings,
     lesion_bank: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Probability P and mask of a random lesion in the brain (x, y, z), never empty.
+    """Probability P and mask of a random lesion (x, y, z): in the brain, and never empty there.
 
     Where the flow carries the lesion out of the brain (`FluidSettings.min_peak`), the seed itself
     is taken, which always has its maximum inside.
@@ -105,7 +105,7 @@ def draw_lesion(
     P = jnp.where(brain, transport(P0, V, total_time, grid, settings), 0.0)
     P = jnp.where(jnp.max(P) >= settings.min_peak, P, jnp.where(brain, P0, 0.0))
     P = jnp.clip(P, 0.0, 1.0)  # rounding alone can leave the bounds
-    mask = brain & (P >= settings.threshold * jnp.max(P))
+    mask = (P > 0.0) & (P >= settings.threshold * jnp.max(P))
     return P, mask.astype(P.dtype)
 
 
@@ -123,7 +123,7 @@ def randomize(
       key: PRNG key; the same key gives the same pair.
       image: healthy brain (x, y, z), intensities 0 or more, 0 outside the brain.
       brain: mask (x, y, z), inside where > 0; image > 1e-3 (as published) where None. An empty
-        brain gives a healthy pair.
+        brain, or an empty mask drawn from the bank, gives a healthy pair.
       grid: geometry, static under jit.
       settings: what to draw, static under jit.
       lesion_bank: masks (n, x, y, z) on the same grid, uint8, none empty; Perlin seeds alone where
@@ -140,7 +140,8 @@ def randomize(
     key_lesion, key_paint, key_diseased = jax.random.split(key, 3)
     P, mask = draw_lesion(key_lesion, brain, grid, settings, lesion_bank)
     painted = _paint(key_paint, image, P, mask, settings)
-    diseased = jax.random.bernoulli(key_diseased, settings.diseased_probability) & jnp.any(brain)
+    diseased = jax.random.bernoulli(key_diseased, settings.diseased_probability)
+    diseased &= jnp.any(mask > 0.0)
     return Randomized(
         healthy=divide_by_maximum(image),
         diseased=divide_by_maximum(jnp.where(diseased, painted, image)),

@@ -16,7 +16,7 @@ _PEAK_SPEED = 6.0
 
 @dataclasses.dataclass(frozen=True)
 class FluidSettings:
-    """Settings of the fluid-driven anomaly randomization (arXiv:2506.10233, METHOD of the code).
+    """Settings of the fluid-driven anomaly randomization (arXiv:2506.10233).
 
     Hashable, so it can be a static argument under `jax.jit`. Times and speeds are in mm and the
     paper's unit of time, so one setting means the same flow at every resolution; at 1 mm they equal
@@ -71,7 +71,7 @@ class FluidSettings:
             _require(0.0 < getattr(self, name) <= 1.0, name, self, 'give a number in (0, 1]')
         for name in ('velocity_scale', 'bank_shift_mm'):
             value = getattr(self, name)
-            _require(math.isfinite(value) and value >= 0, name, self, 'give 0 or more')
+            _require(0.0 <= value <= 1e6, name, self, 'give a number from 0 to 1e6')
         low, high = _pair('transport_time', self)
         _require(0 <= low <= high and math.isfinite(high), 'transport_time', self,
                  'give the least and the greatest time, 0 or more')

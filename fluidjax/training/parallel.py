@@ -23,7 +23,8 @@ def data_parallel(step: StepFn) -> StepFn:
 def replicate(tree: Any) -> Any:
     """Copy a tree onto every local device, with a leading device axis."""
     devices = jax.local_device_count()
-    return jax.pmap(lambda x: x, in_axes=None, axis_size=devices)(tree)
+    # pmap wants a mapped argument; the tree itself is broadcast.
+    return jax.pmap(lambda _, x: x, in_axes=(0, None))(np.zeros(devices, np.float32), tree)
 
 
 def unreplicate(tree: Any) -> Any:

@@ -1,0 +1,1 @@
+"""Configurations, given to a command as `--config=configs/NAME.py:ARGUMENT`."""

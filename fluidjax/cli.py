@@ -1,0 +1,76 @@
+"""What all command lines share: errors without traceback, quiet libraries, compiled code kept."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from absl import app, flags, logging
+
+from fluidjax.errors import UserError
+
+
+def quiet_libraries() -> None:
+    """Before JAX or TensorFlow are imported: no banners, and a cache of compiled functions."""
+    os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+    os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
+    cache = Path(os.environ.get('XDG_CACHE_HOME', Path.home() / '.cache')) / 'fluidjax' / 'xla'
+    os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(cache))
+    os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '1')
+    logging.set_verbosity(logging.ERROR)
+    logging.set_stderrthreshold(logging.ERROR)
+
+
+def tell(message: str) -> None:
+    """A line for the person at the terminal, beside progress bars."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run a command; a `UserError` becomes one line and exit status 2.
+
+    Args:
+        main: the command; reads `absl.flags.FLAGS`.
+    """
+
+    def guarded(arguments: list[str]) -> int:
+        if len(arguments) > 1:
+            return _fail(f"unexpected argument '{arguments[1]}': options are written --name=value")
+        try:
+            main()
+        except UserError as error:
+            return _fail(str(error))
+        except KeyboardInterrupt:
+            tell('\nfluidjax: interrupted; the same command continues from the last checkpoint')
+            return 130
+        return 0
+
+    quiet_libraries()
+    try:
+        app.run(guarded, flags_parser=_parse_flags)
+    except UserError as error:
+        sys.exit(_fail(str(error)))
+
+
+def _parse_flags(arguments: list[str]) -> list[str]:
+    """absl's parser; whatever is wrong with a flag is one line, also inside a config file."""
+    try:
+        return flags.FLAGS(arguments)
+    except flags.Error as error:
+        message = str(error)
+    except UserError:
+        raise
+    except FileNotFoundError as error:
+        message = f'{error.filename or error}: no such configuration file; try configs/ldm.py:demo'
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        message = str(error).strip('"\'')
+    if isinstance(arguments, list) and any(a in ('--help', '-h', '--helpshort') for a in arguments):
+        raise SystemExit(0)
+    raise UserError(' '.join(message.split()))
+
+
+def _fail(message: str) -> int:
+    print(f'fluidjax: error: {" ".join(message.split())}', file=sys.stderr)
+    return 2

@@ -1,0 +1,190 @@
+"""Stage two: diffusion of the healthy latent, told of the scan or not (arXiv:2506.10233).
+
+One method in three guises, by `network.condition`: `vector` and `spatial` are CondDiff (a second
+scale and shift), `concat` is cLDM, `none` is LDM. The first three see pairs made by the fluid
+randomization inside the step; LDM sees healthy scans alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fluidjax.augment import AugmentSettings, augment_batch
+from fluidjax.diffusion import samplers
+from fluidjax.diffusion.losses import denoising_loss
+from fluidjax.diffusion.schedule import PREDICTIONS, Schedule, linear_schedule, q_sample
+from fluidjax.errors import UserError
+from fluidjax.fluid.randomize import Randomized, randomize_batch
+from fluidjax.fluid.settings import FluidSettings
+from fluidjax.methods.autoencoder import AutoencoderMethod
+from fluidjax.models.unet import UNet, UNetConfig
+
+Params = dict[str, Any]
+SAMPLERS = ('ddpm', 'ddim', 'one_step')
+
+
+@dataclasses.dataclass(frozen=True)
+class DiffusionProcess:
+    """Noise, target and sampling.
+
+    Attributes:
+        num_steps: T of the linear schedule.
+        prediction: what the network gives: 'eps' (published), 'v' or 'x0'.
+        learned_variance: also learn the variance's range, as published.
+        centre_latents: subtract the mean latent of the training scans, position by position. With
+            'v' and a zero output the reconstruction is then the mean brain: training starts there.
+        start_step: sampling starts from the scan's latent noised to this step (published: 250 of
+            1000, where the lesion is still in it; num_steps starts from pure noise).
+        sampler: 'ddpm', 'ddim' or 'one_step'.
+        sampler_steps: evaluations of 'ddim'; 'ddpm' takes start_step of them.
+        num_samples: counterparts averaged, each from noise of its own.
+    """
+
+    num_steps: int = 1000
+    prediction: str = 'eps'
+    learned_variance: bool = True
+    centre_latents: bool = False
+    start_step: int = 250
+    sampler: str = 'ddpm'
+    sampler_steps: int = 250
+    num_samples: int = 1
+
+    def __post_init__(self) -> None:
+        for field, choices in (('prediction', PREDICTIONS), ('sampler', SAMPLERS)):
+            if getattr(self, field) not in choices:
+                raise UserError(f'config.diffusion.process.{field}: {getattr(self, field)!r} is '
+                                f'not one of {", ".join(choices)}')
+        for field, most in (('start_step', self.num_steps), ('sampler_steps', self.start_step)):
+            if not 1 <= getattr(self, field) <= most:
+                raise UserError(f'config.diffusion.process.{field}: {getattr(self, field)} is not '
+                                f'within 1..{most}')
+        if self.num_samples < 1:
+            raise UserError('config.diffusion.process.num_samples: must be 1 or more')
+
+
+@dataclasses.dataclass(frozen=True)
+class LatentDiffusion:
+    """Diffusion in the latent space of a trained autoencoder.
+
+    Attributes:
+        autoencoder: stage one.
+        network: the U-Net, with its way of being conditioned.
+        process: noise, target and sampling.
+        fluid: how pseudo-pathology is drawn.
+        augment: of the training scans.
+    """
+
+    autoencoder: AutoencoderMethod
+    network: UNetConfig
+    process: DiffusionProcess
+    fluid: FluidSettings
+    augment: AugmentSettings
+
+    stage = 'diffusion'
+    trainable = ('unet',)
+
+    @property
+    def conditional(self) -> bool:
+        """Whether the network is told of the scan."""
+        return self.network.condition != 'none'
+
+    @property
+    def _schedule(self) -> Schedule:
+        return linear_schedule(self.process.num_steps)
+
+    def init(self, key: jax.Array) -> Params:
+        """Random U-Net and autoencoder, latents neither centred nor scaled."""
+        k_unet, k_auto = jax.random.split(key)
+        shape = self.autoencoder.latent_shape
+        z = jnp.zeros((1, *shape))
+        cond = z if self.conditional else None
+        return {
+            'unet': UNet(self.network).init(k_unet, z, jnp.zeros((1,), jnp.int32), cond)['params'],
+            'autoencoder': self.autoencoder.init(k_auto)['autoencoder'],
+            'latent': {'mean': jnp.zeros(shape), 'scale': jnp.ones(())},
+        }
+
+    def prepare(self, params: Params, volumes: np.ndarray) -> Params:
+        """Measure mean and scale of the latents of training scans `(n, x, y, z, 1)`.
+
+        One scale for all channels, that of their joint standard deviation: a scale each would make
+        noise of the fine components. (The published constant, 0.18215, is of another model.)
+        """
+        encode = jax.jit(lambda v: self.autoencoder.encode(params, v))
+        z = np.concatenate([np.asarray(encode(v[None])) for v in volumes])
+        centre = z.mean(axis=0) if self.process.centre_latents else np.zeros(z.shape[1:])
+        spread = max(float((z - centre).std()), 1e-6)
+        latent = {'mean': jnp.asarray(centre, jnp.float32), 'scale': jnp.float32(1.0 / spread)}
+        return {**params, 'latent': latent}
+
+    def encode(self, params: Params, volumes: jax.Array) -> jax.Array:
+        """Normalised latents of volumes."""
+        z = self.autoencoder.encode(params, volumes)
+        return (z - params['latent']['mean']) * params['latent']['scale']
+
+    def decode(self, params: Params, z: jax.Array) -> jax.Array:
+        """Volumes of normalised latents."""
+        return self.autoencoder.decode(
+            params, z / params['latent']['scale'] + params['latent']['mean'])
+
+    def pairs(self, batch: dict[str, jax.Array], key: jax.Array) -> Randomized:
+        """Fresh pairs (healthy, pseudo-diseased) of a batch of healthy scans."""
+        k_augment, k_fluid = jax.random.split(key)
+        grid = self.autoencoder.grid
+        images, brains = augment_batch(
+            k_augment, batch['image'], batch['brain'], grid.spacing, self.augment)
+        return randomize_batch(
+            k_fluid, images, brains, grid, self.fluid, batch.get('lesions'))
+
+    def loss(
+        self, params: Params, batch: dict[str, jax.Array], key: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """The denoising loss of fresh pairs, each at a random step."""
+        k_pairs, k_t, k_eps = jax.random.split(key, 3)
+        pair = self.pairs(batch, k_pairs)
+        z = jax.lax.stop_gradient(self.encode(params, pair.healthy))
+        cond = None
+        if self.conditional:
+            cond = jax.lax.stop_gradient(self.encode(params, pair.diseased))
+        t = jax.random.randint(k_t, z.shape[:1], 0, self.process.num_steps)
+        eps = jax.random.normal(k_eps, z.shape)
+        z_t = q_sample(self._schedule, z, t, eps)
+        output = UNet(self.network).apply({'params': params['unet']}, z_t, t, cond)
+        terms = denoising_loss(self._schedule, self.process.prediction, output, z, z_t, t, eps)
+        terms = {name: jnp.mean(value) for name, value in terms.items()}
+        loss = terms.pop('loss')
+        return loss, {**terms, 'lesion_share': jnp.mean(pair.mask)}
+
+    def reconstruct(self, params: Params, volumes: jax.Array, key: jax.Array) -> jax.Array:
+        """Healthy counterparts of scans `(batch, x, y, z, 1)` in [0, 1], shaped alike.
+
+        The scan's latent is noised to `start_step` and denoised with the scan as the condition;
+        with several samples their mean latent is decoded.
+        """
+        z_scan = self.encode(params, volumes)
+        keys = jax.random.split(key, self.process.num_samples)
+        z = jax.lax.map(lambda k: self._sample(params, z_scan, k), keys).mean(axis=0)
+        return self.decode(params, z) * (volumes > 0)
+
+    def _sample(self, params: Params, z_scan: jax.Array, key: jax.Array) -> jax.Array:
+        k_start, k_steps = jax.random.split(key)
+        process, schedule = self.process, self._schedule
+        cond = z_scan if self.conditional else None
+
+        def denoise(z_t: jax.Array, t: jax.Array) -> jax.Array:
+            return UNet(self.network).apply({'params': params['unet']}, z_t, t, cond)
+
+        start = process.start_step
+        t = jnp.full(z_scan.shape[:1], start - 1, jnp.int32)
+        z_T = q_sample(schedule, z_scan, t, jax.random.normal(k_start, z_scan.shape))
+        if process.sampler == 'one_step':
+            return samplers.one_step(denoise, schedule, z_T, start, process.prediction)
+        if process.sampler == 'ddim':
+            return samplers.ddim(
+                denoise, schedule, z_T, start, process.sampler_steps, process.prediction)
+        return samplers.ddpm(denoise, schedule, z_T, start, k_steps, process.prediction)

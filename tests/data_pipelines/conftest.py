@@ -1,0 +1,41 @@
+"""A synthetic brain as NIfTI files, and the smoke cohort, made once."""
+
+from __future__ import annotations
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from data_pipelines import grids, mni_template, resampling
+
+
+@pytest.fixture(scope='session')
+def mni_at_8mm():
+    """The template on a coarse grid, as a scan in MNI space: (intensities 0..1000, affine)."""
+    grid = grids.ModelGrid((24, 28, 24), (8.0, 8.0, 8.0))
+    maps = mni_template.load_template(8.0)
+    image = resampling.sample(maps.t1, maps.affine, grid.positions())
+    brain = resampling.sample(maps.brain, maps.affine, grid.positions()) >= 0.5
+    return np.where(brain, 1000 * image, 0).astype(np.float32), grid.affine
+
+
+@pytest.fixture
+def write_scan(mni_at_8mm):
+    """write_scan(path, data=None, affine=None): a NIfTI file, by default the synthetic brain."""
+    brain, grid_affine = mni_at_8mm
+
+    def write(path, data=None, affine=None):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        data = brain if data is None else data
+        nib.save(nib.Nifti1Image(data, grid_affine if affine is None else affine), path)
+        return path
+
+    return write
+
+
+@pytest.fixture(scope='session')
+def smoke_cohort(tmp_path_factory):
+    """The embedded cohort at smoke scale."""
+    from data_pipelines import input_pipeline
+
+    return input_pipeline.template_cohort('smoke', tmp_path_factory.mktemp('store'))

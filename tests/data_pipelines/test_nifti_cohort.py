@@ -1,0 +1,177 @@
+"""The user's own folder: what is a scan, what is a mask, which split, and what a mistake says."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+
+from data_pipelines import grids, input_pipeline, nifti_cohort, scan_folders
+from fluidjax.errors import UserError
+
+SMOKE = grids.GRIDS['smoke']
+
+
+@pytest.fixture
+def lesion_mask(mni_at_8mm):
+    """(24, 28, 24) uint8: a ball of tissue on the right."""
+    mask = np.zeros(mni_at_8mm[0].shape, np.uint8)
+    mask[14:18, 12:16, 12:16] = 1
+    return mask
+
+
+@pytest.fixture
+def bids(tmp_path, write_scan, lesion_mask):
+    """Five healthy subjects, one of them with an empty mask, and one with a lesion."""
+    folder = tmp_path / 'bids'
+    for number in range(1, 7):
+        write_scan(folder / f'sub-{number:02d}/anat/sub-{number:02d}_T1w.nii.gz')
+    name = 'sub-{0}/anat/sub-{0}_label-lesion_mask.nii.gz'
+    write_scan(folder / name.format('06'), lesion_mask)
+    write_scan(folder / name.format('05'), 0 * lesion_mask)
+    write_scan(folder / 'sub-01/anat/sub-01_T2w.nii.gz')
+    write_scan(folder / 'sub-02/anat/sub-02_desc-brain_mask.nii.gz', lesion_mask)
+    write_scan(folder / 'derivatives/x/sub-01_desc-preproc_T1w.nii.gz')
+    return folder
+
+
+def _build(folder, tmp_path, **changes):
+    arguments = {'registration': 'none', **changes}
+    return input_pipeline.nifti_cohort(SMOKE, tmp_path / 'store', folder, **arguments)
+
+
+def test_bids_folder_becomes_splits(bids, tmp_path, write_scan, lesion_mask):
+    write_scan(tmp_path / 'bank/one.nii.gz', lesion_mask)
+    write_scan(tmp_path / 'more/sub-06_T1w.nii.gz')
+    cohort = _build(bids, tmp_path, lesion_dir=tmp_path / 'bank', test_dir=tmp_path / 'more')
+    assert cohort.sizes == {'train': 4, 'validation': 1, 'test': 2, 'lesions': 1}
+    named = lambda split: [subject.name for subject in input_pipeline.subjects(cohort, split)]
+    healthy = named('train') + named('validation')
+    assert sorted(healthy) == [f'sub-{n:02d}' for n in range(1, 6)]
+    assert named('test') == ['sub-06', 'sub-06_2']
+    masked, unmasked = input_pipeline.subjects(cohort, 'test')
+    assert masked.lesion.any() and unmasked.lesion is None and masked.healthy is None
+    right = np.argwhere(masked.lesion)[:, 0]
+    assert right.mean() > SMOKE.shape[0] / 2
+    bank = input_pipeline.lesion_bank(cohort)
+    assert bank.dtype == np.uint8
+    np.testing.assert_array_equal(bank[0], masked.lesion)
+
+
+def test_finished_cohort_is_reused_and_a_changed_file_makes_another(bids, tmp_path, write_scan):
+    first = _build(bids, tmp_path)
+    stamps = {p: p.stat().st_mtime_ns for p in first.directory.iterdir()}
+    again = _build(bids, tmp_path)
+    assert again == first
+    assert {p: p.stat().st_mtime_ns for p in again.directory.iterdir()} == stamps
+    changed = bids / 'sub-01/anat/sub-01_T1w.nii.gz'
+    os.utime(changed, ns=(1, 1))
+    assert _build(bids, tmp_path).directory != first.directory
+
+
+def test_fingerprint_depends_on_the_settings(bids):
+    base = nifti_cohort.NiftiSource(SMOKE, str(bids))
+    others = [
+        nifti_cohort.NiftiSource(grids.GRIDS['demo'], str(bids)),
+        nifti_cohort.NiftiSource(SMOKE, str(bids), registration='none'),
+        nifti_cohort.NiftiSource(SMOKE, str(bids), seed=1),
+        nifti_cohort.NiftiSource(SMOKE, str(bids), test_dir=str(bids)),
+    ]
+    prints = {source.fingerprint() for source in (base, *others)}
+    assert len(prints) == 5 and base.fingerprint() in prints
+
+
+def test_interrupted_build_is_not_taken_for_a_whole_one(bids, tmp_path, write_scan):
+    broken = bids / 'sub-03/anat/sub-03_T1w.nii.gz'
+    whole, before = broken.read_bytes(), broken.stat()
+    broken.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match='sub-03_T1w.nii.gz: is truncated') as error:
+        _build(bids, tmp_path)
+    assert '\n' not in str(error.value)
+    assert not list((tmp_path / 'store').rglob('dataset_info.json'))
+    broken.write_bytes(whole)
+    os.utime(broken, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert _build(bids, tmp_path).sizes['train'] == 4
+
+
+def _touch(folder, *names):
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b'x')
+    return folder
+
+
+@pytest.mark.parametrize(
+    'files, expected',
+    [
+        (['a.nii', 'b.nii.gz', 'b_lesion.nii.gz', '.c.nii', 'notes.txt'],
+         {'a': None, 'b': 'b_lesion.nii.gz'}),
+        (['p1_t1.nii', 'p1_mask.nii', 'p10_t1.nii', 'p10-roi.nii'],
+         {'p1_t1': 'p1_mask.nii', 'p10_t1': 'p10-roi.nii'}),
+        (['one/T1.nii', 'one/lesion.nii', 'two/T1.nii'],
+         {'one_T1': 'one/lesion.nii', 'two_T1': None}),
+        (['one/anat.nii', 'one/manual_seg.nii'], {'anat': 'one/manual_seg.nii'}),
+        (['a.nii', 'a_brain_mask.nii', 'a_masked.nii'], {'a': None, 'a_masked': None}),
+        (['sub-1_ses-1_T1w.nii', 'sub-1_FLAIR.nii', 'sub-1_label-lesion_roi.nii'],
+         {'sub-1_ses-1': 'sub-1_label-lesion_roi.nii'}),
+    ],
+)
+def test_scans_and_masks_are_told_apart(tmp_path, files, expected):
+    cases = scan_folders.find_cases(_touch(tmp_path, *files), 'data_dir')
+    found = {c.name: c.mask and str(c.mask.relative_to(tmp_path)) for c in cases}
+    assert found == expected
+
+
+@pytest.mark.parametrize(
+    'files, says',
+    [
+        (['notes.txt'], r'data_dir: found no scans.*\*_T1w.nii.*\*.nii.gz'),
+        (['a_lesion.nii'], 'found only masks'),
+        (['a.nii', 'b.nii', 'c_lesion.nii'], 'c_lesion.nii.*belongs to no scan'),
+    ],
+)
+def test_folder_errors(tmp_path, files, says):
+    with pytest.raises(UserError, match=says):
+        scan_folders.find_cases(_touch(tmp_path, *files), 'data_dir')
+
+
+def test_missing_folder(tmp_path):
+    with pytest.raises(UserError, match='data_dir: .*nowhere is not a folder'):
+        _build(tmp_path / 'nowhere', tmp_path)
+
+
+def test_too_few_healthy_scans(tmp_path, write_scan, lesion_mask):
+    write_scan(tmp_path / 'in/a.nii')
+    write_scan(tmp_path / 'in/b.nii')
+    write_scan(tmp_path / 'in/b_lesion.nii', lesion_mask)
+    with pytest.raises(UserError, match=r'holds 1 healthy scan\(s\) and 1 with a lesion'):
+        _build(tmp_path / 'in', tmp_path)
+
+
+def _case_error(tmp_path, write_scan, mask, says):
+    source = nifti_cohort.NiftiSource(SMOKE, str(tmp_path), registration='none')
+    case = scan_folders.Case(
+        'a', write_scan(tmp_path / 'a.nii'), write_scan(tmp_path / 'a_mask.nii', mask)
+    )
+    with pytest.raises(UserError, match=says):
+        nifti_cohort.make_record(case, source)
+
+
+def test_mask_of_another_shape(tmp_path, write_scan, lesion_mask):
+    _case_error(tmp_path, write_scan, lesion_mask[1:], 'a_mask.nii: mask of shape')
+
+
+def test_brain_mask_is_not_a_lesion(tmp_path, write_scan, mni_at_8mm):
+    brain = (mni_at_8mm[0] > 0).astype(np.uint8)
+    _case_error(tmp_path, write_scan, brain, 'a_mask.nii: covers most of the brain')
+
+
+def test_lesion_bank_outside_mni(tmp_path, write_scan, lesion_mask):
+    affine = np.diag([1.0, 1.0, 1.0, 1.0])
+    affine[:3, 3] = 500
+    path = write_scan(tmp_path / 'far.nii', lesion_mask, affine)
+    source = nifti_cohort.NiftiSource(SMOKE, str(tmp_path), lesion_dir=str(tmp_path))
+    with pytest.raises(UserError, match='far.nii: lies outside'):
+        nifti_cohort.make_lesion_record(path, source)

@@ -1,0 +1,179 @@
+"""Anomaly maps: the published numbers, and what must hold whatever the numbers are."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from fluidjax.detect import anomaly_map
+from fluidjax.detect.anomaly_map import MapSettings
+from fluidjax.errors import UserError
+
+ONE_MM = (1.0, 1.0, 1.0)
+GOLDEN = ('anomaly_36x40x52_erode2.npz', 'anomaly_40x48x40.npz')
+
+
+@pytest.fixture(scope='module', params=GOLDEN)
+def golden(request, golden_dir):
+    return dict(np.load(golden_dir / request.param))
+
+
+@pytest.fixture
+def volumes():
+    rng = np.random.default_rng(3)
+    return rng.random((2, 7, 8, 9), np.float32)
+
+
+@pytest.fixture
+def ball():
+    x = np.indices((20, 22, 18)) - np.array([10, 11, 9])[:, None, None, None]
+    return (x**2).sum(axis=0) < 64
+
+
+def published(golden) -> MapSettings:
+    iterations = golden['orig'].shape[2] // 25
+    return dataclasses.replace(anomaly_map.PUBLISHED, erosion_mm=float(iterations))
+
+
+def test_golden_shift_selection_is_exact(golden):
+    closest = anomaly_map.closest_shift(golden['orig'], golden['recon'], 2)
+    np.testing.assert_array_equal(closest, golden['shifted_recon'])
+
+
+def test_golden_erosion_is_exact(golden):
+    settings = published(golden)
+    eroded = anomaly_map.erode(jnp.asarray(golden['healthy'] > 0.01), ONE_MM, settings.erosion_mm)
+    np.testing.assert_array_equal(eroded, golden['eroded_mask'] > 0)
+
+
+@pytest.mark.parametrize('median, key', [(5, 'anomaly_map'), (0, 'diff_eroded')])
+def test_golden_map(golden, median, key):
+    settings = dataclasses.replace(published(golden), median_voxels=median)
+    brain = golden['healthy'] > 0.01
+    result = anomaly_map.residual_maps(golden['orig'][None], golden['recon'][None], brain[None],
+                                       ONE_MM, settings)[0]
+    np.testing.assert_allclose(result, golden[key], atol=1e-5, rtol=0)
+
+
+def test_golden_map_with_the_brain_from_the_scan(golden):
+    brain = anomaly_map.brain_mask(golden['orig'], fill_holes=False)
+    result = anomaly_map.residual_maps(golden['orig'][None], golden['recon'][None], brain[None],
+                                       ONE_MM, published(golden))[0]
+    np.testing.assert_allclose(result, golden['anomaly_map_mask_from_orig'], atol=1e-5, rtol=0)
+
+
+def test_golden_difference_before_the_mask(golden):
+    settings = MapSettings(0.0, 0.0, max_shift_voxels=2, normalise=True)
+    everywhere = jnp.ones(golden['orig'].shape, bool)
+    result = anomaly_map.residual_map(jnp.asarray(golden['orig']), jnp.asarray(golden['recon']),
+                                      everywhere, ONE_MM, settings)
+    np.testing.assert_allclose(result, golden['diff_norm'], atol=1e-6, rtol=0)
+
+
+def test_closest_shift_equals_rolling_by_hand(volumes):
+    scan, other = np.round(volumes * 2) / 2, np.round(volumes[::-1])  # 0.5 ties between 0 and 1
+    scan, other = scan[0], other[0]
+    best = None
+    for shift in np.ndindex(3, 3, 3):
+        moved = np.roll(other, np.array(shift) - 1, axis=(0, 1, 2))
+        best = moved if best is None else np.where(
+            np.abs(scan - moved) < np.abs(scan - best), moved, best)
+    np.testing.assert_array_equal(anomaly_map.closest_shift(scan, other, 1), best)
+
+
+@pytest.mark.parametrize('size', [3, 5])
+def test_median_equals_scipy(volumes, size):
+    volume = volumes[0] - 0.5  # negative values too
+    expected = ndimage.median_filter(volume, size, mode='reflect')
+    np.testing.assert_array_equal(anomaly_map.median_filter(jnp.asarray(volume), size), expected)
+
+
+def test_smoothing_keeps_a_constant_inside_the_mask(ball):
+    values = jnp.where(ball, 0.7, 55.0)  # what lies outside must not leak in
+    smooth = np.asarray(anomaly_map.smooth_inside(values, ball, (2.0, 3.0, 4.0), 9.0))
+    np.testing.assert_allclose(smooth[ball], 0.7, rtol=1e-5)
+    assert not smooth[~ball].any()
+
+
+def test_smoothing_width_is_fwhm_in_mm_on_every_axis():
+    spacing, fwhm = (1.0, 2.0, 4.0), 10.0
+    impulse = np.zeros((61, 31, 17), np.float32)
+    impulse[30, 15, 8] = 1.0
+    smooth = np.asarray(anomaly_map.smooth_inside(
+        jnp.asarray(impulse), jnp.ones(impulse.shape, bool), spacing, fwhm))
+    for axis, voxel in enumerate(spacing):
+        line = smooth.sum(axis=tuple(a for a in range(3) if a != axis))
+        mm = (np.arange(line.size) - line.size // 2) * voxel
+        sigma = np.sqrt((line * mm**2).sum() / line.sum())
+        assert sigma == pytest.approx(fwhm / 2.3548, rel=0.03)
+
+
+def test_erosion_is_in_mm_per_axis(ball):
+    eroded = np.asarray(anomaly_map.erode(jnp.asarray(ball), (1.0, 2.0, 10.0), 2.0))
+    cross_xy = np.zeros((3, 3, 3), bool)
+    cross_xy[:, 1, 1] = cross_xy[1, :, 1] = True
+    line_x = np.zeros((3, 3, 3), bool)
+    line_x[:, 1, 1] = True
+    expected = ndimage.binary_erosion(ndimage.binary_erosion(ball, cross_xy), line_x)
+    np.testing.assert_array_equal(eroded, expected)
+    np.testing.assert_array_equal(anomaly_map.erode(jnp.asarray(ball), ONE_MM, 0.0), ball)
+
+
+def test_border_counts_as_background():
+    eroded = np.asarray(anomaly_map.erode(jnp.ones((5, 5, 5), bool), ONE_MM, 1.0))
+    assert eroded.sum() == 27 and eroded[1:4, 1:4, 1:4].all()
+
+
+@pytest.mark.parametrize('sign, dark, bright', [
+    ('absolute', 0.3, 0.2), ('darker', 0.3, 0.0), ('brighter', 0.0, 0.2)])
+def test_sign(ball, sign, dark, bright):
+    counterpart = np.where(ball, 0.5, 0.0).astype(np.float32)
+    scan = counterpart.copy()
+    scan[8, 11, 9], scan[12, 11, 9] = 0.2, 0.7
+    result = anomaly_map.residual_map(jnp.asarray(scan), jnp.asarray(counterpart), ball, ONE_MM,
+                                      MapSettings(0.0, 0.0, sign=sign))
+    assert result[8, 11, 9] == pytest.approx(dark, abs=1e-6)
+    assert result[12, 11, 9] == pytest.approx(bright, abs=1e-6)
+    assert np.count_nonzero(result) == (dark > 0) + (bright > 0)
+
+
+def test_map_is_zero_outside_and_finite_despite_nan_in_the_background(ball):
+    scan = jnp.where(ball, 0.5, jnp.nan)
+    settings = MapSettings(smoothing_mm=4.0, erosion_mm=2.0)
+    result = np.asarray(anomaly_map.residual_map(scan, jnp.zeros(ball.shape), ball, ONE_MM,
+                                                 settings))
+    eroded = np.asarray(anomaly_map.erode(jnp.asarray(ball), ONE_MM, 2.0))
+    np.testing.assert_allclose(result[eroded], 0.5, rtol=1e-5)
+    assert not result[~eroded].any() and 0 < eroded.sum() < ball.sum()
+
+
+def test_jit_and_vmap_change_nothing(volumes):
+    settings = MapSettings(smoothing_mm=3.0, erosion_mm=1.0, max_shift_voxels=1)
+    brains = np.stack([np.ones((7, 8, 9), bool), volumes[0] > 0.05])
+    batched = anomaly_map.residual_maps(volumes, volumes[::-1], brains, ONE_MM, settings)
+    for i in range(2):
+        with jax.disable_jit():
+            single = anomaly_map.residual_map(jnp.asarray(volumes[i]), jnp.asarray(volumes[1 - i]),
+                                              jnp.asarray(brains[i]), ONE_MM, settings)
+        np.testing.assert_allclose(batched[i], single, atol=1e-6)
+
+
+def test_brain_mask_keeps_a_black_lesion_but_not_the_background(ball):
+    scan = np.where(ball, 0.5, 0.0)
+    scan[9:12, 10:13, 8:11] = 0.0
+    np.testing.assert_array_equal(anomaly_map.brain_mask(jnp.asarray(scan)), ball)
+    plain = anomaly_map.brain_mask(jnp.asarray(scan), fill_holes=False)
+    assert int(plain.sum()) == ball.sum() - 27
+
+
+@pytest.mark.parametrize('bad, field', [
+    ({'sign': 'dark'}, 'sign'), ({'smoothing_mm': -1.0}, 'smoothing_mm'),
+    ({'erosion_mm': float('nan')}, 'erosion_mm'), ({'median_voxels': 4}, 'median_voxels')])
+def test_bad_settings_name_the_field(bad, field):
+    with pytest.raises(UserError, match=field):
+        MapSettings(**({'smoothing_mm': 1.0, 'erosion_mm': 1.0} | bad))
