@@ -1,8 +1,8 @@
 """Cohorts on disk, and tf.data batches from them that a seed and a step number determine.
 
-`template_cohort` and `nifti_cohort` build a cohort once (TFDS, array_record files) and open it afterwards.
-`batches` gives step k the same samples whatever step it started from and on however many
-processes the global batch is spread, so a resumed run sees what an unbroken one would have.
+`template_cohort` and `nifti_cohort` build a cohort once (TFDS, array_record files) and open it
+afterwards. `batches` gives step k the same samples whatever step it started from and on however
+many processes the global batch is spread, so a resumed run sees what an unbroken one would have.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from data_pipelines import template_cohort as template_cohort_builder  # noqa: E
 from fluidjax.errors import UserError  # noqa: E402
 
 if TYPE_CHECKING:
-  from collections.abc import Sequence
+    from collections.abc import Sequence
 
 tf.config.set_visible_devices([], 'GPU')  # JAX's memory: TensorFlow must not claim it.
 tfds.disable_progress_bar()
@@ -43,51 +43,51 @@ MEMORY_LIMIT_BYTES = 1 << 30
 
 @dataclasses.dataclass(frozen=True)
 class Cohort:
-  """A finished cohort on disk.
+    """A finished cohort on disk.
 
-  Attributes:
-    name: what a report calls it.
-    grid: where its voxels lie.
-    directory: the TFDS version folder that holds its records.
-    sizes: number of subjects of each split that has any.
-  """
+    Attributes:
+      name: what a report calls it.
+      grid: where its voxels lie.
+      directory: the TFDS version folder that holds its records.
+      sizes: number of subjects of each split that has any.
+    """
 
-  name: str
-  grid: grids.ModelGrid
-  directory: Path
-  sizes: dict[str, int]
+    name: str
+    grid: grids.ModelGrid
+    directory: Path
+    sizes: dict[str, int]
 
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-  """One subject on the model grid.
+    """One subject on the model grid.
 
-  Attributes:
-    name: unique within its split.
-    image: (x, y, z) float32 in [0, 1], background 0.
-    brain: (x, y, z) bool.
-    lesion: (x, y, z) bool, or None where no mask is known.
-    healthy: (x, y, z) float32, the same subject without its lesion, or None.
-    affine: voxel -> the scan's own world, mm: (4, 4) float64.
-  """
+    Attributes:
+      name: unique within its split.
+      image: (x, y, z) float32 in [0, 1], background 0.
+      brain: (x, y, z) bool.
+      lesion: (x, y, z) bool, or None where no mask is known.
+      healthy: (x, y, z) float32, the same subject without its lesion, or None.
+      affine: voxel -> the scan's own world, mm: (4, 4) float64.
+    """
 
-  name: str
-  image: np.ndarray
-  brain: np.ndarray
-  lesion: np.ndarray | None
-  healthy: np.ndarray | None
-  affine: np.ndarray
+    name: str
+    image: np.ndarray
+    brain: np.ndarray
+    lesion: np.ndarray | None
+    healthy: np.ndarray | None
+    affine: np.ndarray
 
 
 def template_cohort(scale: str, store: Path) -> Cohort:
-  """The embedded cohort at 'demo', 'smoke' or 'paper' scale, built under `store` when absent."""
-  known = [config.name for config in template_cohort_builder.TemplateCohort.BUILDER_CONFIGS]
-  if scale not in known:
-    raise UserError(f"template cohort: no scale '{scale}'; choose one of {', '.join(known)}")
-  make = lambda: template_cohort_builder.TemplateCohort(
-      config=scale, data_dir=os.fspath(store), file_format=FILE_FORMAT
-  )
-  return _build(f'template_{scale}', grids.GRIDS[scale], make)
+    """The embedded cohort at 'demo', 'smoke' or 'paper' scale, built under `store` when absent."""
+    known = [config.name for config in template_cohort_builder.TemplateCohort.BUILDER_CONFIGS]
+    if scale not in known:
+        raise UserError(f"template cohort: no scale '{scale}'; choose one of {', '.join(known)}")
+    make = lambda: template_cohort_builder.TemplateCohort(
+        config=scale, data_dir=os.fspath(store), file_format=FILE_FORMAT
+    )
+    return _build(f'template_{scale}', grids.GRIDS[scale], make)
 
 
 def nifti_cohort(
@@ -99,113 +99,116 @@ def nifti_cohort(
     registration: str = 'affine',
     seed: int = 0,
 ) -> Cohort:
-  """The cohort of the user's own scans (`nifti_cohort.NiftiSource` says what each folder is for).
+    """The cohort of the user's own scans (`nifti_cohort.NiftiSource` says what each folder is for).
 
-  Built under `store` when absent, which takes some 5 s a scan with registration; a changed file or setting
-  makes another cohort.
+    Built under `store` when absent, which takes some 5 s a scan with registration; a changed file
+    or setting makes another cohort.
 
-  Raises:
-    UserError: a folder or file that cannot be used, by name, or fewer than two healthy scans.
-  """
-  folders = (os.fspath(folder) for folder in (data_dir, test_dir, lesion_dir))
-  source = nifti_cohort_builder.NiftiSource(grid, *folders, registration, seed)
-  config = nifti_cohort_builder.config_for(source)
-  make = lambda: nifti_cohort_builder.NiftiCohort(
-      config=config, data_dir=os.fspath(store), file_format=FILE_FORMAT
-  )
-  return _build(f'nifti_{Path(data_dir).name}', grid, make)
-
-
-def _build(name: str, grid: grids.ModelGrid, make: Callable[[], tfds.core.DatasetBuilder]) -> Cohort:
-  """Prepare the builder's files when absent. TFDS writes beside and renames when all is done."""
-  with _quiet_tfds(), tempfile.TemporaryDirectory() as scratch:
-    builder = make()
-    # Nothing is downloaded; TFDS makes a download folder all the same.
-    builder.download_and_prepare(
-        download_dir=scratch,
-        download_config=tfds.download.DownloadConfig(try_download_gcs=False),
+    Raises:
+      UserError: a folder or file that cannot be used, by name, or fewer than two healthy scans.
+    """
+    folders = (os.fspath(folder) for folder in (data_dir, test_dir, lesion_dir))
+    source = nifti_cohort_builder.NiftiSource(grid, *folders, registration, seed)
+    config = nifti_cohort_builder.config_for(source)
+    make = lambda: nifti_cohort_builder.NiftiCohort(
+        config=config, data_dir=os.fspath(store), file_format=FILE_FORMAT
     )
-  sizes = {split: info.num_examples for split, info in builder.info.splits.items()}
-  return Cohort(name, grid, Path(builder.data_dir), {s: n for s, n in sizes.items() if n})
+    return _build(f'nifti_{Path(data_dir).name}', grid, make)
+
+
+def _build(
+    name: str, grid: grids.ModelGrid, make: Callable[[], tfds.core.DatasetBuilder]
+) -> Cohort:
+    """Prepare the builder's files when absent. TFDS writes beside and renames when all is done."""
+    with _quiet_tfds(), tempfile.TemporaryDirectory() as scratch:
+        builder = make()
+        # Nothing is downloaded; TFDS makes a download folder all the same.
+        builder.download_and_prepare(
+            download_dir=scratch,
+            download_config=tfds.download.DownloadConfig(try_download_gcs=False),
+        )
+    sizes = {split: info.num_examples for split, info in builder.info.splits.items()}
+    return Cohort(name, grid, Path(builder.data_dir), {s: n for s, n in sizes.items() if n})
 
 
 @contextlib.contextmanager
 def _quiet_tfds() -> Iterator[None]:
-  """TFDS prints its banners on stdout and logs the rest; a builder's tqdm bar on stderr stays."""
-  verbosity = logging.get_verbosity()
-  logging.set_verbosity(logging.ERROR)
-  try:
-    with open(os.devnull, 'w') as sink, contextlib.redirect_stdout(sink):
-      yield
-  finally:
-    logging.set_verbosity(verbosity)
+    """TFDS prints its banners on stdout and logs the rest; a builder's tqdm bar on stderr stays."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        with open(os.devnull, 'w') as sink, contextlib.redirect_stdout(sink):
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def _records(cohort: Cohort, split: str) -> Sequence[dict]:
-  """Random access to the records of a split, decoded to numpy."""
-  if not cohort.sizes.get(split):
-    there = ', '.join(f'{s} ({n})' for s, n in cohort.sizes.items())
-    raise UserError(f"cohort {cohort.name}: split '{split}' has no subject; it has {there}")
-  return tfds.builder_from_directory(os.fspath(cohort.directory)).as_data_source(split)
+    """Random access to the records of a split, decoded to numpy."""
+    if not cohort.sizes.get(split):
+        there = ', '.join(f'{s} ({n})' for s, n in cohort.sizes.items())
+        raise UserError(f"cohort {cohort.name}: split '{split}' has no subject; it has {there}")
+    return tfds.builder_from_directory(os.fspath(cohort.directory)).as_data_source(split)
 
 
 def subjects(cohort: Cohort, split: str) -> Iterator[Subject]:
-  """Every subject of a split, in the order of the records. UserError for an empty split."""
-  for record in _records(cohort, split):
-    yield Subject(
-        name=record['name'].decode(),
-        image=record['image'],
-        brain=record['brain'].astype(bool),
-        lesion=record['lesion'].astype(bool) if record['has_lesion'] else None,
-        healthy=record['healthy'] if record['has_healthy'] else None,
-        affine=record['affine'],
-    )
+    """Every subject of a split, in the order of the records. UserError for an empty split."""
+    for record in _records(cohort, split):
+        yield Subject(
+            name=record['name'].decode(),
+            image=record['image'],
+            brain=record['brain'].astype(bool),
+            lesion=record['lesion'].astype(bool) if record['has_lesion'] else None,
+            healthy=record['healthy'] if record['has_healthy'] else None,
+            affine=record['affine'],
+        )
 
 
 def lesion_bank(cohort: Cohort) -> np.ndarray | None:
-  """The auxiliary lesion masks, (n, x, y, z) uint8, or None where the cohort has none."""
-  if 'lesions' not in cohort.sizes:
-    return None
-  return np.stack([record['lesion'] for record in _records(cohort, 'lesions')])
+    """The auxiliary lesion masks, (n, x, y, z) uint8, or None where the cohort has none."""
+    if 'lesions' not in cohort.sizes:
+        return None
+    return np.stack([record['lesion'] for record in _records(cohort, 'lesions')])
 
 
 def load_images(cohort: Cohort, split: str) -> tuple[np.ndarray, np.ndarray]:
-  """All images and brain masks of a split: two (n, x, y, z, 1) float32 arrays."""
-  shape = (cohort.sizes.get(split, 0), *cohort.grid.shape, 1)
-  images, brains = np.empty(shape, np.float32), np.empty(shape, np.float32)
-  for i, record in enumerate(_records(cohort, split)):
-    images[i, ..., 0], brains[i, ..., 0] = record['image'], record['brain']
-  return images, brains
+    """All images and brain masks of a split: two (n, x, y, z, 1) float32 arrays."""
+    shape = (cohort.sizes.get(split, 0), *cohort.grid.shape, 1)
+    images, brains = np.empty(shape, np.float32), np.empty(shape, np.float32)
+    for i, record in enumerate(_records(cohort, split)):
+        images[i, ..., 0], brains[i, ..., 0] = record['image'], record['brain']
+    return images, brains
 
 
 def _fetcher(cohort: Cohort, split: str) -> Callable[[int], tuple[np.ndarray, np.ndarray]]:
-  """Sample number -> (image, brain), from memory when the split fits, else from its records."""
-  if 8 * cohort.sizes.get(split, 0) * np.prod(cohort.grid.shape) <= MEMORY_LIMIT_BYTES:
-    images, brains = load_images(cohort, split)
-    return lambda index: (images[index], brains[index])
-  records = _records(cohort, split)
+    """Sample number -> (image, brain), from memory when the split fits, else from its records."""
+    if 8 * cohort.sizes.get(split, 0) * np.prod(cohort.grid.shape) <= MEMORY_LIMIT_BYTES:
+        images, brains = load_images(cohort, split)
+        return lambda index: (images[index], brains[index])
+    records = _records(cohort, split)
 
-  def fetch(index):
-    record = records[int(index)]
-    return record['image'][..., None], record['brain'][..., None].astype(np.float32)
+    def fetch(index):
+        record = records[int(index)]
+        return record['image'][..., None], record['brain'][..., None].astype(np.float32)
 
-  return fetch
+    return fetch
 
 
 def sample_index(step, slot, size: int, global_batch: int, seed: int):
-  """Which sample fills `slot` of the global batch of `step`: a TensorFlow integer.
+    """Which sample fills `slot` of the global batch of `step`: a TensorFlow integer.
 
-  Every epoch is a permutation of its own, computed in place from (seed, epoch) and never stored. An
-  epoch is the whole batches that fit in the split, so the samples of one global batch differ; where the
-  split is smaller than the batch, it is gone through again in another order.
-  """
-  steps_per_epoch = max(1, size // global_batch)
-  epoch, step_in_epoch = step // steps_per_epoch, step % steps_per_epoch
-  position = step_in_epoch * global_batch + slot
-  laps_per_epoch = -(-max(size, global_batch) // size)
-  lap = epoch * laps_per_epoch + position // size
-  permutation = tf.stack([tf.cast(seed, tf.int64), tf.cast(lap, tf.int64)])
-  return tf.random.experimental.index_shuffle(position % size, permutation, size - 1)
+    Every epoch is a permutation of its own, computed in place from (seed, epoch) and never
+    stored. An epoch is the whole batches that fit in the split, so the samples of one global
+    batch differ; where the split is smaller than the batch, it is gone through again in another
+    order.
+    """
+    steps_per_epoch = max(1, size // global_batch)
+    epoch, step_in_epoch = step // steps_per_epoch, step % steps_per_epoch
+    position = step_in_epoch * global_batch + slot
+    laps_per_epoch = -(-max(size, global_batch) // size)
+    lap = epoch * laps_per_epoch + position // size
+    permutation = tf.stack([tf.cast(seed, tf.int64), tf.cast(lap, tf.int64)])
+    return tf.random.experimental.index_shuffle(position % size, permutation, size - 1)
 
 
 def batches(
@@ -218,60 +221,60 @@ def batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[dict[str, np.ndarray]]:
-  """Endless shuffled batches of one process, ready for pmap.
+    """Endless shuffled batches of one process, ready for pmap.
 
-  Args:
-    cohort: where the records are.
-    split: 'train', 'validation' or 'test'.
-    batch_size: samples a step in this process; the global batch is this times `process_count`.
-    seed: of the shuffle.
-    start_step: number of the first batch; reaching it costs nothing.
-    num_devices: local devices; they share `batch_size` evenly.
-    process_index: which part of the global batch this process feeds.
-    process_count: number of processes.
+    Args:
+      cohort: where the records are.
+      split: 'train', 'validation' or 'test'.
+      batch_size: samples a step in this process; the global batch is this times `process_count`.
+      seed: of the shuffle.
+      start_step: number of the first batch; reaching it costs nothing.
+      num_devices: local devices; they share `batch_size` evenly.
+      process_index: which part of the global batch this process feeds.
+      process_count: number of processes.
 
-  Yields:
-    {'image', 'brain'}: float32 (device, batch_size / num_devices, x, y, z, 1).
+    Yields:
+      {'image', 'brain'}: float32 (device, batch_size / num_devices, x, y, z, 1).
 
-  Raises:
-    UserError: an empty split, or a batch that the devices cannot share evenly.
-  """
-  if batch_size < 1 or batch_size % num_devices:
-    raise UserError(
-        f'batch size {batch_size} cannot be shared by {num_devices} device(s);'
-        ' set a multiple of the number of devices'
+    Raises:
+      UserError: an empty split, or a batch that the devices cannot share evenly.
+    """
+    if batch_size < 1 or batch_size % num_devices:
+        raise UserError(
+            f'batch size {batch_size} cannot be shared by {num_devices} device(s);'
+            ' set a multiple of the number of devices'
+        )
+    fetch = _fetcher(cohort, split)
+    dataset = _dataset(
+        fetch,
+        cohort.grid.shape,
+        lambda step, slot: sample_index(
+            step, slot, cohort.sizes[split], batch_size * process_count, seed
+        ),
+        first_slot=process_index * batch_size,
+        batch_size=batch_size,
+        start_step=start_step,
     )
-  fetch = _fetcher(cohort, split)
-  dataset = _dataset(
-      fetch,
-      cohort.grid.shape,
-      lambda step, slot: sample_index(
-          step, slot, cohort.sizes[split], batch_size * process_count, seed
-      ),
-      first_slot=process_index * batch_size,
-      batch_size=batch_size,
-      start_step=start_step,
-  )
-  per_device = (num_devices, batch_size // num_devices)
-  split_batch = lambda data: data.reshape(*per_device, *data.shape[1:])
-  return (
-      {'image': split_batch(image), 'brain': split_batch(brain)}
-      for image, brain in dataset.as_numpy_iterator()
-  )
+    per_device = (num_devices, batch_size // num_devices)
+    split_batch = lambda data: data.reshape(*per_device, *data.shape[1:])
+    return (
+        {'image': split_batch(image), 'brain': split_batch(brain)}
+        for image, brain in dataset.as_numpy_iterator()
+    )
 
 
 def _dataset(fetch, shape, index, first_slot: int, batch_size: int, start_step: int):
-  """step number -> sample number -> record -> batch -> prefetch, in a fixed order."""
+    """step number -> sample number -> record -> batch -> prefetch, in a fixed order."""
 
-  @tf.autograph.experimental.do_not_convert
-  def load(number):
-    sample = index(number // batch_size, first_slot + number % batch_size)
-    image, brain = tf.numpy_function(fetch, [sample], [tf.float32, tf.float32], stateful=False)
-    return tf.ensure_shape(image, (*shape, 1)), tf.ensure_shape(brain, (*shape, 1))
+    @tf.autograph.experimental.do_not_convert
+    def load(number):
+        sample = index(number // batch_size, first_slot + number % batch_size)
+        image, brain = tf.numpy_function(fetch, [sample], [tf.float32, tf.float32], stateful=False)
+        return tf.ensure_shape(image, (*shape, 1)), tf.ensure_shape(brain, (*shape, 1))
 
-  options = tf.data.Options()
-  options.deterministic = True
-  options.threading.private_threadpool_size = 2
-  numbers = tf.data.Dataset.range(start_step * batch_size, sys.maxsize)
-  dataset = numbers.map(load, num_parallel_calls=2).batch(batch_size, drop_remainder=True)
-  return dataset.prefetch(2).with_options(options)
+    options = tf.data.Options()
+    options.deterministic = True
+    options.threading.private_threadpool_size = 2
+    numbers = tf.data.Dataset.range(start_step * batch_size, sys.maxsize)
+    dataset = numbers.map(load, num_parallel_calls=2).batch(batch_size, drop_remainder=True)
+    return dataset.prefetch(2).with_options(options)

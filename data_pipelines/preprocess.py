@@ -1,8 +1,8 @@
 """Any skull-stripped scan -> the model's grid, and the affine that places the result on the scan.
 
 Steps: brain mask, affine registration to MNI152, one intensity scale, resampling. The returned
-affine maps model voxels into the *scan's own* world, so a NIfTI file written with it overlays on the
-original scan, with no resampling on the way back.
+affine maps model voxels into the *scan's own* world, so a NIfTI file written with it overlays on
+the original scan, with no resampling on the way back.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ _REFERENCE_GRID = grids.GRIDS['demo']
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessed:
-  """A scan on the model grid.
+    """A scan on the model grid.
 
-  Attributes:
-    image: (x, y, z) float32 in [0, 1], background exactly 0.
-    brain: (x, y, z) bool.
-    lesion: (x, y, z) bool, or None where no mask was given.
-    affine: model voxel -> the scan's own world, mm: scan_from_mni @ grid.affine.
-    overlap: Dice of the brain mask with the MNI152 brain on this grid; below about 0.85 the
-      registration, or the skull stripping, is suspect.
-  """
+    Attributes:
+      image: (x, y, z) float32 in [0, 1], background exactly 0.
+      brain: (x, y, z) bool.
+      lesion: (x, y, z) bool, or None where no mask was given.
+      affine: model voxel -> the scan's own world, mm: scan_from_mni @ grid.affine.
+      overlap: Dice of the brain mask with the MNI152 brain on this grid; below about 0.85 the
+        registration, or the skull stripping, is suspect.
+    """
 
-  image: np.ndarray
-  brain: np.ndarray
-  lesion: np.ndarray | None
-  affine: np.ndarray
-  overlap: float
+    image: np.ndarray
+    brain: np.ndarray
+    lesion: np.ndarray | None
+    affine: np.ndarray
+    overlap: float
 
 
 def preprocess(
@@ -50,109 +50,123 @@ def preprocess(
     lesion: Volume | None = None,
     registration: str = 'affine',
 ) -> Preprocessed:
-  """Bring a skull-stripped T1w scan, and its lesion mask, onto the model grid.
+    """Bring a skull-stripped T1w scan, and its lesion mask, onto the model grid.
 
-  Args:
-    scan: the scan; its background is one constant.
-    grid: the model's grid in MNI152 space.
-    lesion: mask on the scan's voxels; any value > 0 is lesion.
-    registration: 'affine', or 'none' for a scan whose world is MNI152 already.
+    Args:
+      scan: the scan; its background is one constant.
+      grid: the model's grid in MNI152 space.
+      lesion: mask on the scan's voxels; any value > 0 is lesion.
+      registration: 'affine', or 'none' for a scan whose world is MNI152 already.
 
-  Raises:
-    UserError: unknown registration, mask of another shape, or a scan with no brain in it.
-  """
-  if registration not in REGISTRATIONS:
-    raise UserError(f"registration '{registration}' is unknown; choose 'affine' or 'none'")
-  if lesion is not None and lesion.data.shape != scan.data.shape:
-    raise UserError(
-        f'{lesion.path}: mask of shape {lesion.data.shape} on a scan of shape {scan.data.shape}'
-        f' ({scan.path}); give a mask with one voxel for each voxel of the scan'
-    )
-  data, brain = extract_brain(scan)
-  scan_from_mni = np.eye(4)
-  if registration == 'affine':
-    scan_from_mni = affine_registration.register_to_mni(data, brain, scan.affine)
-  data = data / white_matter_level(data, brain, scan.affine, scan_from_mni)
-  data = np.clip(WHITE_MATTER_INTENSITY * data, 0.0, 1.0)
+    Raises:
+      UserError: unknown registration, mask of another shape, or a scan with no brain in it.
+    """
+    if registration not in REGISTRATIONS:
+        raise UserError(f"registration '{registration}' is unknown; choose 'affine' or 'none'")
+    if lesion is not None and lesion.data.shape != scan.data.shape:
+        raise UserError(
+            f'{lesion.path}: mask of shape {lesion.data.shape} on a scan of shape {scan.data.shape}'
+            f' ({scan.path}); give a mask with one voxel for each voxel of the scan'
+        )
+    head, brain = extract_brain(scan)
+    scan_from_mni = np.eye(4)
+    if registration == 'affine':
+        scan_from_mni = affine_registration.register_to_mni(head.data, brain, head.affine)
+    level = white_matter_level(head.data, brain, head.affine, scan_from_mni)
+    data = np.clip(WHITE_MATTER_INTENSITY / level * head.data, 0.0, 1.0)
 
-  affine = scan_from_mni @ grid.affine
-  brain_on_grid = resample_mask(brain, scan.affine, grid.shape, affine)
-  image = resample_image(data, scan.affine, grid.shape, affine) * brain_on_grid
-  lesion_on_grid = None
-  if lesion is not None:
-    lesion_on_grid = resample_mask(lesion.data > 0, scan.affine, grid.shape, affine)
-  overlap = dice(brain_on_grid, mni_brain(grid))
-  return Preprocessed(image, brain_on_grid, lesion_on_grid, affine, overlap)
+    affine = scan_from_mni @ grid.affine
+    brain_on_grid = resample_mask(brain, head.affine, grid.shape, affine)
+    image = resample_image(data, head.affine, grid.shape, affine) * brain_on_grid
+    lesion_on_grid = None
+    if lesion is not None:
+        lesion_on_grid = resample_mask(lesion.data > 0, scan.affine, grid.shape, affine)
+    overlap = dice(brain_on_grid, mni_brain(grid))
+    return Preprocessed(image, brain_on_grid, lesion_on_grid, affine, overlap)
 
 
-def extract_brain(scan: Volume) -> tuple[np.ndarray, np.ndarray]:
-  """Scan minus its background constant, zero outside the brain, and the brain mask.
+def extract_brain(scan: Volume) -> tuple[Volume, np.ndarray]:
+    """The scan cropped to its brain, background subtracted, zero outside; and the brain mask.
 
-  The brain is the largest connected piece above the background, with its holes filled.
-  """
-  border = np.concatenate([np.take(scan.data, (0, -1), axis=k).ravel() for k in range(3)])
-  data = scan.data - np.median(border)
-  above = data > 0
-  if not above.any():
-    raise UserError(f'{scan.path}: is constant or darker than its background; give a T1w scan')
-  above = data > BACKGROUND_FRACTION * np.percentile(data[above], 98)
-  labels, count = ndimage.label(above)
-  if count > 1:
-    above = labels == 1 + np.argmax(np.bincount(labels.ravel())[1:])
-  brain = ndimage.binary_fill_holes(above)
-  return np.where(brain, np.maximum(data, 0.0), 0.0).astype(np.float32), brain
+    The brain is the largest connected piece above the background, with its holes filled.
+
+    Raises:
+      UserError: nothing is brighter than the background.
+    """
+    border = np.concatenate([np.take(scan.data, (0, -1), axis=k).ravel() for k in range(3)])
+    background = np.median(border)
+    above = scan.data > background
+    if not above.any():
+        raise UserError(f'{scan.path}: is constant or darker than its background; give a T1w scan')
+    brightest = np.percentile(scan.data[above], 98) - background
+    head, above = _crop(scan, scan.data > background + BACKGROUND_FRACTION * brightest)
+    labels, count = ndimage.label(above)
+    if count > 1:
+        above = labels == 1 + np.argmax(np.bincount(labels.ravel())[1:])
+    brain = ndimage.binary_fill_holes(above)
+    data = np.where(brain, np.maximum(head.data - background, 0.0), 0.0)
+    return Volume(data.astype(np.float32), head.affine, scan.path), brain
+
+
+def _crop(volume: Volume, mask: np.ndarray) -> tuple[Volume, np.ndarray]:
+    """Volume and mask around the mask, with a margin of one voxel where there is one."""
+    box = ndimage.find_objects(mask.astype(np.uint8))[0]
+    box = tuple(slice(max(0, side.start - 1), side.stop + 1) for side in box)
+    affine = volume.affine.copy()
+    affine[:3, 3] += affine[:3, :3] @ [side.start for side in box]
+    return Volume(volume.data[box], affine, volume.path), mask[box]
 
 
 def white_matter_level(
     data: np.ndarray, brain: np.ndarray, affine: np.ndarray, scan_from_mni: np.ndarray
 ) -> float:
-  """Median intensity where the template is white matter.
+    """Median intensity where the template is white matter.
 
-  A median over all the white matter: a lesion, which fills a small part of it, hardly moves it. Where
-  scan and template hardly meet, the 80th percentile of the brain stands in.
-  """
-  maps = mni_template.load_template(_REFERENCE_GRID.spacing[0])
-  in_mni = _REFERENCE_GRID.positions()
-  white = in_mni[resampling.sample(maps.wm, maps.affine, in_mni) > 0.85]
-  in_scan = (white @ scan_from_mni[:3, :3].T + scan_from_mni[:3, 3]).astype(np.float32)
-  values = resampling.sample(data, affine, in_scan)
-  values = values[values > 0]
-  if values.size < 0.5 * len(white):
-    return float(np.percentile(data[brain], 80))
-  return float(np.median(values))
+    A median over all the white matter: a lesion, which fills a small part of it, hardly moves it.
+    Where scan and template hardly meet, the 80th percentile of the brain stands in.
+    """
+    maps = mni_template.load_template(_REFERENCE_GRID.spacing[0])
+    in_mni = _REFERENCE_GRID.positions()
+    white = in_mni[resampling.sample(maps.wm, maps.affine, in_mni) > 0.85]
+    in_scan = (white @ scan_from_mni[:3, :3].T + scan_from_mni[:3, 3]).astype(np.float32)
+    values = resampling.sample(data, affine, in_scan)
+    values = values[values > 0]
+    if values.size < 0.5 * len(white):
+        return float(np.percentile(data[brain], 80))
+    return float(np.median(values))
 
 
 def resample_image(
     data: np.ndarray, affine: np.ndarray, shape: tuple[int, int, int], target_affine: np.ndarray
 ) -> np.ndarray:
-  """Low-pass where the target is coarser, then linear interpolation: (x, y, z) float32.
+    """Low-pass where the target is coarser, then linear interpolation: (x, y, z) float32.
 
-  Both affines lead to the same world.
-  """
-  spacing = float(np.mean(resampling.voxel_sizes(target_affine)))
-  positions = grids.voxel_positions(shape, target_affine)
-  return resampling.sample(resampling.antialias(data, affine, spacing), affine, positions)
+    Both affines lead to the same world.
+    """
+    spacing = float(np.mean(resampling.voxel_sizes(target_affine)))
+    positions = grids.voxel_positions(shape, target_affine)
+    return resampling.sample(resampling.antialias(data, affine, spacing), affine, positions)
 
 
 def resample_mask(
     mask: np.ndarray, affine: np.ndarray, shape: tuple[int, int, int], target_affine: np.ndarray
 ) -> np.ndarray:
-  """A mask on another grid: where at least half of the low-passed mask lies; (x, y, z) bool.
+    """A mask on another grid: where at least half of the low-passed mask lies; (x, y, z) bool.
 
-  A mask too small for that keeps its best voxel, as long as any of it lies on the target grid.
-  """
-  fraction = resample_image(mask, affine, shape, target_affine)
-  best = fraction.max()
-  return fraction >= 0.5 if best >= 0.5 or best <= 0 else fraction >= best
+    A mask too small for that keeps its best voxel, as long as any of it lies on the target grid.
+    """
+    fraction = resample_image(mask, affine, shape, target_affine)
+    best = fraction.max()
+    return fraction >= 0.5 if best >= 0.5 or best <= 0 else fraction >= best
 
 
 def mni_brain(grid: grids.ModelGrid) -> np.ndarray:
-  """The template's brain on a model grid: (x, y, z) bool."""
-  maps = mni_template.load_template(grid.spacing[0])
-  return resampling.sample(maps.brain, maps.affine, grid.positions()) >= 0.5
+    """The template's brain on a model grid: (x, y, z) bool."""
+    maps = mni_template.load_template(grid.spacing[0])
+    return resampling.sample(maps.brain, maps.affine, grid.positions()) >= 0.5
 
 
 def dice(a: np.ndarray, b: np.ndarray) -> float:
-  """2 |a and b| / (|a| + |b|) of two masks; 0 where both are empty."""
-  total = int(a.sum()) + int(b.sum())
-  return 2.0 * int((a & b).sum()) / total if total else 0.0
+    """2 |a and b| / (|a| + |b|) of two masks; 0 where both are empty."""
+    total = int(a.sum()) + int(b.sum())
+    return 2.0 * int((a & b).sum()) / total if total else 0.0

@@ -1,10 +1,12 @@
 """Affine registration of a skull-stripped scan to the MNI152 template (SimpleITK).
 
-Mattes mutual information over every voxel of the template's brain and a margin, coarse to fine, started
-from the brains' centres and volumes. One thread and no random sampling: the same scan gives the same bits.
+Mattes mutual information over every voxel of the template's brain and a margin. A similarity
+transform started from the brains' centres and volumes comes first, then the affine one, coarse to
+fine; the affine one from the start, with free steps, was seen to run away on a rotated brain. One
+thread and no random sampling: the same scan gives the same bits.
 
-SimpleITK's own convention is LPS. Here both images are handed over with RAS+ origins on axis-aligned
-grids, so its "physical space" is RAS+ throughout and no sign ever changes.
+SimpleITK's own convention is LPS. Here both images are handed over with RAS+ origins on
+axis-aligned grids, so its "physical space" is RAS+ throughout and no sign ever changes.
 """
 
 from __future__ import annotations
@@ -20,110 +22,126 @@ from data_pipelines import grids, mni_template, resampling
 REGISTRATION_SPACING_MM = 4.0
 MARGIN_MM = 10.0
 HISTOGRAM_BINS = 32
-# Per level: shrink factor, smoothing in mm, iterations.
-LEVELS = ((2, 5.0, 80), (1, 2.0, 60))
+# Per level: shrink factor, smoothing in mm.
+SIMILARITY_LEVELS = ((2, 5.0),)
+AFFINE_LEVELS = ((2, 4.0), (1, 2.0))
+SIMILARITY_STEP_MM, AFFINE_STEP_MM = 4.0, 1.0  # Longest first step of a level.
+MAX_ITERATIONS = 100
 
 
 def register_to_mni(scan: np.ndarray, brain: np.ndarray, affine: np.ndarray) -> np.ndarray:
-  """The affine map from MNI152 world to the scan's world, both RAS+ mm.
+    """The affine map from MNI152 world to the scan's world, both RAS+ mm.
 
-  Args:
-    scan: (x, y, z) intensities, background 0.
-    brain: (x, y, z) bool.
-    affine: voxel -> world of the scan.
+    Args:
+      scan: (x, y, z) intensities, background 0.
+      brain: (x, y, z) bool.
+      affine: voxel -> world of the scan.
 
-  Returns:
-    scan_from_mni, (4, 4) float64.
-  """
-  fixed, fixed_mask, mni_centre, mni_volume = _fixed_images()
-  moving, scan_centre, scan_volume = _moving_image(scan, brain, affine)
-  start = sitk.AffineTransform(3)
-  start.SetCenter(mni_centre)
-  start.SetMatrix(((scan_volume / mni_volume) ** (1 / 3) * np.eye(3)).ravel().tolist())
-  start.SetTranslation([float(s - m) for s, m in zip(scan_centre, mni_centre)])
+    Returns:
+      scan_from_mni, (4, 4) float64.
+    """
+    fixed, fixed_mask, mni_centre, mni_volume = _fixed_images()
+    moving, scan_centre, scan_volume = _moving_image(scan, brain, affine)
+    similarity = sitk.Similarity3DTransform()
+    similarity.SetCenter(mni_centre)
+    similarity.SetScale((scan_volume / mni_volume) ** (1 / 3))
+    similarity.SetTranslation([float(s - m) for s, m in zip(scan_centre, mni_centre, strict=True)])
+    full = sitk.AffineTransform(3)
+    full.SetCenter(mni_centre)
 
-  threads = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
-  sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)  # Sums in one order: repeatable bits.
-  try:
-    _method(fixed_mask, start).Execute(fixed, moving)
-  finally:
-    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
-  return _as_matrix(start)
+    threads = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)  # Sums in one order: repeatable bits.
+    try:
+        method = _method(fixed_mask, similarity, SIMILARITY_LEVELS, SIMILARITY_STEP_MM)
+        method.Execute(fixed, moving)
+        full.SetMatrix(similarity.GetMatrix())
+        full.SetTranslation(similarity.GetTranslation())
+        _method(fixed_mask, full, AFFINE_LEVELS, AFFINE_STEP_MM).Execute(fixed, moving)
+    finally:
+        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
+    return _as_matrix(full)
 
 
-def _method(fixed_mask: sitk.Image, start: sitk.AffineTransform) -> sitk.ImageRegistrationMethod:
-  """The registration; it optimises `start` in place."""
-  method = sitk.ImageRegistrationMethod()
-  method.SetMetricAsMattesMutualInformation(HISTOGRAM_BINS)
-  method.SetMetricFixedMask(fixed_mask)
-  method.SetMetricSamplingStrategy(method.NONE)
-  method.SetInterpolator(sitk.sitkLinear)
-  shrink, smoothing, iterations = zip(*LEVELS)
-  method.SetShrinkFactorsPerLevel(shrink)
-  method.SetSmoothingSigmasPerLevel(smoothing)
-  method.SmoothingSigmasAreSpecifiedInPhysicalUnitsOn()
-  method.SetOptimizerAsRegularStepGradientDescent(
-      learningRate=2.0,
-      minStep=1e-2,
-      numberOfIterations=max(iterations),
-      relaxationFactor=0.6,
-      gradientMagnitudeTolerance=1e-6,
-  )
-  method.SetOptimizerScalesFromPhysicalShift()
-  method.SetInitialTransform(start, inPlace=True)
-  return method
+def _method(
+    fixed_mask: sitk.Image,
+    transform: sitk.Transform,
+    levels: tuple[tuple[int, float], ...],
+    longest_step_mm: float,
+) -> sitk.ImageRegistrationMethod:
+    """One registration; it optimises `transform` in place."""
+    method = sitk.ImageRegistrationMethod()
+    method.SetMetricAsMattesMutualInformation(HISTOGRAM_BINS)
+    method.SetMetricFixedMask(fixed_mask)
+    method.SetMetricSamplingStrategy(method.NONE)
+    method.SetInterpolator(sitk.sitkLinear)
+    shrink_factors, smoothing = zip(*levels, strict=True)
+    method.SetShrinkFactorsPerLevel(shrink_factors)
+    method.SetSmoothingSigmasPerLevel(smoothing)
+    method.SmoothingSigmasAreSpecifiedInPhysicalUnitsOn()
+    method.SetOptimizerAsRegularStepGradientDescent(
+        learningRate=1.0,
+        minStep=1e-2,
+        numberOfIterations=MAX_ITERATIONS,
+        relaxationFactor=0.6,
+        gradientMagnitudeTolerance=1e-6,
+        estimateLearningRate=method.Once,
+        maximumStepSizeInPhysicalUnits=longest_step_mm,
+    )
+    method.SetOptimizerScalesFromPhysicalShift()
+    method.SetInitialTransform(transform, inPlace=True)
+    return method
 
 
 def _as_matrix(transform: sitk.AffineTransform) -> np.ndarray:
-  """x -> M (x - c) + t + c as a homogeneous matrix."""
-  matrix = np.eye(4)
-  matrix[:3, :3] = np.reshape(transform.GetMatrix(), (3, 3))
-  centre = np.array(transform.GetCenter())
-  matrix[:3, 3] = np.array(transform.GetTranslation()) + centre - matrix[:3, :3] @ centre
-  return matrix
+    """x -> M (x - c) + t + c as a homogeneous matrix."""
+    matrix = np.eye(4)
+    matrix[:3, :3] = np.reshape(transform.GetMatrix(), (3, 3))
+    centre = np.array(transform.GetCenter())
+    matrix[:3, 3] = np.array(transform.GetTranslation()) + centre - matrix[:3, :3] @ centre
+    return matrix
 
 
 def _sitk_image(data: np.ndarray, grid: grids.ModelGrid) -> sitk.Image:
-  """An array (x, y, z) on an axis-aligned RAS+ grid as a SimpleITK image, signs unchanged."""
-  image = sitk.GetImageFromArray(np.ascontiguousarray(data.T))
-  image.SetSpacing(grid.spacing)
-  image.SetOrigin(grid.affine[:3, 3].tolist())
-  return image
+    """An array (x, y, z) on an axis-aligned RAS+ grid as a SimpleITK image, signs unchanged."""
+    image = sitk.GetImageFromArray(np.ascontiguousarray(data.T))
+    image.SetSpacing(grid.spacing)
+    image.SetOrigin(grid.affine[:3, 3].tolist())
+    return image
 
 
 def _centre_and_volume(brain: np.ndarray, affine: np.ndarray) -> tuple[list[float], float]:
-  """Centre of mass in world mm and volume in mm3 of a mask."""
-  centre = affine[:3, :3] @ np.array(ndimage.center_of_mass(brain)) + affine[:3, 3]
-  return centre.tolist(), float(brain.sum() * abs(np.linalg.det(affine[:3, :3])))
+    """Centre of mass in world mm and volume in mm3 of a mask."""
+    centre = affine[:3, :3] @ np.array(ndimage.center_of_mass(brain)) + affine[:3, 3]
+    return centre.tolist(), float(brain.sum() * abs(np.linalg.det(affine[:3, :3])))
 
 
 @functools.lru_cache(maxsize=1)
 def _fixed_images() -> tuple[sitk.Image, sitk.Image, list[float], float]:
-  """Template and its brain with a margin at registration resolution; centre and volume."""
-  spacing = REGISTRATION_SPACING_MM
-  grid = grids.ModelGrid((48, 56, 48), (spacing, spacing, spacing))
-  maps = mni_template.load_template(spacing)
-  positions = grid.positions()
-  read = lambda data: resampling.sample(data, maps.affine, positions)
-  brain = read(maps.brain) >= 0.5
-  margin = ndimage.distance_transform_edt(~brain, sampling=spacing) <= MARGIN_MM
-  centre, volume = _centre_and_volume(brain, grid.affine)
-  fixed = _sitk_image(read(maps.t1), grid)
-  return fixed, _sitk_image(margin.astype(np.uint8), grid), centre, volume
+    """Template and its brain with a margin at registration resolution; centre and volume."""
+    spacing = REGISTRATION_SPACING_MM
+    grid = grids.ModelGrid((48, 56, 48), (spacing, spacing, spacing))
+    maps = mni_template.load_template(spacing)
+    positions = grid.positions()
+    read = lambda data: resampling.sample(data, maps.affine, positions)
+    brain = read(maps.brain) >= 0.5
+    margin = ndimage.distance_transform_edt(~brain, sampling=spacing) <= MARGIN_MM
+    centre, volume = _centre_and_volume(brain, grid.affine)
+    fixed = _sitk_image(read(maps.t1), grid)
+    return fixed, _sitk_image(margin.astype(np.uint8), grid), centre, volume
 
 
 def _moving_image(
     scan: np.ndarray, brain: np.ndarray, affine: np.ndarray
 ) -> tuple[sitk.Image, list[float], float]:
-  """The scan around its brain on an axis-aligned grid in its own world; centre and volume."""
-  spacing = REGISTRATION_SPACING_MM
-  centre, volume = _centre_and_volume(brain, affine)
-  voxels = np.argwhere(brain)
-  corners = voxels @ affine[:3, :3].T + affine[:3, 3]
-  low, high = corners.min(axis=0) - MARGIN_MM, corners.max(axis=0) + MARGIN_MM
-  shape = tuple(int(n) for n in np.ceil((high - low) / spacing) + 1)
-  grid = grids.ModelGrid(shape, (spacing,) * 3, centre=tuple(((low + high) / 2).tolist()))
-  smooth = resampling.antialias(scan, affine, spacing)
-  # Intensities of the order of one, whatever the scanner's unit.
-  smooth = smooth / np.percentile(scan[brain], 98)
-  return _sitk_image(resampling.sample(smooth, affine, grid.positions()), grid), centre, volume
+    """The scan around its brain on an axis-aligned grid in its own world; centre and volume."""
+    spacing = REGISTRATION_SPACING_MM
+    centre, volume = _centre_and_volume(brain, affine)
+    voxels = np.argwhere(brain)
+    corners = voxels @ affine[:3, :3].T + affine[:3, 3]
+    low, high = corners.min(axis=0) - MARGIN_MM, corners.max(axis=0) + MARGIN_MM
+    shape = tuple(int(n) for n in np.ceil((high - low) / spacing) + 1)
+    grid = grids.ModelGrid(shape, (spacing,) * 3, centre=tuple(((low + high) / 2).tolist()))
+    smooth = resampling.antialias(scan, affine, spacing)
+    # Intensities of the order of one, whatever the scanner's unit.
+    smooth = smooth / np.percentile(scan[brain], 98)
+    return _sitk_image(resampling.sample(smooth, affine, grid.positions()), grid), centre, volume

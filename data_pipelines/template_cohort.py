@@ -21,82 +21,89 @@ _SPLITS = ('train', 'validation', 'test')
 
 
 def record_features(shape: tuple[int, int, int]) -> tfds.features.FeaturesDict:
-  """The record of one subject, the same for every cohort. Arrays are (x, y, z), zlib-packed."""
-  volume = lambda dtype: tfds.features.Tensor(shape=shape, dtype=dtype, encoding='zlib')
-  return tfds.features.FeaturesDict({
-      'name': tfds.features.Text(),
-      'image': volume(np.float32),
-      'brain': volume(np.uint8),
-      'healthy': volume(np.float32),
-      'has_healthy': np.bool_,
-      'lesion': volume(np.uint8),
-      'has_lesion': np.bool_,
-      'affine': tfds.features.Tensor(shape=(4, 4), dtype=np.float64),
-  })
+    """The record of one subject, the same for every cohort. Arrays are (x, y, z), zlib-packed."""
+    volume = lambda dtype: tfds.features.Tensor(shape=shape, dtype=dtype, encoding='zlib')
+    return tfds.features.FeaturesDict(
+        {
+            'name': tfds.features.Text(),
+            'image': volume(np.float32),
+            'brain': volume(np.uint8),
+            'healthy': volume(np.float32),
+            'has_healthy': np.bool_,
+            'lesion': volume(np.uint8),
+            'has_lesion': np.bool_,
+            'affine': tfds.features.Tensor(shape=(4, 4), dtype=np.float64),
+        }
+    )
 
 
 def record(name, image, brain, affine, lesion=None, healthy=None) -> dict:
-  """One subject as `record_features` wants it; an absent lesion or healthy image is all zeros."""
-  filled = lambda data, dtype: np.zeros(image.shape, dtype) if data is None else data.astype(dtype)
-  return {
-      'name': name,
-      'image': image.astype(np.float32),
-      'brain': brain.astype(np.uint8),
-      'healthy': filled(healthy, np.float32),
-      'has_healthy': healthy is not None,
-      'lesion': filled(lesion, np.uint8),
-      'has_lesion': lesion is not None,
-      'affine': np.asarray(affine, np.float64),
-  }
+    """One subject as `record_features` wants it; an absent lesion or healthy image is all zeros."""
+    filled = lambda data, dtype: (
+        np.zeros(image.shape, dtype) if data is None else data.astype(dtype)
+    )
+    return {
+        'name': name,
+        'image': image.astype(np.float32),
+        'brain': brain.astype(np.uint8),
+        'healthy': filled(healthy, np.float32),
+        'has_healthy': healthy is not None,
+        'lesion': filled(lesion, np.uint8),
+        'has_lesion': lesion is not None,
+        'affine': np.asarray(affine, np.float64),
+    }
 
 
 @dataclasses.dataclass(kw_only=True)
 class TemplateConfig(tfds.core.BuilderConfig):
-  """Attributes: grid: the model grid; sizes: subjects of the train, validation and test split."""
+    """Attributes: grid: the model grid; sizes: subjects of the train, validation and test split."""
 
-  grid: grids.ModelGrid
-  sizes: tuple[int, int, int]
+    grid: grids.ModelGrid
+    sizes: tuple[int, int, int]
 
 
 def make_record(grid: grids.ModelGrid, split: str, number: int, seed: int = SEED) -> dict:
-  """Subject `number` of a split; diseased in the test split, healthy in the others."""
-  entropy = np.random.SeedSequence([seed, _SPLITS.index(split), number])
-  anatomy_rng, scanner_rng, lesion_rng = map(np.random.default_rng, entropy.spawn(3))
-  anatomy = template_subjects.random_anatomy(anatomy_rng, grid)
-  scanner = template_subjects.random_scanner(scanner_rng, grid)
-  clean = template_subjects.clean_image(anatomy, scanner)
-  healthy = scanner.acquire(clean, anatomy.brain)
-  name = f'{split}-{number:03d}'
-  if split != 'test':
-    return record(name, healthy, anatomy.brain, grid.affine)
-  diseased, mask = template_lesions.add_lesions(lesion_rng, clean, anatomy, scanner.means, grid)
-  image = scanner.acquire(diseased, anatomy.brain)
-  return record(name, image, anatomy.brain, grid.affine, lesion=mask, healthy=healthy)
+    """Subject `number` of a split; diseased in the test split, healthy in the others."""
+    entropy = np.random.SeedSequence([seed, _SPLITS.index(split), number])
+    anatomy_rng, scanner_rng, lesion_rng = map(np.random.default_rng, entropy.spawn(3))
+    anatomy = template_subjects.random_anatomy(anatomy_rng, grid)
+    scanner = template_subjects.random_scanner(scanner_rng, grid)
+    clean = template_subjects.clean_image(anatomy, scanner)
+    healthy = scanner.acquire(clean, anatomy.brain)
+    name = f'{split}-{number:03d}'
+    if split != 'test':
+        return record(name, healthy, anatomy.brain, grid.affine)
+    diseased, mask = template_lesions.add_lesions(lesion_rng, clean, anatomy, scanner.means, grid)
+    image = scanner.acquire(diseased, anatomy.brain)
+    return record(name, image, anatomy.brain, grid.affine, lesion=mask, healthy=healthy)
 
 
 class TemplateCohort(tfds.core.GeneratorBasedBuilder):
-  """Brains made from the MNI152 template; the test split is diseased."""
+    """Brains made from the MNI152 template; the test split is diseased."""
 
-  VERSION = tfds.core.Version('1.0.0')
-  BUILDER_CONFIGS = [
-      TemplateConfig(name='demo', grid=grids.GRIDS['demo'], sizes=(96, 12, 24)),
-      TemplateConfig(name='smoke', grid=grids.GRIDS['smoke'], sizes=(8, 2, 4)),
-      TemplateConfig(name='paper', grid=grids.GRIDS['paper'], sizes=(32, 4, 8)),
-  ]
+    VERSION = tfds.core.Version('1.1.0')  # Raise it when the subjects change.
+    BUILDER_CONFIGS = [
+        TemplateConfig(name='demo', grid=grids.GRIDS['demo'], sizes=(96, 12, 24)),
+        TemplateConfig(name='smoke', grid=grids.GRIDS['smoke'], sizes=(8, 2, 4)),
+        TemplateConfig(name='paper', grid=grids.GRIDS['paper'], sizes=(32, 4, 8)),
+    ]
 
-  def _info(self) -> tfds.core.DatasetInfo:
-    return tfds.core.DatasetInfo(
-        builder=self,
-        description='Healthy and diseased brains made from the MNI152 template.',
-        features=record_features(self.builder_config.grid.shape),
-        disable_shuffling=True,
-    )
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description='Healthy and diseased brains made from the MNI152 template.',
+            features=record_features(self.builder_config.grid.shape),
+            disable_shuffling=True,
+        )
 
-  def _split_generators(self, dl_manager) -> dict:
-    del dl_manager  # Nothing to download.
-    return {s: self._generate_examples(s, n) for s, n in zip(_SPLITS, self.builder_config.sizes)}
+    def _split_generators(self, dl_manager) -> dict:
+        del dl_manager  # Nothing to download.
+        return {
+            s: self._generate_examples(s, n)
+            for s, n in zip(_SPLITS, self.builder_config.sizes, strict=True)
+        }
 
-  def _generate_examples(self, split: str, size: int) -> Iterator[tuple[int, dict]]:
-    progress = tqdm.tqdm(range(size), desc=f'making {split} subjects', file=sys.stderr)
-    for number in progress:
-      yield number, make_record(self.builder_config.grid, split, number)
+    def _generate_examples(self, split: str, size: int) -> Iterator[tuple[int, dict]]:
+        progress = tqdm.tqdm(range(size), desc=f'making {split} subjects', file=sys.stderr)
+        for number in progress:
+            yield number, make_record(self.builder_config.grid, split, number)

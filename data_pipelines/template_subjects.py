@@ -1,9 +1,9 @@
 """A healthy subject of the embedded cohort: the MNI152 maps under a random anatomy and scanner.
 
-The anatomy is a diffeomorphism, exp of a stationary velocity field (scaling and squaring; Arsigny et
-al. 2006), after a small affine, and a smooth shift of the tissue borders (cortical thickness, ventricle
-size). It is drawn on one field grid in mm, so a subject is the same person on every model grid. The
-scanner is tissue contrast, bias field and noise.
+The anatomy is a diffeomorphism, exp of a stationary velocity field (scaling and squaring; Arsigny
+et al. 2006), after a small affine, and a smooth shift of the tissue borders (cortical thickness,
+ventricle size). It is drawn on one field grid in mm, so a subject is the same person on every
+model grid. The scanner is tissue contrast, bias field and noise.
 """
 
 from __future__ import annotations
@@ -30,128 +30,128 @@ BIAS_SCALE_MM = 70.0
 
 @dataclasses.dataclass(frozen=True)
 class Anatomy:
-  """Tissue of one subject on a model grid, each (x, y, z) float32.
+    """Tissue of one subject on a model grid, each (x, y, z) float32.
 
-  Attributes:
-    csf, gm, wm: tissue fractions, their sum about 1 inside the brain.
-    detail: T1w intensity that the tissue does not explain, in template units.
-    brain: bool.
-  """
+    Attributes:
+      csf, gm, wm: tissue fractions, their sum about 1 inside the brain.
+      detail: T1w intensity that the tissue does not explain, in template units.
+      brain: bool.
+    """
 
-  csf: np.ndarray
-  gm: np.ndarray
-  wm: np.ndarray
-  detail: np.ndarray
-  brain: np.ndarray
+    csf: np.ndarray
+    gm: np.ndarray
+    wm: np.ndarray
+    detail: np.ndarray
+    brain: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
 class Scanner:
-  """What turns tissue into intensity.
+    """What turns tissue into intensity.
 
-  Attributes:
-    means: intensity of CSF, grey matter, white matter.
-    detail_gain: weight of the template's own detail.
-    bias: multiplicative field (x, y, z).
-    noise: additive noise (x, y, z).
-  """
+    Attributes:
+      means: intensity of CSF, grey matter, white matter.
+      detail_gain: weight of the template's own detail.
+      bias: multiplicative field (x, y, z).
+      noise: additive noise (x, y, z).
+    """
 
-  means: tuple[float, float, float]
-  detail_gain: float
-  bias: np.ndarray
-  noise: np.ndarray
+    means: tuple[float, float, float]
+    detail_gain: float
+    bias: np.ndarray
+    noise: np.ndarray
 
-  def acquire(self, clean: np.ndarray, brain: np.ndarray) -> np.ndarray:
-    """Intensity without bias and noise -> the scan in [0, 1], background exactly 0."""
-    scan = np.clip(clean * self.bias + self.noise, 0.0, 1.0)
-    return np.where(brain, scan, 0.0).astype(np.float32)
+    def acquire(self, clean: np.ndarray, brain: np.ndarray) -> np.ndarray:
+        """Intensity without bias and noise -> the scan in [0, 1], background exactly 0."""
+        scan = np.clip(clean * self.bias + self.noise, 0.0, 1.0)
+        return np.where(brain, scan, 0.0).astype(np.float32)
 
 
 def smooth_noise(rng: np.random.Generator, scale_mm: float) -> np.ndarray:
-  """Gaussian random field on `FIELD_GRID`, mean 0, standard deviation 1; (x, y, z) float32.
+    """Gaussian random field on `FIELD_GRID`, mean 0, standard deviation 1; (x, y, z) float32.
 
-  Its correlation falls to exp(-1) at `scale_mm` (a gaussian kernel of half that width).
-  """
-  white = rng.standard_normal(FIELD_GRID.shape, dtype=np.float32)
-  field = ndimage.gaussian_filter(white, scale_mm / 2 / FIELD_GRID.spacing[0], mode='wrap')
-  return (field - field.mean()) / field.std()
+    Its correlation falls to exp(-1) at `scale_mm` (a gaussian kernel of half that width).
+    """
+    white = rng.standard_normal(FIELD_GRID.shape, dtype=np.float32)
+    field = ndimage.gaussian_filter(white, scale_mm / 2 / FIELD_GRID.spacing[0], mode='wrap')
+    return (field - field.mean()) / field.std()
 
 
 def exponentiate(velocity: np.ndarray, num_squarings: int = NUM_SQUARINGS) -> np.ndarray:
-  """Displacement (mm) of the flow of a stationary velocity over unit time: scaling and squaring.
+    """Displacement (mm) of the flow of a stationary velocity over unit time: scaling and squaring.
 
-  Args:
-    velocity: (x, y, z, 3) mm per unit time on `FIELD_GRID`.
-    num_squarings: the flow over 2**-num_squarings is taken as one Euler step, then composed.
-  """
-  positions = FIELD_GRID.positions()
-  displacement = velocity / 2**num_squarings
-  for _ in range(num_squarings):
-    displacement = displacement + sample_field(displacement, positions + displacement)
-  return displacement
+    Args:
+      velocity: (x, y, z, 3) mm per unit time on `FIELD_GRID`.
+      num_squarings: the flow over 2**-num_squarings is taken as one Euler step, then composed.
+    """
+    positions = FIELD_GRID.positions()
+    displacement = velocity / 2**num_squarings
+    for _ in range(num_squarings):
+        displacement = displacement + sample_field(displacement, positions + displacement)
+    return displacement
 
 
 def sample_field(field: np.ndarray, positions: np.ndarray) -> np.ndarray:
-  """A field on `FIELD_GRID`, (x, y, z) or (x, y, z, c), read at world positions (..., 3)."""
-  read = lambda data: resampling.sample(data, FIELD_GRID.affine, positions, mode='nearest')
-  if field.ndim == 3:
-    return read(field)
-  return np.stack([read(field[..., c]) for c in range(field.shape[-1])], axis=-1)
+    """A field on `FIELD_GRID`, (x, y, z) or (x, y, z, c), read at world positions (..., 3)."""
+    read = lambda data: resampling.sample(data, FIELD_GRID.affine, positions, mode='nearest')
+    if field.ndim == 3:
+        return read(field)
+    return np.stack([read(field[..., c]) for c in range(field.shape[-1])], axis=-1)
 
 
 def random_displacement(rng: np.random.Generator) -> np.ndarray:
-  """Displacement (mm) of a random diffeomorphism on `FIELD_GRID`: (x, y, z, 3)."""
-  velocity = sum(
-      std * np.stack([smooth_noise(rng, scale) for _ in range(3)], axis=-1)
-      for scale, std in VELOCITY_SCALES
-  )
-  return exponentiate(velocity)
+    """Displacement (mm) of a random diffeomorphism on `FIELD_GRID`: (x, y, z, 3)."""
+    velocity = sum(
+        std * np.stack([smooth_noise(rng, scale) for _ in range(3)], axis=-1)
+        for scale, std in VELOCITY_SCALES
+    )
+    return exponentiate(velocity)
 
 
 def random_affine(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-  """Matrix (3, 3) and translation (3,) mm about the brain's centre: what affine alignment leaves."""
-  angles = rng.normal(0.0, ROTATION_STD_DEGREES, 3)
-  rotation = transform.Rotation.from_euler('xyz', angles, degrees=True).as_matrix()
-  scaling = np.diag(np.exp(rng.normal(0.0, SCALING_STD / 2) + rng.normal(0.0, SCALING_STD, 3)))
-  shear = np.eye(3) + np.triu(rng.normal(0.0, SHEAR_STD, (3, 3)), 1)
-  return rotation @ shear @ scaling, rng.normal(0.0, TRANSLATION_STD_MM, 3)
+    """Matrix (3, 3), translation (3,) mm about the brain's centre: what alignment leaves."""
+    angles = rng.normal(0.0, ROTATION_STD_DEGREES, 3)
+    rotation = transform.Rotation.from_euler('xyz', angles, degrees=True).as_matrix()
+    scaling = np.diag(np.exp(rng.normal(0.0, SCALING_STD / 2) + rng.normal(0.0, SCALING_STD, 3)))
+    shear = np.eye(3) + np.triu(rng.normal(0.0, SHEAR_STD, (3, 3)), 1)
+    return rotation @ shear @ scaling, rng.normal(0.0, TRANSLATION_STD_MM, 3)
 
 
 def random_anatomy(rng: np.random.Generator, grid: grids.ModelGrid) -> Anatomy:
-  """A new brain: the template's maps read where a random deformation sends each voxel of `grid`."""
-  matrix, translation = random_affine(rng)
-  displacement = random_displacement(rng)
-  shifts = [TISSUE_SHIFT_STD * smooth_noise(rng, TISSUE_SHIFT_SCALE_MM) for _ in range(3)]
+    """A new brain: the template's maps read where a random deformation sends each voxel."""
+    matrix, translation = random_affine(rng)
+    displacement = random_displacement(rng)
+    shifts = [TISSUE_SHIFT_STD * smooth_noise(rng, TISSUE_SHIFT_SCALE_MM) for _ in range(3)]
 
-  positions = grid.positions()
-  moved = positions + sample_field(displacement, positions)
-  centre = np.array(grids.MNI_BRAIN_CENTRE)
-  in_template = ((moved - centre) @ matrix.T + centre + translation).astype(np.float32)
+    positions = grid.positions()
+    moved = positions + sample_field(displacement, positions)
+    centre = np.array(grids.MNI_BRAIN_CENTRE)
+    in_template = ((moved - centre) @ matrix.T + centre + translation).astype(np.float32)
 
-  maps = mni_template.load_template(grid.spacing[0])
-  read = lambda data: resampling.sample(data, maps.affine, in_template)
-  fractions = [read(data) for data in (maps.csf, maps.gm, maps.wm)]
-  brain_fraction = sum(fractions)
-  # Softmax shift of the fractions: borders move, pure tissue stays pure.
-  shifted = [f * np.exp(sample_field(s, positions)) for f, s in zip(fractions, shifts)]
-  gain = brain_fraction / np.maximum(sum(shifted), 1e-6)
-  csf, gm, wm = (gain * s for s in shifted)
-  return Anatomy(csf, gm, wm, read(maps.detail), brain_fraction >= 0.5)
+    maps = mni_template.load_template(grid.spacing[0])
+    read = lambda data: resampling.sample(data, maps.affine, in_template)
+    fractions = [read(data) for data in (maps.csf, maps.gm, maps.wm)]
+    brain_fraction = sum(fractions)
+    # Softmax shift of the fractions: borders move, pure tissue stays pure.
+    shifted = [f * np.exp(sample_field(s, positions)) for f, s in zip(fractions, shifts)]
+    gain = brain_fraction / np.maximum(sum(shifted), 1e-6)
+    csf, gm, wm = (gain * s for s in shifted)
+    return Anatomy(csf, gm, wm, read(maps.detail), brain_fraction >= 0.5)
 
 
 def random_scanner(rng: np.random.Generator, grid: grids.ModelGrid) -> Scanner:
-  """Contrast in the order of T1w (CSF < GM < WM), a smooth bias field, gaussian noise."""
-  wm = rng.uniform(0.77, 0.87)
-  gm = wm * rng.uniform(0.68, 0.80)
-  csf = wm * rng.uniform(0.20, 0.38)
-  log_bias = rng.uniform(0.02, 0.06) * smooth_noise(rng, BIAS_SCALE_MM)
-  noise = rng.uniform(0.008, 0.02) * rng.standard_normal(grid.shape, dtype=np.float32)
-  bias = np.exp(sample_field(log_bias, grid.positions()))
-  return Scanner((csf, gm, wm), rng.uniform(0.7, 1.0), bias, noise)
+    """Contrast in the order of T1w (CSF < GM < WM), a smooth bias field, gaussian noise."""
+    wm = rng.uniform(0.77, 0.87)
+    gm = wm * rng.uniform(0.68, 0.80)
+    csf = wm * rng.uniform(0.20, 0.38)
+    log_bias = rng.uniform(0.02, 0.06) * smooth_noise(rng, BIAS_SCALE_MM)
+    noise = rng.uniform(0.008, 0.02) * rng.standard_normal(grid.shape, dtype=np.float32)
+    bias = np.exp(sample_field(log_bias, grid.positions()))
+    return Scanner((csf, gm, wm), rng.uniform(0.7, 1.0), bias, noise)
 
 
 def clean_image(anatomy: Anatomy, scanner: Scanner) -> np.ndarray:
-  """T1w intensity before bias and noise: tissue means by fraction, plus the template's detail."""
-  csf, gm, wm = scanner.means
-  tissue = csf * anatomy.csf + gm * anatomy.gm + wm * anatomy.wm
-  return tissue + scanner.detail_gain * anatomy.detail
+    """T1w intensity before bias and noise: tissue means by fraction, plus the template's detail."""
+    csf, gm, wm = scanner.means
+    tissue = csf * anatomy.csf + gm * anatomy.gm + wm * anatomy.wm
+    return tissue + scanner.detail_gain * anatomy.detail

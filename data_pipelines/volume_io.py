@@ -18,102 +18,104 @@ _XFORM_ALIGNED = 2
 
 @dataclasses.dataclass(frozen=True)
 class Volume:
-  """A scan or a mask as it lies in the scanner's world.
+    """A scan or a mask as it lies in the scanner's world.
 
-  Attributes:
-    data: (x, y, z) float32, axes in RAS+ order.
-    affine: voxel index -> world mm (RAS+), (4, 4) float64.
-    path: the file it came from, for messages.
-  """
+    Attributes:
+      data: (x, y, z) float32, axes in RAS+ order.
+      affine: voxel index -> world mm (RAS+), (4, 4) float64.
+      path: the file it came from, for messages.
+    """
 
-  data: np.ndarray
-  affine: np.ndarray
-  path: str
+    data: np.ndarray
+    affine: np.ndarray
+    path: str
 
 
 def load_volume(path: str | os.PathLike[str], allow_empty: bool = False) -> Volume:
-  """Read one 3-D NIfTI file, its axes reordered to RAS+ (no interpolation).
+    """Read one 3-D NIfTI file, its axes reordered to RAS+ (no interpolation).
 
-  Args:
-    path: a .nii or .nii.gz file; a 4-D file that holds one volume is taken as that volume.
-    allow_empty: accept a volume that is zero everywhere (a lesion mask of a healthy subject).
+    Args:
+      path: a .nii or .nii.gz file; a 4-D file that holds one volume is taken as that volume.
+      allow_empty: accept a volume that is zero everywhere (a lesion mask of a healthy subject).
 
-  Raises:
-    UserError: the file is missing, empty, truncated, not NIfTI, not 3-D, has a singular affine, or
-      holds NaN, infinity or (unless `allow_empty`) nothing but zeros.
-  """
-  path = Path(path)
-  image = _open(path)
-  if image.ndim == 4 and image.shape[3] == 1:
-    image = image.slicer[..., 0]
-  if image.ndim != 3:
-    raise UserError(f'{path}: has shape {image.shape}; give a single 3-D volume')
-  affine = np.asarray(image.affine, np.float64)
-  if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
-    raise UserError(f'{path}: its affine is singular; mend the sform or qform of its header')
-  image = nib.as_closest_canonical(image)
-  data = _read(image, path)
-  if not np.isfinite(data).all():
-    raise UserError(f'{path}: holds NaN or infinite values; replace them, for example by 0')
-  if not allow_empty and not data.any():
-    raise UserError(f'{path}: holds nothing but zeros; was it exported or masked wrongly?')
-  return Volume(data, np.asarray(image.affine, np.float64), str(path))
+    Raises:
+      UserError: the file is missing, empty, truncated, not NIfTI, not 3-D, has a singular affine,
+      or
+        holds NaN, infinity or (unless `allow_empty`) nothing but zeros.
+    """
+    path = Path(path)
+    image = _open(path)
+    if image.ndim == 4 and image.shape[3] == 1:
+        image = image.slicer[..., 0]
+    if image.ndim != 3:
+        raise UserError(f'{path}: has shape {image.shape}; give a single 3-D volume')
+    affine = np.asarray(image.affine, np.float64)
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+        raise UserError(f'{path}: its affine is singular; mend the sform or qform of its header')
+    image = nib.as_closest_canonical(image)
+    data = _read(image, path)
+    if not np.isfinite(data).all():
+        raise UserError(f'{path}: holds NaN or infinite values; replace them, for example by 0')
+    if not allow_empty and not data.any():
+        raise UserError(f'{path}: holds nothing but zeros; was it exported or masked wrongly?')
+    return Volume(data, np.asarray(image.affine, np.float64), str(path))
 
 
 def _open(path: Path) -> nib.spatialimages.SpatialImage:
-  """The header of a file, or a UserError that says why not."""
-  if not path.is_file():
-    raise UserError(f'{path}: no such file')
-  if path.stat().st_size == 0:
-    raise UserError(f'{path}: is an empty file (0 bytes); copy it again')
-  try:
-    return nib.Nifti1Image.from_filename(path)
-  except EOFError as error:
-    raise UserError(f'{path}: is truncated; copy it again') from error
-  except Exception as error:  # nibabel lets through whatever gzip, zlib or struct raise.
-    raise UserError(f'{path}: is not a readable NIfTI file; give .nii or .nii.gz') from error
+    """The header of a file, or a UserError that says why not."""
+    if not path.is_file():
+        raise UserError(f'{path}: no such file')
+    if path.stat().st_size == 0:
+        raise UserError(f'{path}: is an empty file (0 bytes); copy it again')
+    try:
+        return nib.Nifti1Image.from_filename(path)
+    except EOFError as error:
+        raise UserError(f'{path}: is truncated; copy it again') from error
+    except Exception as error:  # nibabel lets through whatever gzip, zlib or struct raise.
+        raise UserError(f'{path}: is not a readable NIfTI file; give .nii or .nii.gz') from error
 
 
 def _read(image: nib.spatialimages.SpatialImage, path: Path) -> np.ndarray:
-  """The voxels, which nibabel reads only now."""
-  try:
-    return np.asarray(image.get_fdata(dtype=np.float32, caching='unchanged'))
-  except Exception as error:  # EOFError, zlib.error, OSError, ValueError, by format and platform.
-    raise UserError(f'{path}: is truncated or damaged; copy it again') from error
+    """The voxels, which nibabel reads only now."""
+    try:
+        return np.asarray(image.get_fdata(dtype=np.float32, caching='unchanged'))
+    except Exception as error:  # EOFError, zlib.error, OSError, ValueError, by format and platform.
+        raise UserError(f'{path}: is truncated or damaged; copy it again') from error
 
 
 def strip_ending(path: str | os.PathLike[str]) -> str:
-  """File name without .nii or .nii.gz."""
-  name = Path(path).name
-  for ending in NIFTI_ENDINGS:
-    if name.lower().endswith(ending):
-      return name[: -len(ending)]
-  return name
+    """File name without .nii or .nii.gz."""
+    name = Path(path).name
+    for ending in NIFTI_ENDINGS:
+        if name.lower().endswith(ending):
+            return name[: -len(ending)]
+    return name
 
 
 def save_volume(path: str | os.PathLike[str], data: np.ndarray, affine: np.ndarray) -> None:
-  """Write a NIfTI file: masks (bool, uint8) as uint8, everything else as float32.
+    """Write a NIfTI file: masks (bool, uint8) as uint8, everything else as float32.
 
-  The sform always holds `affine`. The qform, a rotation with voxel sizes, holds it too unless it has shear:
-  then its code is 0, so that no reader takes a wrong geometry. Written beside, then renamed.
-  """
-  path = Path(path)
-  is_mask = data.dtype in (np.bool_, np.uint8)
-  image = nib.Nifti1Image(data.astype(np.uint8 if is_mask else np.float32), affine)
-  image.set_sform(affine, code=_XFORM_ALIGNED)
-  image.set_qform(affine, code=0 if _has_shear(affine) else _XFORM_ALIGNED)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  ending = '.nii.gz' if path.name.endswith('.gz') else '.nii'
-  partial = path.with_name(f'.{strip_ending(path)}.{os.getpid()}.partial{ending}')
-  try:
-    nib.save(image, partial)
-    os.replace(partial, path)
-  finally:
-    partial.unlink(missing_ok=True)
+    The sform always holds `affine`. The qform, a rotation with voxel sizes, holds it too unless
+    it has shear: then its code is 0, so that no reader takes a wrong geometry. Written beside,
+    then renamed.
+    """
+    path = Path(path)
+    is_mask = data.dtype in (np.bool_, np.uint8)
+    image = nib.Nifti1Image(data.astype(np.uint8 if is_mask else np.float32), affine)
+    image.set_sform(affine, code=_XFORM_ALIGNED)
+    image.set_qform(affine, code=0 if _has_shear(affine) else _XFORM_ALIGNED)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    ending = '.nii.gz' if path.name.endswith('.gz') else '.nii'
+    partial = path.with_name(f'.{strip_ending(path)}.{os.getpid()}.partial{ending}')
+    try:
+        nib.save(image, partial)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _has_shear(affine: np.ndarray) -> bool:
-  """Whether the voxel axes are not at right angles (to 1e-4)."""
-  axes = np.asarray(affine)[:3, :3]
-  axes = axes / np.linalg.norm(axes, axis=0)
-  return bool(np.abs(axes.T @ axes - np.eye(3)).max() > 1e-4)
+    """Whether the voxel axes are not at right angles (to 1e-4)."""
+    axes = np.asarray(affine)[:3, :3]
+    axes = axes / np.linalg.norm(axes, axis=0)
+    return bool(np.abs(axes.T @ axes - np.eye(3)).max() > 1e-4)

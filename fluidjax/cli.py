@@ -28,18 +28,20 @@ def tell(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
-def run(main: Callable[[], None]) -> None:
+def run(main: Callable[..., None], takes_arguments: bool = False) -> None:
     """Run a command; a `UserError` becomes one line and exit status 2.
 
     Args:
         main: the command; reads `absl.flags.FLAGS`.
+        takes_arguments: whether words that are no options are handed to it, as a list.
     """
 
     def guarded(arguments: list[str]) -> int:
-        if len(arguments) > 1:
-            return _fail(f"unexpected argument '{arguments[1]}': options are written --name=value")
+        words = arguments[1:]
+        if words and not takes_arguments:
+            return _fail(f"unexpected argument '{words[0]}': options are written --name=value")
         try:
-            main()
+            main(words) if takes_arguments else main()
         except UserError as error:
             return _fail(str(error))
         except KeyboardInterrupt:

@@ -91,10 +91,14 @@ class Detector:
                 for s, c, b in zip(scans, counterparts, brains)]
         return np.concatenate([np.asarray(m) for m in made])
 
+    def warm_up(self, case: Case) -> None:
+        """Compile for this run's shapes, so that the seconds reported are those of the work."""
+        self.rows([case], darker=True)
+
     def detect(self, cases: Sequence[Case]) -> tuple[Output, np.ndarray]:
         """The run's own maps, and the autoencoder's reconstructions they may be measured from."""
         autoencoded = self.autoencode(cases)
-        counterparts, seconds = _timed(self.reconstruct, cases)
+        counterparts, seconds = _timed(lambda: self.reconstruct(cases))
         images = _images(cases)
         against = autoencoded if self.run.config.detect.reference == 'autoencoder' else images
         maps, map_seconds = _timed(lambda: self.maps(against, counterparts, cases))
@@ -118,24 +122,22 @@ class Detector:
 
     def _batched(self, function: Callable, cases: Sequence[Case], name: str) -> np.ndarray:
         """Run over the cases in batches of one size, so that it compiles once."""
-        images, size = _images(cases)[..., None], min(self._batch, len(cases))
+        images, size = _images(cases)[..., None], self._batch
         done = []
-        for start in tqdm(range(0, len(cases), size), desc=name, unit='batch', mininterval=5.0):
+        for start in tqdm(range(0, len(cases), size), desc=name, unit='batch', mininterval=5.0,
+                          leave=False):
             chunk = images[start:start + size]
-            padded = np.concatenate([chunk, np.zeros_like(images[:size - len(chunk)])])
+            blank = np.zeros((size - len(chunk), *images.shape[1:]), images.dtype)
+            padded = np.concatenate([chunk, blank])
             key = jax.random.fold_in(jax.random.key(self.run.config.seed), start)
             done.append(np.asarray(function(self.run.params, padded, key))[:len(chunk), ..., 0])
         return np.concatenate(done)
 
 
-def _timed(function: Callable, *arguments: Any) -> tuple[Any, float]:
-    """The result and the seconds it took; the first call compiles, so it is made before."""
-    if arguments:
-        function(arguments[0][:1] if len(arguments[0]) == 1 else arguments[0])
-    else:
-        function()
+def _timed(function: Callable[[], Any]) -> tuple[Any, float]:
+    """The result and the seconds it took."""
     began = time.perf_counter()
-    result = function(*arguments)
+    result = function()
     return result, time.perf_counter() - began
 
 
@@ -206,6 +208,7 @@ def run_evaluation(workdir: Path, save_volumes: bool = True) -> Path:
     healthy = cases_of(cohort, 'validation')
     validation = with_simulated_lesions(run, healthy, run.config.seed)
     darker = darker_on(validation)
+    detector.warm_up(validation[0])
     thresholds = choose_thresholds(detector.rows(validation, darker), validation)
     if 'test' in cohort.sizes:
         name, cases = cohort.name, cases_of(cohort, 'test')

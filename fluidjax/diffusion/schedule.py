@@ -83,7 +83,8 @@ def linear_schedule(
 def respace(schedule: Schedule, steps: np.ndarray | list[int]) -> Schedule:
     """The process that visits only `steps` (ascending), with the same abar at each of them."""
     steps = np.asarray(steps)
-    if len(steps) == 0 or steps[0] < 0 or steps[-1] >= schedule.num_steps or any(np.diff(steps) < 1):
+    ascending = len(steps) > 0 and np.all(np.diff(steps) > 0)
+    if not ascending or steps[0] < 0 or steps[-1] >= schedule.num_steps:
         raise UserError(f'diffusion steps: {steps.tolist()} must ascend within '
                         f'0..{schedule.num_steps - 1}')
     kept = schedule.alphas_cumprod[steps]
@@ -140,7 +141,7 @@ def target(
 ) -> jax.Array:
     """What the network is trained to give: the noise, v = sqrt(abar) eps - sigma x0, or x0.
 
-    v-prediction: Salimans and Ho 2022, eq. D.
+    v-prediction: Salimans and Ho 2022, appendix D.
     """
     signal, sigma = signal_and_noise(schedule, t, x0.ndim)
     return _choose(prediction, eps=noise, v=signal * noise - sigma * x0, x0=x0)

@@ -27,7 +27,7 @@ class Grid:
         object.__setattr__(self, 'shape', tuple(self.shape))
         object.__setattr__(self, 'spacing', tuple(float(h) for h in self.spacing))
         if len(self.shape) != 3 or any(int(n) != n or n < 2 for n in self.shape):
-            raise UserError(f'grid shape {self.shape}: give three whole numbers of 2 or more voxels')
+            raise UserError(f'grid shape {self.shape}: give three whole numbers, each 2 or more')
         object.__setattr__(self, 'shape', tuple(int(n) for n in self.shape))
         if len(self.spacing) != 3 or not all(math.isfinite(h) and h > 0 for h in self.spacing):
             raise UserError(f'grid spacing {self.spacing}: give three positive numbers, in mm')

@@ -1,8 +1,8 @@
 """Perlin noise in three dimensions, and the lesion seeds cut out of it.
 
-Noise on a lattice of random gradients g is, within a cell, sum over the 8 corners c of
-w_c(u) g_c . (u - c), where w is a product over the axes of fade weights. Being a product, it is three
-small matrix products, one an axis, which needs no gather and costs little on any backend.
+Noise on a lattice of random gradients g is, within a cell, the sum over the 8 corners c of
+w_c(u) g_c . (u - c), where w is a product over the axes of fade weights. So it is three small
+matrix products, one an axis, which need no gather and cost little on any backend.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _TINY = 1e-6
 
 
 def _axis_weights(size: int, periods: int) -> tuple[np.ndarray, np.ndarray]:
-    """Fade weights w (size, periods + 1) of the lattice planes, and w times the offset u - plane."""
+    """Fade weights w (size, periods + 1) of the lattice planes, and w times (u - plane)."""
     u = np.arange(size) * (periods / size)  # position in cells; no half-voxel offset, as published
     cell = np.minimum(np.floor(u).astype(int), periods - 1)
     fade = _fade(u - cell)
@@ -111,8 +111,8 @@ def lesion_seed(
     """A lesion's probability map P0 before transport: Perlin noise above a random percentile.
 
     The percentile is uniform between the two given (published: 90 to 99.6) and counted over the
-    voxels of `within`, so that a seed has that share of the brain. The published map peaks near 0.5,
-    being the masked noise as it is; here it is scaled so that its peak within `within` is 1.
+    voxels of `within`, so that a seed has that share of the brain (published: of the volume). The
+    published map is the masked noise as it is and peaks near 0.5; here its peak in `within` is 1.
 
     Args:
       key: PRNG key.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from fluidjax.errors import UserError
 from fluidjax.models.conv import Conv3D
@@ -45,7 +44,8 @@ class VectorConditionEncoder(nn.Module):
         h = Conv3D(self.channels[0], name='conv_in')(x)
         for level, channels in enumerate(self.channels):
             if level:
-                h = Downsample(h.shape[-1], strides=(1, 2, 2), name=f'down_{level - 1}_downsample')(h)
+                h = Downsample(h.shape[-1], strides=(1, 2, 2),
+                               name=f'down_{level - 1}_downsample')(h)
             h = HalfBlock(channels, name=f'down_{level}_res')(h)
             if level == 0:
                 h = _published_attention('down_0_attn')(h)
@@ -95,4 +95,4 @@ class SpatialConditionEncoder(nn.Module):
             raise UserError(f'condition: grid {h.shape[1:4]} differs from position_shape '
                             f'{tuple(self.position_shape)}; set it to the latent grid, or to None')
         shape = (*self.position_shape, h.shape[-1])
-        return h + jnp.asarray(self.param('position', nn.initializers.zeros, shape))
+        return h + self.param('position', nn.initializers.zeros, shape)

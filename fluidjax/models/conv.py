@@ -70,7 +70,10 @@ def _sum_of_taps(x: jax.Array, kernel: jax.Array, strides: Triple, padding: Pads
     )
 
 
-def _conv2d(x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: Sequence) -> jax.Array:
+def _conv2d(
+    x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: Sequence
+) -> jax.Array:
+    """The 2-D convolution of every (y, z) plane of x (b, x, y, z, c)."""
     folded = x.reshape((-1, *x.shape[2:]))
     out = lax.conv_general_dilated(
         folded, kernel, strides, padding, dimension_numbers=('NHWC', 'HWIO', 'NHWC')

@@ -106,16 +106,24 @@ def _touch(folder, *names):
 @pytest.mark.parametrize(
     'files, expected',
     [
-        (['a.nii', 'b.nii.gz', 'b_lesion.nii.gz', '.c.nii', 'notes.txt'],
-         {'a': None, 'b': 'b_lesion.nii.gz'}),
-        (['p1_t1.nii', 'p1_mask.nii', 'p10_t1.nii', 'p10-roi.nii'],
-         {'p1_t1': 'p1_mask.nii', 'p10_t1': 'p10-roi.nii'}),
-        (['one/T1.nii', 'one/lesion.nii', 'two/T1.nii'],
-         {'one_T1': 'one/lesion.nii', 'two_T1': None}),
+        (
+            ['a.nii', 'b.nii.gz', 'b_lesion.nii.gz', '.c.nii', 'notes.txt'],
+            {'a': None, 'b': 'b_lesion.nii.gz'},
+        ),
+        (
+            ['p1_t1.nii', 'p1_mask.nii', 'p10_t1.nii', 'p10-roi.nii'],
+            {'p1_t1': 'p1_mask.nii', 'p10_t1': 'p10-roi.nii'},
+        ),
+        (
+            ['one/T1.nii', 'one/lesion.nii', 'two/T1.nii'],
+            {'one_T1': 'one/lesion.nii', 'two_T1': None},
+        ),
         (['one/anat.nii', 'one/manual_seg.nii'], {'anat': 'one/manual_seg.nii'}),
         (['a.nii', 'a_brain_mask.nii', 'a_masked.nii'], {'a': None, 'a_masked': None}),
-        (['sub-1_ses-1_T1w.nii', 'sub-1_FLAIR.nii', 'sub-1_label-lesion_roi.nii'],
-         {'sub-1_ses-1': 'sub-1_label-lesion_roi.nii'}),
+        (
+            ['sub-1_ses-1_T1w.nii', 'sub-1_FLAIR.nii', 'sub-1_label-lesion_roi.nii'],
+            {'sub-1_ses-1': 'sub-1_label-lesion_roi.nii'},
+        ),
     ],
 )
 def test_scans_and_masks_are_told_apart(tmp_path, files, expected):

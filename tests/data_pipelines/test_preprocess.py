@@ -6,7 +6,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from data_pipelines import grids, preprocess, registration
+from data_pipelines import grids, mni_template, preprocess, registration, resampling
 from data_pipelines.volume_io import Volume, load_volume, save_volume
 from fluidjax.errors import UserError
 
@@ -59,8 +59,8 @@ def test_scale_is_robust_to_a_lesion(mni_at_8mm):
 
 def test_white_matter_lands_where_it_should(mni_at_8mm):
     scan = _scan(mni_at_8mm)
-    data, brain = preprocess.extract_brain(scan)
-    level = preprocess.white_matter_level(data, brain, scan.affine, np.eye(4))
+    head, brain = preprocess.extract_brain(scan)
+    level = preprocess.white_matter_level(head.data, brain, head.affine, np.eye(4))
     assert level == pytest.approx(850, abs=50)  # The template's own white matter is at 0.85.
 
 
@@ -109,16 +109,31 @@ def _moved(mni_at_8mm, matrix, shift):
     return Volume(data, world @ affine, 'moved.nii'), world
 
 
-def test_registration_recovers_a_known_affine(mni_at_8mm):
+def test_cropping_moves_nothing(mni_at_8mm):
+    scan = _scan(mni_at_8mm)
+    head, brain = preprocess.extract_brain(scan)
+    assert head.data.size < scan.data.size
+    np.testing.assert_allclose(
+        _centroid(brain, head.affine), _centroid(scan.data > 0, scan.affine), atol=0.5
+    )
+
+
+def test_registration_recovers_a_known_affine():
+    maps = mni_template.load_template(4.0)
+    grid = grids.ModelGrid((48, 56, 48), (4.0, 4.0, 4.0))
+    seen = [resampling.sample(m, maps.affine, grid.positions()) for m in (maps.t1, maps.brain)]
+    data = np.where(seen[1] >= 0.5, 1000 * seen[0], 0).astype(np.float32)
     c, s = np.cos(0.12), np.sin(0.12)
-    matrix = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]]) @ np.diag([1.1, 0.93, 1.04])
-    scan, truth = _moved(mni_at_8mm, matrix, (12.0, -25.0, 31.0))
-    data, brain = preprocess.extract_brain(scan)
-    found = registration.register_to_mni(data, brain, scan.affine)
+    turn = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]]) @ np.array(
+        [[1, 0, 0], [0, c, -s], [0, s, c]]
+    )
+    scan, truth = _moved((data, grid.affine), turn @ np.diag([1.1, 0.93, 1.04]), (12, -25, 31))
+    head, brain = preprocess.extract_brain(scan)
+    found = registration.register_to_mni(head.data, brain, head.affine)
     corners = np.array([[x, y, z, 1.0] for x in (-60, 60) for y in (-95, 60) for z in (-50, 70)])
     error = np.linalg.norm((corners @ (found - truth).T)[:, :3], axis=1)
-    assert error.max() < 4.0  # Half a voxel of the 8 mm scan.
-    again = registration.register_to_mni(data, brain, scan.affine)
+    assert error.max() < 2.5  # mm; a voxel is 4.
+    again = registration.register_to_mni(head.data, brain, head.affine)
     np.testing.assert_array_equal(found, again)
 
 
@@ -150,7 +165,10 @@ def test_real_scan_is_aligned(shared_dir):
     [
         ({'registration': 'rigid'}, "choose 'affine' or 'none'"),
         ({'lesion': Volume(np.ones((3, 3, 3), np.float32), np.eye(4), 'm.nii')}, 'm.nii.*shape'),
-        ({'scan': Volume(np.full((9, 9, 9), 3.0, np.float32), np.eye(4), 's.nii')}, 's.nii.*constant'),
+        (
+            {'scan': Volume(np.full((9, 9, 9), 3.0, np.float32), np.eye(4), 's.nii')},
+            's.nii.*constant',
+        ),
     ],
 )
 def test_user_errors(mni_at_8mm, change, says):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from data_pipelines import grids, resampling, template_cohort, template_lesions, template_subjects
 
@@ -26,13 +27,17 @@ def test_displacement_is_a_diffeomorphism():
 
 
 def test_exponential_of_a_constant_is_a_shift():
-    velocity = np.broadcast_to(np.float32([3.0, -2.0, 1.0]), (*template_subjects.FIELD_GRID.shape, 3))
+    velocity = np.broadcast_to(
+        np.float32([3.0, -2.0, 1.0]), (*template_subjects.FIELD_GRID.shape, 3)
+    )
     np.testing.assert_allclose(template_subjects.exponentiate(velocity), velocity, atol=1e-5)
 
 
 def test_exponential_of_minus_v_is_the_inverse():
     rng = np.random.default_rng(0)
-    velocity = 3.0 * np.stack([template_subjects.smooth_noise(rng, 30.0) for _ in range(3)], axis=-1)
+    velocity = 3.0 * np.stack(
+        [template_subjects.smooth_noise(rng, 30.0) for _ in range(3)], axis=-1
+    )
     forward = template_subjects.exponentiate(velocity)
     backward = template_subjects.exponentiate(-velocity)
     positions = template_subjects.FIELD_GRID.positions()
@@ -92,13 +97,11 @@ def test_lesions_are_visible_and_inside_the_brain(diseased):
         healthy, image = record['healthy'], record['image']
         assert (healthy - image)[lesion].mean() > 0.05  # Darker, as on T1w.
         assert healthy[lesion].mean() > 0.45  # Tissue lies there, not CSF.
-        far = brain & ~_grown(lesion, 4)
-        np.testing.assert_allclose(image[far], healthy[far], atol=0.02)
+        far = brain & ~_grown(lesion, 5)  # 12 mm and more.
+        np.testing.assert_allclose(image[far], healthy[far], atol=5e-3)
 
 
 def _grown(mask, iterations):
-    from scipy import ndimage
-
     return ndimage.binary_dilation(mask, iterations=iterations)
 
 

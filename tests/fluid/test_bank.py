@@ -14,8 +14,8 @@ GRID = Grid((16, 18, 14), (8.0, 8.0, 8.0))
 
 def test_random_voxel_is_uniform_over_the_mask():
     mask = jnp.zeros((5, 6, 7), bool).at[1, 2, 3:6].set(True).at[4, 0, 0].set(True)
-    draws = np.asarray(jax.vmap(lambda key: random_voxel(key, mask))(
-        jax.random.split(jax.random.key(0), 800)))
+    draw = jax.jit(jax.vmap(lambda key: random_voxel(key, mask)))
+    draws = np.asarray(draw(jax.random.split(jax.random.key(0), 800)))
     places, counts = np.unique(draws, axis=0, return_counts=True)
     np.testing.assert_array_equal(places, np.argwhere(mask))
     assert stats.chisquare(counts).pvalue > 0.01
@@ -29,7 +29,7 @@ def test_translate_moves_and_lets_zeros_in(shift):
         source = tuple(np.array(index) - shift)
         if all(0 <= s < n for s, n in zip(source, volume.shape)):
             expected[index] = volume[source]
-    np.testing.assert_array_equal(translate(jnp.asarray(volume), jnp.array(shift)), expected)
+    np.testing.assert_array_equal(jax.jit(translate)(volume, jnp.array(shift)), expected)
 
 
 def _draws(bank, brain, shift_mm, n=64):

@@ -10,6 +10,9 @@ from fluidjax.fluid.integrate import SCHEMES, split_time, stable_time_step, traj
 from fluidjax.fluid.operators import advection_operator
 from fluidjax.fluid.randomize import random_velocity, transport
 
+_velocity = jax.jit(random_velocity, static_argnums=(1, 2))
+_transport = jax.jit(transport, static_argnums=(3, 4))
+
 
 @pytest.mark.parametrize(('name', 'order'), [('euler', 1), ('ssp_rk3', 3)])
 def test_order_in_time(name, order):
@@ -30,7 +33,7 @@ def _translation_error(n: int) -> float:
     steps = n // 8
     f = advection_operator(V, grid)
     step = lambda P: SCHEMES['euler'](f, P, 1.0 / steps / 3.0)  # noqa: E731
-    P = trajectory(step, profile(38.0) * jnp.ones(grid.shape), 3 * steps)
+    P = jax.jit(lambda P: trajectory(step, P, 3 * steps))(profile(38.0) * jnp.ones(grid.shape))
     return float(jnp.mean(jnp.abs(P - profile(58.0))))
 
 
@@ -43,7 +46,7 @@ def test_upwind_converges_at_first_order():
 
 def test_stable_step_keeps_bounds_and_thrice_the_step_breaks_them():
     grid = Grid((12, 14, 10), (1.0, 2.0, 1.5))
-    V = random_velocity(jax.random.key(0), grid, FluidSettings())
+    V = _velocity(jax.random.key(0), grid, FluidSettings())
     P0 = jnp.asarray(np.random.default_rng(0).random(grid.shape) < 0.3, jnp.float32)
     f, dt = advection_operator(V, grid), stable_time_step(V, grid)
     for scheme in SCHEMES.values():
@@ -94,8 +97,8 @@ def test_the_same_lesion_at_two_resolutions():
         axes = [spacing * np.arange(n) for n in shape]
         x = np.stack(np.meshgrid(*axes, indexing='ij'), axis=-1)
         P0 = np.exp(-(np.sum((x - [60.0, 70.0, 52.0]) ** 2, axis=-1) / 18.0**2))
-        V = random_velocity(jax.random.key(5), grid, settings)
-        return P0, np.asarray(transport(jnp.asarray(P0, jnp.float32), V, 0.9, grid, settings)), grid
+        V = _velocity(jax.random.key(5), grid, settings)
+        return P0, np.asarray(_transport(P0.astype(np.float32), V, 0.9, grid, settings)), grid
 
     start, coarse, grid = carried(4.0)
     fine = carried(2.0)[1][::2, ::2, ::2]
@@ -108,7 +111,7 @@ def test_the_same_lesion_at_two_resolutions():
 def test_a_violent_flow_is_shortened_and_stays_in_bounds():
     grid, settings = Grid((12, 14, 10), (8.0, 8.0, 8.0)), FluidSettings(max_steps=5)
     P0 = jnp.asarray(np.random.default_rng(0).random(grid.shape) < 0.3, jnp.float32)
-    V = 1e6 * random_velocity(jax.random.key(0), grid, settings)
-    P = transport(P0, V, 0.9, grid, settings)
+    V = 1e6 * _velocity(jax.random.key(0), grid, settings)
+    P = _transport(P0, V, 0.9, grid, settings)
     assert P.min() >= -1e-6 and P.max() <= 1.0 + 1e-6
     assert jnp.any(P != P0)

@@ -110,8 +110,8 @@ def test_one_key_one_result_and_each_sample_its_own():
 def test_a_sample_of_a_batch_is_the_single_draw_of_its_key():
     key = jax.random.key(9)
     batch = _pairs(key, _batch(IMAGE), _batch(BRAIN), None, ALWAYS)
-    one = randomize(jax.random.split(key, BATCH)[3], jnp.asarray(IMAGE), jnp.asarray(BRAIN), GRID,
-                    ALWAYS)
+    alone = jax.jit(lambda key, image, brain: randomize(key, image, brain, GRID, ALWAYS))
+    one = alone(jax.random.split(key, BATCH)[3], IMAGE, BRAIN)
     for single, many in zip(one, batch):
         np.testing.assert_allclose(single, many[3, ..., 0], atol=1e-5)
 

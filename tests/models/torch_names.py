@@ -52,7 +52,9 @@ def state_dict(arrays: dict[str, np.ndarray], prefix: str = 'sd/') -> dict[str, 
     return {name[len(prefix):]: arrays[name] for name in arrays if name.startswith(prefix)}
 
 
-def autoencoder_params(weights: dict[str, np.ndarray], channels: tuple, num_res_blocks: int) -> dict:
+def autoencoder_params(
+    weights: dict[str, np.ndarray], channels: tuple, num_res_blocks: int
+) -> dict:
     """Tree of `Autoencoder`; torch numbers the blocks of encoder and decoder one after another."""
     def rename(name: str) -> str:
         match = re.match(r'(encoder|decoder)s\.0\.blocks\.(\d+)\.(.*)', name)

@@ -1,0 +1,27 @@
+"""Find anomalies in scans: `python -m fluidjax.predict SCAN [SCAN...] --workdir=RUN --out=DIR`.
+
+Scans are skull-stripped T1w NIfTI files. See `fluidjax.prediction`.
+"""
+
+from pathlib import Path
+
+from absl import flags
+
+from fluidjax import cli
+
+WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of a trained and evaluated run.')
+OUT = flags.DEFINE_string('out', None, 'Folder to write to, one folder a scan.')
+
+
+def main(scans: list[str]) -> None:
+    """Read the flags and predict."""
+    from fluidjax import prediction
+
+    if not scans or not WORKDIR.value or not OUT.value:
+        raise cli.UserError('predict needs scans, --workdir=RUN and --out=DIR, e.g. python -m '
+                            'fluidjax.predict scan.nii.gz --workdir=runs/demo --out=predictions')
+    prediction.predict(scans, Path(WORKDIR.value), Path(OUT.value))
+
+
+if __name__ == '__main__':
+    cli.run(main, takes_arguments=True)
