@@ -81,7 +81,7 @@ def make_record(grid: grids.ModelGrid, split: str, number: int, seed: int = SEED
 class TemplateCohort(tfds.core.GeneratorBasedBuilder):
     """Brains made from the MNI152 template; the test split is diseased."""
 
-    VERSION = tfds.core.Version('1.1.0')  # Raise it when the subjects change.
+    VERSION = tfds.core.Version('1.2.0')  # Raise it when the subjects change.
     BUILDER_CONFIGS = [
         TemplateConfig(name='demo', grid=grids.GRIDS['demo'], sizes=(96, 12, 24)),
         TemplateConfig(name='smoke', grid=grids.GRIDS['smoke'], sizes=(8, 2, 4)),

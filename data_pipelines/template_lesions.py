@@ -16,7 +16,9 @@ from scipy.spatial import transform
 
 from data_pipelines import grids, template_subjects
 
-VOLUME_RANGE_ML = (2.0, 60.0)
+# Real masks reach from a few ml (MS) over 30 (glioma) to hundreds (stroke).
+VOLUME_RANGE_ML = (5.0, 120.0)
+STRENGTH_RANGE = (0.6, 1.0)
 MAX_LESIONS = 3
 MAX_ELLIPSOIDS = 3
 SURFACE_WOBBLE = 0.22
@@ -99,7 +101,7 @@ def paint(
 ) -> np.ndarray:
     """Blend a lesion into an image: I' = (1 - w) I + w (c + texture), w = strength * profile."""
     csf, gm, _ = tissue_means
-    strength = rng.uniform(0.4, 1.0)
+    strength = rng.uniform(*STRENGTH_RANGE)
     necrotic = csf + rng.uniform(0.0, 0.4) * (gm - csf)
     texture = rng.uniform(0.02, 0.06) * template_subjects.smooth_noise(rng, 10.0)
     target = necrotic + template_subjects.sample_field(texture, grid.positions())
@@ -114,7 +116,7 @@ def add_lesions(
     tissue_means: tuple[float, float, float],
     grid: grids.ModelGrid,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """One to three lesions, 2 to 60 ml together at most, log-uniform each.
+    """One to three lesions, each of 5 ml or more and together at most 120 ml, log-uniform.
 
     Returns:
       (diseased image before bias and noise, mask), (x, y, z) float32 and bool.

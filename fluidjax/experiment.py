@@ -181,7 +181,7 @@ def _some_volumes(cohort: Any) -> np.ndarray:
     """Up to 64 training scans `(n, x, y, z, 1)`."""
     from data_pipelines import input_pipeline
 
-    return input_pipeline.load_images(cohort, "train")[0][:PREPARE_VOLUMES]
+    return input_pipeline.load_images(cohort, 'train')[0][:PREPARE_VOLUMES]
 
 
 def _claim(config: ConfigDict, workdir: Path) -> None:

@@ -38,6 +38,8 @@ class DiffusionProcess:
         learned_variance: also learn the variance's range, as published.
         centre_latents: subtract the mean latent of the training scans, position by position. With
             'v' and a zero output the reconstruction is then the mean brain: training starts there.
+        time_bias: training draws the step as T u^(1 / time_bias), u uniform: 1 is uniform
+            (published), larger spends the training where a few-step sampler works.
         start_step: sampling starts from the scan's latent noised to this step (published: 250 of
             1000, where the lesion is still in it; num_steps starts from pure noise).
         sampler: 'ddpm', 'ddim' or 'one_step'.
@@ -49,6 +51,7 @@ class DiffusionProcess:
     prediction: str = 'eps'
     learned_variance: bool = True
     centre_latents: bool = False
+    time_bias: float = 1.0
     start_step: int = 250
     sampler: str = 'ddpm'
     sampler_steps: int = 250
@@ -63,8 +66,9 @@ class DiffusionProcess:
             if not 1 <= getattr(self, field) <= most:
                 raise UserError(f'config.diffusion.process.{field}: {getattr(self, field)} is not '
                                 f'within 1..{most}')
-        if self.num_samples < 1:
-            raise UserError('config.diffusion.process.num_samples: must be 1 or more')
+        for field in ('time_bias', 'num_samples'):
+            if getattr(self, field) < 1:
+                raise UserError(f'config.diffusion.process.{field}: must be 1 or more')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,7 +155,7 @@ class LatentDiffusion:
         cond = None
         if self.conditional:
             cond = jax.lax.stop_gradient(self.encode(params, pair.diseased))
-        t = jax.random.randint(k_t, z.shape[:1], 0, self.process.num_steps)
+        t = self._draw_steps(k_t, z.shape[0])
         eps = jax.random.normal(k_eps, z.shape)
         z_t = q_sample(self._schedule, z, t, eps)
         output = UNet(self.network).apply({'params': params['unet']}, z_t, t, cond)
@@ -159,6 +163,11 @@ class LatentDiffusion:
         terms = {name: jnp.mean(value) for name, value in terms.items()}
         loss = terms.pop('loss')
         return loss, {**terms, 'lesion_share': jnp.mean(pair.mask)}
+
+    def _draw_steps(self, key: jax.Array, count: int) -> jax.Array:
+        """Steps to train at, `(count,)` in 0..T-1."""
+        u = jax.random.uniform(key, (count,)) ** (1.0 / self.process.time_bias)
+        return jnp.minimum(jnp.int32(u * self.process.num_steps), self.process.num_steps - 1)
 
     def reconstruct(self, params: Params, volumes: jax.Array, key: jax.Array) -> jax.Array:
         """Healthy counterparts of scans `(batch, x, y, z, 1)` in [0, 1], shaped alike.

@@ -2,7 +2,6 @@
 
 from fluidjax.models.autoencoder import Autoencoder, AutoencoderConfig
 from fluidjax.models.discriminator import Discriminator
-from fluidjax.models.initialise import init_params
 from fluidjax.models.linear_code import PatchBasis, principal_components, with_linear_start
 from fluidjax.models.unet import UNet, UNetConfig
 
@@ -13,7 +12,6 @@ __all__ = [
     'PatchBasis',
     'UNet',
     'UNetConfig',
-    'init_params',
     'principal_components',
     'with_linear_start',
 ]

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from fluidjax.compiling import run_once
 from fluidjax.errors import UserError
 from fluidjax.training import checkpoint, parallel
 from fluidjax.training.logs import RunLog
@@ -114,7 +115,7 @@ def train_stage(
     if start is not None:
         state = checkpoint.restore(folder, template, start)
     else:
-        state = create_state(prepare(jax.jit(init)(key)), trainable, optimizer)
+        state = create_state(prepare(run_once(init, key)), trainable, optimizer)
         start = 0
     if start >= settings.steps:
         return state.averaged()

@@ -23,8 +23,10 @@ def data_parallel(step: StepFn) -> StepFn:
 def replicate(tree: Any) -> Any:
     """Copy a tree onto every local device, with a leading device axis."""
     devices = jax.local_device_count()
-    # pmap wants a mapped argument; the tree itself is broadcast.
-    return jax.pmap(lambda _, x: x, in_axes=(0, None))(np.zeros(devices, np.float32), tree)
+    # pmap wants a mapped argument; the tree itself is broadcast. The axis has the step's name, or
+    # the step would compile twice: for this state, and for its own output's sharding.
+    copy = jax.pmap(lambda _, x: x, axis_name=AXIS_NAME, in_axes=(0, None))
+    return copy(np.zeros(devices, np.float32), tree)
 
 
 def unreplicate(tree: Any) -> Any:

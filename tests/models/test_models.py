@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fluidjax.compiling import run_once
 from fluidjax.errors import UserError
 from fluidjax.models import (
     Autoencoder,
@@ -14,7 +15,6 @@ from fluidjax.models import (
     Discriminator,
     UNet,
     UNetConfig,
-    init_params,
     principal_components,
     with_linear_start,
 )
@@ -88,9 +88,9 @@ def test_algorithm_is_chosen_by_backend_and_can_be_overridden():
         pass
 
 
-def test_init_params_are_those_of_init():
+def test_parameters_drawn_without_optimisation_are_those_of_init():
     model, x = ResBlock(4, num_groups=2), jnp.ones((1, 3, 3, 3, 2))
-    quick, usual = init_params(model, KEY, x), model.init(KEY, x)['params']
+    quick, usual = run_once(model.init, KEY, x)['params'], model.init(KEY, x)['params']
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), quick, dict(usual))
     assert jnp.any(quick['conv1']['kernel'] != 0)
 
@@ -115,7 +115,7 @@ def test_linear_start_is_the_projection_on_the_components():
     assert np.all(np.diff(basis.variance) < 0)
     model = Autoencoder(config)
     x = jnp.asarray(volumes, jnp.float32)
-    params = with_linear_start(init_params(model, KEY, x[:1]), basis)
+    params = with_linear_start(run_once(model.init, KEY, x[:1])['params'], basis)
 
     def loss(params):
         recon, z_mu, z_log_var = model.apply({'params': params}, x)
@@ -166,7 +166,7 @@ def test_spatial_condition_acts_where_it_is():
     """In a residual block the map of scale and shift reaches one voxel further, and no more."""
     x, cond = jnp.ones((1, 6, 6, 6, 4)), jnp.ones((1, 6, 6, 6, 4))
     block = ResBlock(4, num_groups=2, scale_shift=True)
-    params = init_params(block, KEY, x, jnp.ones((1, 8)), cond)
+    params = run_once(block.init, KEY, x, jnp.ones((1, 8)), cond)['params']
     x = jax.random.normal(KEY, x.shape)
     apply = jax.jit(lambda cond: block.apply({'params': params}, x, jnp.ones((1, 8)), cond))
     changed = jnp.abs(apply(cond.at[0, 1, 3, 4].add(1.0)) - apply(cond)).max((0, -1)) > 0

@@ -1,0 +1,187 @@
+"""The command lines as a user calls them, at the smallest size."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import subprocess
+import sys
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+CONFIG = '--config=configs/ldm.py:smoke'
+
+
+@pytest.fixture(scope='module')
+def store(tmp_path_factory):
+    return tmp_path_factory.mktemp('store')
+
+
+@pytest.fixture(scope='module')
+def call(checkout, store):
+    """Run `python -m fluidjax.NAME ARGUMENTS` and return the finished process."""
+
+    def run(name, *arguments, **environment):
+        env = os.environ | {'FLUIDJAX_STORE': str(store)} | environment
+        return subprocess.run([sys.executable, '-m', f'fluidjax.{name}', *map(str, arguments)],
+                              cwd=checkout, env=env, capture_output=True, text=True, timeout=400)
+
+    return run
+
+
+@pytest.fixture(scope='module')
+def trained(call, tmp_path_factory):
+    """A smoke run, interrupted in its second stage and started again, then evaluated."""
+    workdir = tmp_path_factory.mktemp('runs') / 'smoke'
+    done = call('main', CONFIG, f'--workdir={workdir}')
+    assert done.returncode == 0, done.stderr
+    evaluated = call('eval', f'--workdir={workdir}')
+    assert evaluated.returncode == 0, evaluated.stderr
+    return workdir, done, evaluated
+
+
+def one_line_error(process):
+    """The command failed with exactly one line, ours."""
+    lines = [line for line in process.stderr.splitlines() if line.strip()]
+    assert process.returncode == 2, process.stderr
+    assert lines[-1].startswith('fluidjax: error: '), process.stderr
+    assert 'Traceback' not in process.stderr
+    return lines[-1]
+
+
+def test_training_writes_what_it_says(trained):
+    workdir, done, _ = trained
+    assert json.loads((workdir / 'config.json').read_text())['size'] == 'smoke'
+    records = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+    assert [(r['stage'], r['step']) for r in records] == [
+        (stage, step) for stage in ('autoencoder', 'diffusion') for step in (2, 3, 4, 6)]
+    assert all(np.isfinite(r['loss']) and r['seconds_per_step'] > 0 for r in records)
+    for stage in ('autoencoder', 'diffusion'):
+        assert (workdir / 'checkpoints' / stage / '6').is_dir()
+        assert list((workdir / 'tensorboard' / stage).glob('events*'))
+    assert 'fluidjax.eval' in done.stderr
+
+
+def test_evaluation_writes_scores_pictures_and_volumes(trained):
+    workdir, _, evaluated = trained
+    metrics = json.loads((workdir / 'eval' / 'metrics.json').read_text())
+    rows = metrics['template_smoke']
+    assert list(rows) == ['conddiff', 'autoencoder', 'mean_brain', 'intensity']
+    for scores in rows.values():
+        assert set(scores['ap']) == {'mean', 'ci_low', 'ci_high', 'n'}
+        assert scores['ap']['n'] == 4 and 0 <= scores['dice_validated']['mean'] <= 1
+    with open(workdir / 'eval' / 'subjects.csv') as file:
+        assert len(list(csv.DictReader(file))) == 4 * 4
+    page = (workdir / 'eval' / 'report.html').read_text()
+    assert page.count('data:image/png;base64') >= 5
+    assert not re.search(r'(?:src|href)\s*=\s*["\']?https?:', page)
+    assert 'report.html' in evaluated.stderr and 'mean_brain' in evaluated.stderr
+
+
+def test_volumes_lie_where_the_scan_lies(trained):
+    from data_pipelines.grids import GRIDS
+
+    folders = sorted((trained[0] / 'eval' / 'subjects').iterdir())
+    assert len(folders) == 4
+    names = {'scan', 'counterpart', 'anomaly_map', 'anomaly_mask', 'lesion'}
+    for name in names:
+        image = nib.load(folders[0] / f'{name}.nii.gz')
+        np.testing.assert_allclose(image.affine, GRIDS['smoke'].affine)
+        assert image.shape == GRIDS['smoke'].shape
+        assert nib.aff2axcodes(image.affine) == ('R', 'A', 'S')
+
+
+def test_the_same_command_again_trains_nothing(trained, call):
+    workdir, _, _ = trained
+    before = (workdir / 'metrics.jsonl').read_text()
+    again = call('main', CONFIG, f'--workdir={workdir}')
+    assert again.returncode == 0 and 'both stages are done' in again.stderr
+    assert (workdir / 'metrics.jsonl').read_text() == before
+
+
+def test_a_killed_run_ends_in_the_same_numbers(trained, call, tmp_path):
+    """Killed after the third step of stage two: as if it had lost everything after that step."""
+    import shutil
+
+    workdir, _, _ = trained
+    killed = tmp_path / 'killed'
+    shutil.copytree(workdir, killed, ignore=shutil.ignore_patterns('eval'))
+    shutil.rmtree(killed / 'checkpoints' / 'diffusion' / '6')
+    assert call('main', CONFIG, f'--workdir={killed}').returncode == 0
+
+    def losses(folder):
+        records = [json.loads(x) for x in (folder / 'metrics.jsonl').read_text().splitlines()]
+        return [(r['stage'], r['step'], r['loss'], r['grad_norm']) for r in records]
+
+    assert losses(killed) == losses(workdir)
+
+
+def test_predict_on_a_scan_of_ones_own(trained, call, tmp_path):
+    """A test subject's scan, given back as a file: maps in its own space, a picture, a line."""
+    scan = sorted((trained[0] / 'eval' / 'subjects').iterdir())[0] / 'scan.nii.gz'
+    broken = tmp_path / 'broken.nii.gz'
+    broken.write_bytes(scan.read_bytes()[:100])
+    out = tmp_path / 'out'
+    done = call('predict', scan, broken, f'--workdir={trained[0]}', f'--out={out}')
+    assert 'broken.nii.gz' in one_line_error(done) and '1 of 2 scans failed' in done.stderr
+    made = {path.name for path in (out / 'scan').iterdir()}
+    assert made == {'scan.nii.gz', 'counterpart.nii.gz', 'anomaly_map.nii.gz',
+                    'anomaly_mask.nii.gz', 'picture.png'}
+    assert (out / 'scan' / 'picture.png').read_bytes()[:4] == b'\x89PNG'
+
+
+@pytest.mark.parametrize('name,arguments,message', [
+    ('main', ['--config=configs/ldm.py:tiny', '--workdir=x'], 'size is one of paper, demo, smoke'),
+    ('main', ['--config=configs/none.py', '--workdir=x'], 'none.py'),
+    ('main', [CONFIG, '--config.diffusion.stepz=3', '--workdir=x'], 'stepz'),
+    ('main', [CONFIG, '--config.seed=three', '--workdir=x'], 'seed'),
+    ('main', [CONFIG], '--workdir'),
+    ('main', ['--config=configs/ldm.py:smoke,cohort=nifti', '--workdir={tmp}/n'], 'data_dir'),
+    ('main', ['--config=configs/ldm.py:smoke,cohort=nifti', '--workdir={tmp}/n2',
+              '--config.cohort.data_dir={tmp}/missing'], 'missing'),
+    ('main', ['--config=configs/ldm.py:smoke,cohort=nifti', '--workdir={tmp}/n3',
+              '--config.cohort.data_dir={tmp}'], 'no '),
+    ('eval', ['--workdir={tmp}/nothing'], 'no such file'),
+    ('eval', ['more', '--workdir=x'], "unexpected argument 'more'"),
+    ('predict', ['--workdir=x'], 'scan'),
+])
+def test_a_mistake_is_one_line(call, tmp_path, name, arguments, message):
+    arguments = [argument.format(tmp=tmp_path) for argument in arguments]
+    assert message in one_line_error(call(name, *arguments))
+
+
+def test_eval_without_a_checkpoint_says_what_to_do(call, trained, tmp_path):
+    (tmp_path / 'config.json').write_text((trained[0] / 'config.json').read_text())
+    error = one_line_error(call('eval', f'--workdir={tmp_path}'))
+    assert 'no checkpoint' in error and 'fluidjax.main' in error
+
+
+def test_another_configuration_does_not_overwrite_a_run(call, trained):
+    error = one_line_error(
+        call('main', CONFIG, '--config.diffusion.training.steps=7', f'--workdir={trained[0]}'))
+    assert 'diffusion.training.steps' in error
+
+
+def test_run_sh_knows_its_verbs(checkout):
+    listed = subprocess.run(['./run.sh', 'help'], cwd=checkout, capture_output=True, text=True)
+    for verb in ('setup', 'demo', 'test', 'train', 'eval', 'predict', 'bench', 'sweep', 'help'):
+        assert re.search(rf'^  {verb}\b', listed.stdout, re.M), verb
+    wrong = subprocess.run(['./run.sh', 'dance'], cwd=checkout, capture_output=True, text=True)
+    assert wrong.returncode == 2 and "no verb 'dance'" in wrong.stderr
+
+
+def test_package_imports_without_jax_and_tensorflow(checkout):
+    code = ("import sys, fluidjax, fluidjax.cli, fluidjax.errors; "
+            "assert not {'jax', 'tensorflow'} & set(sys.modules)")
+    subprocess.run([sys.executable, '-c', code], cwd=checkout, check=True)
+
+
+def test_the_device_path_needs_no_tensorflow(checkout):
+    code = ("import sys; sys.modules['tensorflow'] = None; "
+            "sys.modules['tensorflow_datasets'] = None; "
+            'import fluidjax.experiment, fluidjax.evaluation, fluidjax.prediction, fluidjax.bench')
+    subprocess.run([sys.executable, '-c', code], cwd=checkout, check=True)

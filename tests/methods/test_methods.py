@@ -1,0 +1,158 @@
+"""Every method on a small grid: it learns from a fixed batch, and it reconstructs."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from configs import ldm
+from fluidjax.compiling import run_once
+from fluidjax.experiment import build_stages
+from fluidjax.fluid.grid import Grid
+from fluidjax.training.loop import StageSettings
+from fluidjax.training.optimizer import OptimizerSettings, make_optimizer
+
+GRID = Grid((16, 16, 16), (12.0, 12.0, 12.0))
+STEPS = 20
+
+
+def brains(count: int, seed: int = 0) -> np.ndarray:
+    """Smooth bright balls on black, each its own: `(n, x, y, z, 1)`."""
+    rng = np.random.default_rng(seed)
+    axes = np.meshgrid(*[np.linspace(-1, 1, n) for n in GRID.shape], indexing='ij')
+    radius = np.sqrt(sum(axis**2 for axis in axes))
+    inside = ndimage.gaussian_filter((radius < 0.8).astype(np.float32), 0.5) > 0.5
+    texture = [ndimage.gaussian_filter(rng.normal(size=GRID.shape), 2.0) for _ in range(count)]
+    images = np.stack([inside * np.clip(0.6 + 1.5 * t, 0.05, 1.0) for t in texture])
+    return images[..., None].astype(np.float32)
+
+
+def stages_of(method: str):
+    return build_stages(ldm.get_config(f'smoke,method={method}'), GRID)
+
+
+def fit(method, params, batch, learning_rate=3e-3):
+    """Losses of a few steps on one batch with one key, and the parameters after them."""
+    settings = StageSettings(STEPS, 2, OptimizerSettings(learning_rate, clip_norm=1.0))
+    optimizer = make_optimizer(settings.optimizer, STEPS, method.trainable)
+    trained = {name: params[name] for name in method.trainable}
+    state = optimizer.init(trained)
+
+    @jax.jit
+    def step(trained, state):
+        def loss(p):
+            return method.loss({**params, **p}, batch, jax.random.key(5))[0]
+
+        value, grads = jax.value_and_grad(loss)(trained)
+        updates, state = optimizer.update(grads, state, trained)
+        return jax.tree.map(jnp.add, trained, updates), state, value
+
+    losses = []
+    for _ in range(STEPS):
+        trained, state, value = step(trained, state)
+        losses.append(float(value))
+    return losses, {**params, **trained}
+
+
+@pytest.fixture(scope='module')
+def batch():
+    images = jnp.asarray(brains(2))
+    return {'image': images, 'brain': (images > 0).astype(jnp.float32)}
+
+
+@pytest.fixture(scope='module')
+def autoencoder():
+    method = stages_of('conddiff').autoencoder
+    return method, method.prepare(run_once(method.init, jax.random.key(0)), brains(8))
+
+
+def test_autoencoder_learns_and_keeps_a_scan(autoencoder, batch):
+    method, params = autoencoder
+    losses, params = fit(method, params, batch)
+    assert np.isfinite(losses).all() and losses[-1] < 0.9 * losses[0]
+    recon = method.reconstruct(params, batch['image'], jax.random.key(0))
+    noise = jax.random.uniform(jax.random.key(1), recon.shape)
+    assert jnp.mean((recon - batch['image']) ** 2) < 0.2 * jnp.mean((recon - noise) ** 2)
+
+
+def test_autoencoder_starts_from_principal_components(autoencoder):
+    """Before any step its error is that of the best linear code of its size."""
+    method, params = autoencoder
+    volumes = brains(8)
+    recon = np.asarray(method.reconstruct(params, volumes, jax.random.key(0)))
+    patches = volumes[..., 0].reshape(8, 4, 4, 4, 4, 4, 4).transpose(0, 1, 3, 5, 2, 4, 6)
+    inside = patches.reshape(-1, 64)
+    inside = inside[(inside > 0).any(1)]
+    spectrum = np.linalg.svd(inside, compute_uv=False) ** 2
+    best = spectrum[method.network.latent_channels:].sum() / volumes.size
+    error = float(((recon - volumes) ** 2).mean())
+    assert best <= error * 1.0001 and error < 1.5 * best + 1e-4
+
+
+@pytest.mark.parametrize('name', ['conddiff', 'ldm', 'cldm'])
+def test_diffusion_learns_and_reconstructs(name, autoencoder, batch):
+    _, auto_params = autoencoder
+    method = stages_of(name).diffusion
+    params = {**run_once(method.init, jax.random.key(2)),
+              'autoencoder': auto_params['autoencoder']}
+    params = method.prepare(params, brains(8))
+    z = method.encode(params, brains(8))
+    assert float(z.std()) == pytest.approx(1.0, rel=0.05)
+    assert float(jnp.abs(z.mean(0)).max()) < 1e-3
+    losses, params = fit(method, params, batch)
+    assert np.isfinite(losses).all() and losses[-1] < 0.95 * losses[0]
+    recon = method.reconstruct(params, batch['image'], jax.random.key(0))
+    assert recon.shape == batch['image'].shape
+    assert float(jnp.abs(jnp.where(batch['image'] > 0, 0.0, recon)).max()) == 0.0
+    noise = jax.random.uniform(jax.random.key(1), recon.shape)
+    assert jnp.mean((recon - batch['image']) ** 2) < jnp.mean((recon - noise) ** 2)
+
+
+def test_decode_undoes_encode_but_for_the_autoencoder(autoencoder, batch):
+    auto, auto_params = autoencoder
+    method = stages_of('conddiff').diffusion
+    params = method.prepare(
+        {**run_once(method.init, jax.random.key(2)), 'autoencoder': auto_params['autoencoder']},
+        brains(8))
+    through = method.decode(params, method.encode(params, batch['image']))
+    alone = auto.reconstruct(params, batch['image'], jax.random.key(0))
+    np.testing.assert_allclose(through, alone, atol=1e-4)
+
+
+def test_steps_are_drawn_where_the_setting_says():
+    import dataclasses
+
+    method = stages_of('conddiff').diffusion
+    for bias, mean in ((1.0, 500), (4.0, 800)):
+        process = dataclasses.replace(method.process, time_bias=bias)
+        t = dataclasses.replace(method, process=process)._draw_steps(jax.random.key(0), 4000)
+        assert int(t.min()) >= 0 and int(t.max()) <= 999
+        assert float(t.mean()) == pytest.approx(mean, abs=15)
+
+
+def test_pairs_are_fresh_and_half_of_each_is_the_scan(batch):
+    method = stages_of('conddiff').diffusion
+    first = method.pairs(batch, jax.random.key(0))
+    second = method.pairs(batch, jax.random.key(1))
+    assert float(jnp.abs(first.diseased - second.diseased).max()) > 0.01
+    outside = first.probability == 0
+    np.testing.assert_allclose(
+        jnp.where(outside, first.diseased, 0), jnp.where(outside, first.healthy, 0), atol=1e-6)
+
+
+def test_a_lesion_bank_in_the_batch_is_used(batch):
+    """With the bank as the only source and no transport, lesions are its masks, mirrored or not."""
+    import dataclasses
+
+    method = stages_of('conddiff').diffusion
+    fluid = dataclasses.replace(method.fluid, bank_probability=1.0, diseased_probability=1.0,
+                                transport_time=(0.0, 0.0), bank_shift_mm=0.0)
+    mask = np.zeros((2, *GRID.shape), np.uint8)
+    mask[:, 9:12, 6:9, 6:9] = 1
+    pair = dataclasses.replace(method, fluid=fluid).pairs(
+        {**batch, 'lesions': jnp.asarray(mask)}, jax.random.key(0))
+    for lesion in np.asarray(pair.mask)[..., 0]:
+        assert (lesion == mask[0]).all() or (lesion == mask[0][::-1]).all()
