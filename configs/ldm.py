@@ -113,6 +113,10 @@ def _shrink_to_demo(config: ConfigDict) -> None:
     config.diffusion.process.update({'prediction': 'v', 'learned_variance': False,
                                      'centre_latents': True, 'time_bias': 4.0, 'start_step': 1000,
                                      'sampler': 'one_step', 'sampler_steps': 1})
+    if config.method == 'ldm':
+        # Told nothing of the scan, it must start from a scan that is still to be seen.
+        config.diffusion.process.update({'time_bias': 1.0, 'start_step': 400, 'sampler': 'ddim',
+                                         'sampler_steps': 10})
     config.diffusion.training.update({'steps': 1300, 'batch_size': 4, 'ema_decay': 0.99,
                                       'log_every': 50, 'checkpoint_every': 200})
     config.diffusion.training.optimizer.update({'learning_rate': 2e-3, 'warmup_steps': 40,

@@ -24,14 +24,14 @@ from fluidjax.config import settings_from
 from fluidjax.detect import baselines, evaluate, metrics
 from fluidjax.detect.anomaly_map import MapSettings, residual_maps
 from fluidjax.detect.evaluate import write_text
-from fluidjax.detect.figures import Panel
+from fluidjax.detect.figures import Panel, subject_figure
 from fluidjax.detect.report import write_report
 from fluidjax.errors import UserError
 from fluidjax.experiment import Run, load_run, open_cohort
 from fluidjax.fluid.randomize import randomize_batch
 
 REFERENCES = ('scan', 'autoencoder')
-MAX_PANELS = 12
+MAX_PICTURED = 12
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,11 +154,27 @@ def cases_of(cohort: Any, split: str) -> list[Case]:
             for subject in input_pipeline.subjects(cohort, split)]
 
 
-def with_simulated_lesions(run: Run, cases: Sequence[Case], seed: int) -> list[Case]:
-    """Healthy cases with a lesion each, drawn by the training's law from a seed of its own."""
+def lesion_bank(cohort: Any) -> np.ndarray | None:
+    """The cohort's real lesion masks `(n, x, y, z)` uint8, or None."""
+    from data_pipelines import input_pipeline
+
+    return input_pipeline.lesion_bank(cohort)
+
+
+def with_simulated_lesions(
+    run: Run, cases: Sequence[Case], seed: int, bank: np.ndarray | None = None
+) -> list[Case]:
+    """Healthy cases with a lesion each, drawn by the training's law from a seed of its own.
+
+    Args:
+        run: its fluid settings and grid are used.
+        cases: healthy cases.
+        seed: of the draws.
+        bank: real lesion masks `(n, x, y, z)` uint8, as in training, or None.
+    """
     settings = dataclasses.replace(run.method.fluid, diseased_probability=1.0)
     randomize = jax.jit(lambda key, image, brain: randomize_batch(
-        key, image, brain, run.grid, settings))
+        key, image, brain, run.grid, settings, bank))
     made = []
     for number, case in enumerate(cases):
         key = jax.random.fold_in(jax.random.key(seed), number)
@@ -206,7 +222,8 @@ def run_evaluation(workdir: Path, save_volumes: bool = True) -> Path:
     cohort = open_cohort(run.config)
     detector = Detector(run, baselines.mean_brain(c.image for c in cases_of(cohort, 'train')))
     healthy = cases_of(cohort, 'validation')
-    validation = with_simulated_lesions(run, healthy, run.config.seed)
+    bank = lesion_bank(cohort)
+    validation = with_simulated_lesions(run, healthy, run.config.seed, bank)
     darker = darker_on(validation)
     detector.warm_up(validation[0])
     thresholds = choose_thresholds(detector.rows(validation, darker), validation)
@@ -215,14 +232,15 @@ def run_evaluation(workdir: Path, save_volumes: bool = True) -> Path:
     else:
         # Nobody gave diseased scans: other lesions of the same law, and the name says so.
         name = f'{cohort.name}-simulated'
-        cases = with_simulated_lesions(run, healthy, run.config.seed + 1)
+        cases = with_simulated_lesions(run, healthy, run.config.seed + 1, bank)
     rows = detector.rows(cases, darker)
     folder = workdir / 'eval'
     summary, table = _score(name, rows, cases, thresholds)
-    _write(folder, run, summary, table, thresholds, _panels(name, run, rows, cases, thresholds),
-           workdir)
+    panels = _panels(name, run, rows, cases, thresholds)
+    _write(folder, run, summary, table, thresholds, panels[:MAX_PICTURED], workdir)
     if save_volumes:
-        _save_volumes(folder, rows[run.config.method], cases, thresholds[run.config.method])
+        for panel in panels:
+            save_panel(folder / 'subjects' / panel.subject.name, panel)
     cli.tell(scores_text(summary))
     return folder / 'report.html'
 
@@ -249,7 +267,7 @@ def _panels(
     return [
         Panel(cohort, method, case, rows[method].counterparts[i], rows[method].maps[i],
               thresholds[method], {name: row.maps[i] for name, row in rows.items()})
-        for i, case in enumerate(cases[:MAX_PANELS])
+        for i, case in enumerate(cases)
     ]
 
 
@@ -267,25 +285,19 @@ def _write(
                  summary, table, panels, thresholds, facts)
 
 
-def _save_volumes(folder: Path, row: Output, cases: Sequence[Case], threshold: float) -> None:
-    """Per subject: scan, counterpart, map, mask and truth, placed in the scan's own world."""
-    for case, anomaly, counterpart in zip(cases, row.maps, row.counterparts, strict=True):
-        save_case(folder / 'subjects' / case.name, case, anomaly, counterpart, threshold)
-
-
-def save_case(
-    folder: Path, case: Case, anomaly: np.ndarray, counterpart: np.ndarray, threshold: float | None
-) -> None:
-    """Write one case's volumes as NIfTI files with the affine of the case."""
+def save_panel(folder: Path, panel: Panel) -> None:
+    """Write a subject's volumes, placed in the scan's own world, and its picture."""
     from data_pipelines.volume_io import save_volume
 
-    volumes = {'scan': case.image, 'counterpart': counterpart, 'anomaly_map': anomaly}
-    if threshold is not None:
-        volumes['anomaly_mask'] = ((anomaly >= threshold) & case.brain).astype(np.uint8)
+    case, found = panel.subject, panel.anomaly_map >= panel.threshold
+    volumes = {'scan': case.image, 'counterpart': panel.counterpart,
+               'anomaly_map': panel.anomaly_map,
+               'anomaly_mask': (found & case.brain).astype(np.uint8)}
     if case.lesion is not None:
         volumes['lesion'] = case.lesion.astype(np.uint8)
     for name, data in volumes.items():
         save_volume(folder / f'{name}.nii.gz', data, case.affine)
+    (folder / 'picture.png').write_bytes(subject_figure(panel))
 
 
 def scores_text(summary: dict) -> str:

@@ -10,9 +10,9 @@ import numpy as np
 
 from fluidjax import cli
 from fluidjax.detect.evaluate import voxel_ml
-from fluidjax.detect.figures import Panel, subject_figure
+from fluidjax.detect.figures import Panel
 from fluidjax.errors import UserError
-from fluidjax.evaluation import Case, Detector, save_case
+from fluidjax.evaluation import Case, Detector, save_panel
 from fluidjax.experiment import load_run
 
 LOW_OVERLAP = 0.85
@@ -72,10 +72,8 @@ def predict(scans: Sequence[str], workdir: Path, out: Path) -> None:
             continue
         output, _ = detector.detect([case])
         folder = out / case.name
-        save_case(folder, case, output.maps[0], output.counterparts[0], threshold)
-        panel = Panel('', run.config.method, case, output.counterparts[0], output.maps[0],
-                      threshold)
-        (folder / 'picture.png').write_bytes(subject_figure(panel))
+        save_panel(folder, Panel('predicted', run.config.method, case, output.counterparts[0],
+                                 output.maps[0], threshold))
         marked = int(np.sum((output.maps[0] >= threshold) & case.brain))
         volume = marked * voxel_ml(case.affine)
         cli.tell(f'[{number}/{len(scans)}] {path}: {volume:.1f} ml marked; {folder}')
