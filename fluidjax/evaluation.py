@@ -76,7 +76,7 @@ class Detector:
         self._autoencode = jax.jit(run.method.autoencoder.reconstruct)
 
     def reconstruct(self, cases: Sequence[Case]) -> np.ndarray:
-        """Healthy counterparts `(n, x, y, z)`."""
+        """Healthy counterparts `(n, x, y, z)`, zero outside the brain."""
         return self._batched(self._reconstruct, cases, self.run.config.method)
 
     def autoencode(self, cases: Sequence[Case]) -> np.ndarray:
@@ -131,7 +131,7 @@ class Detector:
             padded = np.concatenate([chunk, blank])
             key = jax.random.fold_in(jax.random.key(self.run.config.seed), start)
             done.append(np.asarray(function(self.run.params, padded, key))[:len(chunk), ..., 0])
-        return np.concatenate(done)
+        return np.concatenate(done) * np.stack([case.brain for case in cases])
 
 
 def _timed(function: Callable[[], Any]) -> tuple[Any, float]:

@@ -178,7 +178,7 @@ class LatentDiffusion:
         z_scan = self.encode(params, volumes)
         keys = jax.random.split(key, self.process.num_samples)
         z = jax.lax.map(lambda k: self._sample(params, z_scan, k), keys).mean(axis=0)
-        return self.decode(params, z) * (volumes > 0)
+        return self.decode(params, z)
 
     def _sample(self, params: Params, z_scan: jax.Array, key: jax.Array) -> jax.Array:
         k_start, k_steps = jax.random.split(key)

@@ -106,7 +106,6 @@ def test_diffusion_learns_and_reconstructs(name, autoencoder, batch):
     assert np.isfinite(losses).all() and losses[-1] < 0.95 * losses[0]
     recon = method.reconstruct(params, batch['image'], jax.random.key(0))
     assert recon.shape == batch['image'].shape
-    assert float(jnp.abs(jnp.where(batch['image'] > 0, 0.0, recon)).max()) == 0.0
     noise = jax.random.uniform(jax.random.key(1), recon.shape)
     assert jnp.mean((recon - batch['image']) ** 2) < jnp.mean((recon - noise) ** 2)
 
