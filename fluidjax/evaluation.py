@@ -173,13 +173,13 @@ def with_simulated_lesions(
         bank: real lesion masks `(n, x, y, z)` uint8, as in training, or None.
     """
     settings = dataclasses.replace(run.method.fluid, diseased_probability=1.0)
-    randomize = jax.jit(lambda key, image, brain: randomize_batch(
+    randomize = jax.jit(lambda key, image, brain, bank: randomize_batch(
         key, image, brain, run.grid, settings, bank))
     made = []
     for number, case in enumerate(cases):
         key = jax.random.fold_in(jax.random.key(seed), number)
         pair = randomize(key, case.image[None, ..., None],
-                         case.brain[None, ..., None].astype(np.float32))
+                         case.brain[None, ..., None].astype(np.float32), bank)
         healthy, diseased, mask = (np.asarray(v)[0, ..., 0] for v in pair[:3])
         made.append(dataclasses.replace(
             case, image=diseased, healthy=healthy, lesion=mask > 0, name=f'{case.name}-simulated'))
