@@ -30,11 +30,11 @@ fail() { echo "run.sh: $*" >&2; exit 2; }
 
 find_python() {
   local candidate
-  for candidate in "${FLUIDJAX_PYTHON:-}" python3 python3.13 python3.12 python3.11; do
+  for candidate in "${FLUIDJAX_PYTHON:-}" python3 python3.12 python3.11 python3.13; do
     [ -n "$candidate" ] && command -v "$candidate" >/dev/null 2>&1 || continue
-    "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' && { echo "$candidate"; return; }
+    "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' && { echo "$candidate"; return; }
   done
-  fail "fluidjax needs Python 3.11 or newer and found none; install python3, or name one in FLUIDJAX_PYTHON"
+  fail "fluidjax needs Python 3.11, 3.12 or 3.13 and found none; install python3, or name one in FLUIDJAX_PYTHON"
 }
 
 make_venv() {
@@ -55,8 +55,12 @@ make_venv() {
 }
 
 accelerator() {
-  if [ -n "${FLUIDJAX_EXTRA:-}" ]; then echo "$FLUIDJAX_EXTRA"
-  elif compgen -G '/dev/accel*' >/dev/null || compgen -G '/dev/vfio/[0-9]*' >/dev/null && [ -n "${TPU_NAME:-${TPU_ACCELERATOR_TYPE:-}}" ]; then echo tpu
+  case ${FLUIDJAX_EXTRA:-} in
+    cuda|tpu|none) echo "$FLUIDJAX_EXTRA"; return ;;
+    ?*) fail "FLUIDJAX_EXTRA is '$FLUIDJAX_EXTRA': use cuda, tpu or none" ;;
+  esac
+  if compgen -G '/dev/accel[0-9]*' >/dev/null ||
+    { compgen -G '/dev/vfio/[0-9]*' >/dev/null && [ -n "${TPU_NAME:-${TPU_ACCELERATOR_TYPE:-}}" ]; }; then echo tpu
   elif command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1; then echo cuda
   else echo none; fi
 }
@@ -71,7 +75,7 @@ setup() {
   echo "installing fluidjax and what it needs into $VENV (one to three minutes, some 2 GB)"
   local target=.
   [ "$extra" = none ] || target=".[$extra]"
-  "$PYTHON" -m pip install --quiet --disable-pip-version-check --editable "$target" ||
+  "$PYTHON" -m pip install --quiet --quiet --disable-pip-version-check --editable "$target" ||
     fail "pip could not install fluidjax; its last lines above say why (no network? disk full?). Run ./run.sh setup again"
   echo "$wanted" >"$MARK"
 }

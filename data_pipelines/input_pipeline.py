@@ -7,23 +7,23 @@ many processes the global batch is spread, so a resumed run sees what an unbroke
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 import contextlib
 import dataclasses
 import os
-from pathlib import Path
 import sys
 import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 # Before TensorFlow is first imported: without these it greets on stderr.
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
 
-from absl import logging  # noqa: E402
 import numpy as np  # noqa: E402
 import tensorflow as tf  # noqa: E402
 import tensorflow_datasets as tfds  # noqa: E402
+from absl import logging  # noqa: E402
 
 from data_pipelines import grids  # noqa: E402
 from data_pipelines import nifti_cohort as nifti_cohort_builder  # noqa: E402

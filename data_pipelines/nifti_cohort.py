@@ -8,13 +8,13 @@ is used again.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 import dataclasses
 import hashlib
 import json
 import os
-from pathlib import Path
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -27,7 +27,7 @@ from fluidjax.errors import UserError
 # Raise it when preprocessing changes: cohorts built before are then built anew.
 PREPROCESSING_VERSION = 2
 VALIDATION_FRACTION = 0.2
-MIN_HEALTHY_SCANS = 2
+MIN_HEALTHY_SUBJECTS = 2
 # Below: said on the terminal, for a person to look at. Above: surely no lesion.
 LOW_OVERLAP = 0.85
 MAX_LESION_FRACTION = 0.6
@@ -82,32 +82,51 @@ def config_for(source: NiftiSource) -> NiftiConfig:
 def assign_splits(source: NiftiSource) -> dict[str, list[scan_folders.Case]]:
     """Which case goes to which split; a split with nothing in it is left out.
 
-    Healthy scans (no mask, or an empty one) are shuffled by the seed: a fifth, at least one,
-    validates.
+    Healthy subjects are shuffled by the seed: a fifth, at least one, validates. All scans of one
+    subject go to one split; a subject with a lesion in any of them does not train.
 
     Raises:
-      UserError: from the folders, or fewer than two healthy scans.
+      UserError: from the folders, or fewer than two healthy subjects.
     """
+    _refuse_nested_folders(source)
     cases = scan_folders.find_cases(source.data_dir, 'data_dir')
     diseased = [case for case in cases if _has_lesion(case)]
-    healthy = [dataclasses.replace(case, mask=None) for case in cases if case not in diseased]
-    if len(healthy) < MIN_HEALTHY_SCANS:
+    if source.test_dir:
+        diseased += scan_folders.find_cases(source.test_dir, 'test_dir')
+    patients = {scan_folders.subject_key(case.scan) for case in diseased}
+    healthy: dict[tuple[str, ...], list[scan_folders.Case]] = {}
+    for case in cases:
+        key = scan_folders.subject_key(case.scan)
+        if key not in patients:
+            healthy.setdefault(key, []).append(dataclasses.replace(case, mask=None))
+    if len(healthy) < MIN_HEALTHY_SUBJECTS:
         raise UserError(
             f'data_dir: {source.data_dir} holds {len(healthy)} healthy scan(s) and '
-            f'{len(diseased)} with a lesion mask; training needs at least '
-            f'{MIN_HEALTHY_SCANS} healthy scans'
+            f'{len(diseased)} with a lesion mask or in test_dir; training needs at least '
+            f'{MIN_HEALTHY_SUBJECTS} healthy scans of different subjects'
         )
     order = np.random.default_rng(source.seed).permutation(len(healthy))
     num_validation = max(1, round(VALIDATION_FRACTION * len(healthy)))
-    pick = lambda indices: [healthy[i] for i in sorted(indices)]
-    if source.test_dir:
-        diseased += scan_folders.find_cases(source.test_dir, 'test_dir')
+    subjects = list(healthy.values())
+    pick = lambda indices: [case for i in sorted(indices) for case in subjects[i]]
     splits = {
         'train': pick(order[num_validation:]),
         'validation': pick(order[:num_validation]),
         'test': _with_unique_names(diseased),
     }
     return {split: chosen for split, chosen in splits.items() if chosen}
+
+
+def _refuse_nested_folders(source: NiftiSource) -> None:
+    """Patients or lesion masks inside data_dir would be taken for healthy training scans."""
+    data = Path(source.data_dir).resolve()
+    for purpose in ('test_dir', 'lesion_dir'):
+        folder = getattr(source, purpose)
+        if folder and (data == Path(folder).resolve() or data in Path(folder).resolve().parents):
+            raise UserError(
+                f'{purpose}: {folder} lies inside data_dir {source.data_dir}, whose scans are '
+                'taken for healthy; move it out'
+            )
 
 
 def _has_lesion(case: scan_folders.Case) -> bool:

@@ -12,7 +12,8 @@ import dataclasses
 import numpy as np
 from scipy import ndimage
 
-from data_pipelines import grids, mni_template, registration as affine_registration, resampling
+from data_pipelines import grids, mni_template, resampling
+from data_pipelines import registration as affine_registration
 from data_pipelines.volume_io import Volume
 from fluidjax.errors import UserError
 

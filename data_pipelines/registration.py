@@ -14,8 +14,8 @@ from __future__ import annotations
 import functools
 
 import numpy as np
-from scipy import ndimage
 import SimpleITK as sitk
+from scipy import ndimage
 
 from data_pipelines import grids, mni_template, resampling
 

@@ -8,11 +8,11 @@ is a mask.
 from __future__ import annotations
 
 import collections
-from collections.abc import Iterable
 import dataclasses
 import os
-from pathlib import Path
 import re
+from collections.abc import Iterable
+from pathlib import Path
 
 from data_pipelines.volume_io import NIFTI_ENDINGS, strip_ending
 from fluidjax.errors import UserError
@@ -97,7 +97,7 @@ def is_lesion_mask(path: Path) -> bool:
     return is_mask and (bool(_LESION_NAME.search(name)) or not _ANATOMY_NAME.search(name))
 
 
-def _subject_key(path: Path) -> tuple[str, ...]:
+def subject_key(path: Path) -> tuple[str, ...]:
     """Whose file this is: the BIDS subject, or the words of the name that are not about content."""
     name = strip_ending(path)
     if name.startswith('sub-'):
@@ -116,7 +116,7 @@ def _match(scans: Iterable[Path], masks: Iterable[Path]) -> dict[Path, Path]:
     for mask in sorted(masks, key=lambda p: (not _LESION_NAME.search(p.name.lower()), p)):
         here = in_folder[mask.parent]
         mine = (
-            here if len(here) == 1 else [s for s in here if _subject_key(s) == _subject_key(mask)]
+            here if len(here) == 1 else [s for s in here if subject_key(s) == subject_key(mask)]
         )
         if not mine:
             raise UserError(

@@ -6,9 +6,9 @@ lesion mask and the healthy image underneath.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 import dataclasses
 import sys
+from collections.abc import Iterator
 
 import numpy as np
 import tensorflow_datasets as tfds

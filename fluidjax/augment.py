@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fluidjax.errors import UserError
+
 Spacing = tuple[float, float, float]
 
 
@@ -41,6 +43,14 @@ class AugmentSettings:
     gamma: float = 0.1
     bias: float = 0.1
     noise: float = 0.02
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            if not getattr(self, field.name) >= 0:
+                raise UserError(f'config.augment.{field.name}: {getattr(self, field.name)} must be '
+                                '0 or more')
+        if self.control_spacing_mm == 0:
+            raise UserError('config.augment.control_spacing_mm: must be more than 0')
 
     @property
     def moves(self) -> bool:

@@ -1,7 +1,7 @@
 """Time the parts of a configuration: `python -m fluidjax.bench --config=configs/ldm.py:demo`.
 
-Milliseconds a call (median) and seconds to compile, on whatever backend is there, for drawing pairs,
-encoding, both training steps and reconstruction, on the training's own batch sizes.
+Milliseconds a call (median) and seconds to compile, on whatever backend is there, for drawing
+pairs, encoding, the gradients of both stages and reconstruction, at the training's batch sizes.
 """
 
 import json
@@ -93,7 +93,7 @@ def main() -> None:
         raise cli.UserError('bench needs --config=FILE, e.g. --config=configs/ldm.py:demo')
     table = time_all(CONFIG.value, REPEATS.value)
     if JSON.value:
-        from fluidjax.detect.evaluate import write_text
+        from fluidjax.files import write_text
 
         write_text(Path(JSON.value), json.dumps(table, indent=2) + '\n')
 

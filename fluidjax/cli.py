@@ -44,6 +44,10 @@ def run(main: Callable[..., None], takes_arguments: bool = False) -> None:
             main(words) if takes_arguments else main()
         except UserError as error:
             return _fail(str(error))
+        except OSError as error:
+            where = error.filename or 'a file'
+            return _fail(f'{where}: {error.strerror or error}; check the path, its rights and the '
+                         'space left')
         except KeyboardInterrupt:
             tell('\nfluidjax: interrupted; the same command continues from the last checkpoint')
             return 130
@@ -58,6 +62,10 @@ def run(main: Callable[..., None], takes_arguments: bool = False) -> None:
 
 def _parse_flags(arguments: list[str]) -> list[str]:
     """absl's parser; whatever is wrong with a flag is one line, also inside a config file."""
+    if {'--help', '-h', '--helpshort'} & set(arguments[1:]):
+        print((sys.modules['__main__'].__doc__ or '').strip(), '\n\nOptions:')
+        print(flags.FLAGS.module_help(sys.modules['__main__']))
+        raise SystemExit(0)
     try:
         return flags.FLAGS(arguments)
     except flags.Error as error:
@@ -68,8 +76,6 @@ def _parse_flags(arguments: list[str]) -> list[str]:
         message = f'{error.filename or error}: no such configuration file; try configs/ldm.py:demo'
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         message = str(error).strip('"\'')
-    if isinstance(arguments, list) and any(a in ('--help', '-h', '--helpshort') for a in arguments):
-        raise SystemExit(0)
     raise UserError(' '.join(message.split()))
 
 

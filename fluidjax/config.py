@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from ml_collections import ConfigDict
 
 from fluidjax.errors import UserError
+from fluidjax.files import write_text
 
 T = TypeVar('T')
 
@@ -52,8 +53,10 @@ def settings_from(kind: type[T], values: Mapping[str, Any], where: str) -> T:
         where: dotted place in the configuration, for the message.
 
     Raises:
-        UserError: a field the dataclass does not have, or a value of another type.
+        UserError: a field the dataclass does not have or is missing, or a section that is none.
     """
+    if not isinstance(values, Mapping | ConfigDict):
+        raise UserError(f'config.{where}: is {values!r}, must be a section of settings')
     types = typing.get_type_hints(kind)
     fields = {field.name for field in dataclasses.fields(kind)}
     unknown = sorted(set(values) - fields)
@@ -76,10 +79,7 @@ def settings_from(kind: type[T], values: Mapping[str, Any], where: str) -> T:
 def save_config(path: Path, config: ConfigDict) -> None:
     """Write a configuration as JSON, beside and renamed."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(path.name + '.part')
-        beside.write_text(json.dumps(config.to_dict(), indent=2) + '\n')
-        beside.replace(path)
+        write_text(path, json.dumps(config.to_dict(), indent=2) + '\n')
     except OSError as error:
         raise UserError(f'{path}: cannot write ({error.strerror}); choose another --workdir'
                         ) from error
@@ -96,9 +96,12 @@ def load_config(path: Path) -> ConfigDict:
                         f'python -m fluidjax.main --config=configs/ldm.py:demo '
                         f'--workdir={path.parent}')
     try:
-        return ConfigDict(json.loads(path.read_text()))
-    except (json.JSONDecodeError, TypeError) as error:
+        values = json.loads(path.read_text())
+    except ValueError as error:
         raise UserError(f'{path}: not a configuration ({error}); train again') from error
+    if not isinstance(values, dict):
+        raise UserError(f'{path}: not a configuration, but {type(values).__name__}; train again')
+    return ConfigDict(values)
 
 
 def differences(old: ConfigDict, new: ConfigDict, prefix: str = '') -> list[str]:

@@ -16,8 +16,8 @@ def main() -> None:
 
     if not WORKDIR.value:
         raise cli.UserError('eval needs --workdir=DIR, the folder of a trained run')
-    report = evaluation.run_evaluation(Path(WORKDIR.value), VOLUMES.value)
-    cli.tell(f'report: {report.absolute()}')
+    report = evaluation.run_evaluation(Path(WORKDIR.value).expanduser(), VOLUMES.value)
+    print(f'report: {report.absolute()}')
 
 
 if __name__ == '__main__':

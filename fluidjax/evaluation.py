@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +19,20 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from fluidjax import cli
 from fluidjax.config import settings_from
 from fluidjax.detect import baselines, evaluate, metrics
 from fluidjax.detect.anomaly_map import MapSettings, residual_maps
-from fluidjax.detect.evaluate import write_text
 from fluidjax.detect.figures import Panel, subject_figure
 from fluidjax.detect.report import write_report
 from fluidjax.errors import UserError
-from fluidjax.experiment import Run, load_run, open_cohort
+from fluidjax.experiment import (
+    Run,
+    check_cohort_of,
+    derived_seed,
+    load_run,
+    open_cohort,
+)
+from fluidjax.files import write_bytes, write_text
 from fluidjax.fluid.randomize import randomize_batch
 
 REFERENCES = ('scan', 'autoencoder')
@@ -72,6 +77,9 @@ class Detector:
         self.map_settings = settings_from(MapSettings, detect.map, 'detect.map')
         self._mean = mean_brain
         self._batch = int(detect.batch_size)
+        if self._batch < 1:
+            raise UserError(f'config.detect.batch_size: {self._batch} must be 1 or more')
+        self._seed = derived_seed(run.config.seed, 'sampling')
         self._reconstruct = jax.jit(run.method.reconstruct)
         self._autoencode = jax.jit(run.method.autoencoder.reconstruct)
 
@@ -83,7 +91,9 @@ class Detector:
         """The cases after the autoencoder alone `(n, x, y, z)`."""
         return self._batched(self._autoencode, cases, 'autoencoder')
 
-    def maps(self, scans: np.ndarray, counterparts: np.ndarray, cases: Sequence[Case]) -> np.ndarray:
+    def maps(
+        self, scans: np.ndarray, counterparts: np.ndarray, cases: Sequence[Case]
+    ) -> np.ndarray:
         """Anomaly maps `(n, x, y, z)` of scans against their counterparts."""
         brains = np.stack([case.brain for case in cases])
         spacing = tuple(float(h) for h in self.run.grid.spacing)
@@ -95,22 +105,25 @@ class Detector:
         """Compile for this run's shapes, so that the seconds reported are those of the work."""
         self.rows([case], darker=True)
 
-    def detect(self, cases: Sequence[Case]) -> tuple[Output, np.ndarray]:
-        """The run's own maps, and the autoencoder's reconstructions they may be measured from."""
-        autoencoded = self.autoencode(cases)
-        counterparts, seconds = _timed(lambda: self.reconstruct(cases))
-        images = _images(cases)
-        against = autoencoded if self.run.config.detect.reference == 'autoencoder' else images
-        maps, map_seconds = _timed(lambda: self.maps(against, counterparts, cases))
-        return Output(maps, counterparts, (seconds + map_seconds) / len(cases)), autoencoded
+    def detect(self, cases: Sequence[Case]) -> Output:
+        """The run's own maps, from the scans to the maps."""
+
+        def from_scans() -> tuple[np.ndarray, np.ndarray]:
+            counterparts = self.reconstruct(cases)
+            if self.run.config.detect.reference == 'scan':
+                return self.maps(_images(cases), counterparts, cases), counterparts
+            return self.maps(self.autoencode(cases), counterparts, cases), counterparts
+
+        (maps, counterparts), seconds = _timed(from_scans)
+        return Output(maps, counterparts, seconds / len(cases))
 
     def rows(self, cases: Sequence[Case], darker: bool) -> dict[str, Output]:
         """Every row of the table: the method, then the trivial ones."""
-        own, autoencoded = self.detect(cases)
         images = _images(cases)
-        rows = {self.run.config.method: own}
+        rows = {self.run.config.method: self.detect(cases)}
+        autoencoded, coding = _timed(lambda: self.autoencode(cases))
         maps, seconds = _timed(lambda: self.maps(images, autoencoded, cases))
-        rows['autoencoder'] = Output(maps, autoencoded, seconds / len(cases))
+        rows['autoencoder'] = Output(maps, autoencoded, (coding + seconds) / len(cases))
         if self._mean is not None:
             means = np.broadcast_to(self._mean, images.shape)
             maps, seconds = _timed(lambda: self.maps(images, means, cases))
@@ -129,7 +142,7 @@ class Detector:
             chunk = images[start:start + size]
             blank = np.zeros((size - len(chunk), *images.shape[1:]), images.dtype)
             padded = np.concatenate([chunk, blank])
-            key = jax.random.fold_in(jax.random.key(self.run.config.seed), start)
+            key = jax.random.fold_in(jax.random.key(self._seed), start)
             done.append(np.asarray(function(self.run.params, padded, key))[:len(chunk), ..., 0])
         return np.concatenate(done) * np.stack([case.brain for case in cases])
 
@@ -145,13 +158,13 @@ def _images(cases: Sequence[Case]) -> np.ndarray:
     return np.stack([case.image for case in cases]).astype(np.float32)
 
 
-def cases_of(cohort: Any, split: str) -> list[Case]:
-    """The subjects of a split."""
+def cases_of(cohort: Any, split: str) -> Iterator[Case]:
+    """The subjects of a split, one by one."""
     from data_pipelines import input_pipeline
 
     fields = [field.name for field in dataclasses.fields(Case)]
-    return [Case(**{name: getattr(subject, name) for name in fields})
-            for subject in input_pipeline.subjects(cohort, split)]
+    return (Case(**{name: getattr(subject, name) for name in fields})
+            for subject in input_pipeline.subjects(cohort, split))
 
 
 def lesion_bank(cohort: Any) -> np.ndarray | None:
@@ -220,19 +233,24 @@ def run_evaluation(workdir: Path, save_volumes: bool = True) -> Path:
     """
     run = load_run(workdir)
     cohort = open_cohort(run.config)
+    check_cohort_of(workdir, cohort)
     detector = Detector(run, baselines.mean_brain(c.image for c in cases_of(cohort, 'train')))
-    healthy = cases_of(cohort, 'validation')
+    healthy = list(cases_of(cohort, 'validation'))
     bank = lesion_bank(cohort)
-    validation = with_simulated_lesions(run, healthy, run.config.seed, bank)
+    half = len(healthy) // 2 if 'test' not in cohort.sizes else len(healthy)
+    validation = with_simulated_lesions(
+        run, healthy[:max(half, 1)], derived_seed(run.config.seed, 'validation lesions'), bank)
     darker = darker_on(validation)
     detector.warm_up(validation[0])
     thresholds = choose_thresholds(detector.rows(validation, darker), validation)
     if 'test' in cohort.sizes:
-        name, cases = cohort.name, cases_of(cohort, 'test')
+        name, cases = cohort.name, list(cases_of(cohort, 'test'))
     else:
-        # Nobody gave diseased scans: other lesions of the same law, and the name says so.
+        # Nobody gave diseased scans: simulated lesions in the other validation scans, and the
+        # name says so.
         name = f'{cohort.name}-simulated'
-        cases = with_simulated_lesions(run, healthy, run.config.seed + 1, bank)
+        cases = with_simulated_lesions(
+            run, healthy[half:], derived_seed(run.config.seed, 'test lesions'), bank)
     rows = detector.rows(cases, darker)
     folder = workdir / 'eval'
     summary, table = _score(name, rows, cases, thresholds)
@@ -241,7 +259,7 @@ def run_evaluation(workdir: Path, save_volumes: bool = True) -> Path:
     if save_volumes:
         for panel in panels:
             save_panel(folder / 'subjects' / panel.subject.name, panel)
-    cli.tell(scores_text(summary))
+    print(scores_text(summary))
     return folder / 'report.html'
 
 
@@ -297,15 +315,16 @@ def save_panel(folder: Path, panel: Panel) -> None:
         volumes['lesion'] = case.lesion.astype(np.uint8)
     for name, data in volumes.items():
         save_volume(folder / f'{name}.nii.gz', data, case.affine)
-    (folder / 'picture.png').write_bytes(subject_figure(panel))
+    write_bytes(folder / 'picture.png', subject_figure(panel))
 
 
 def scores_text(summary: dict) -> str:
     """The table of scores for the terminal."""
-    shown = ('dice_validated', 'dice_oracle', 'ap', 'auroc', 'lesion_f1', 'psnr', 'seconds')
+    shown = ('dice_validated', 'dice_global', 'dice_oracle', 'ap', 'auroc', 'lesion_f1', 'psnr',
+             'seconds')
     lines = []
     for cohort, methods in summary.items():
-        lines.append(f'{cohort}'.ljust(16) + ''.join(s.rjust(16) for s in shown))
+        lines.append(cohort.ljust(16) + ''.join(s.rjust(16) for s in shown))
         for method, scores in methods.items():
             cells = (scores[s]['mean'] for s in shown)
             lines.append(method.ljust(16) + ''.join(

@@ -23,7 +23,7 @@ def main() -> None:
     if CONFIG.value is None or not WORKDIR.value:
         raise cli.UserError('main needs --config=FILE and --workdir=DIR, e.g. '
                             '--config=configs/ldm.py:demo --workdir=runs/demo')
-    experiment.train(CONFIG.value, Path(WORKDIR.value))
+    experiment.train(CONFIG.value, Path(WORKDIR.value).expanduser())
     cli.tell(f'trained; next: python -m fluidjax.eval --workdir={WORKDIR.value}')
 
 

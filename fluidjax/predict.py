@@ -20,7 +20,8 @@ def main(scans: list[str]) -> None:
     if not scans or not WORKDIR.value or not OUT.value:
         raise cli.UserError('predict needs scans, --workdir=RUN and --out=DIR, e.g. python -m '
                             'fluidjax.predict scan.nii.gz --workdir=runs/demo --out=predictions')
-    prediction.predict(scans, Path(WORKDIR.value), Path(OUT.value))
+    prediction.predict(
+        scans, Path(WORKDIR.value).expanduser(), Path(OUT.value).expanduser())
 
 
 if __name__ == '__main__':

@@ -28,7 +28,17 @@ def load_threshold(workdir: Path, method: str) -> float:
     if not path.is_file():
         raise UserError(f'{workdir}: has no threshold yet; evaluate the run first: '
                         f'python -m fluidjax.eval --workdir={workdir}')
-    return float(json.loads(path.read_text())[method])
+    threshold = json.loads(path.read_text()).get(method)
+    if threshold is None:
+        raise UserError(f'{path}: holds no threshold of {method}; evaluate the run again')
+    return float(threshold)
+
+
+def volume_name(path: str) -> str:
+    """A scan's name: its file's, without the ending."""
+    from data_pipelines.volume_io import strip_ending
+
+    return strip_ending(Path(path).name)
 
 
 def case_of(path: str, detector: Detector) -> Case:
@@ -37,18 +47,20 @@ def case_of(path: str, detector: Detector) -> Case:
     Raises:
         UserError: the file cannot be used; the message says why.
     """
-    from data_pipelines import volume_io
     from data_pipelines.grids import ModelGrid
     from data_pipelines.preprocess import preprocess
+    from data_pipelines.volume_io import load_volume
 
     config, grid = detector.run.config, detector.run.grid
     registration = 'affine' if config.cohort.name == 'template' else config.cohort.registration
-    made = preprocess(volume_io.load_volume(path), ModelGrid(grid.shape, grid.spacing),
+    made = preprocess(load_volume(path), ModelGrid(grid.shape, grid.spacing),
                       registration=registration)
     if made.overlap < LOW_OVERLAP:
         cli.tell(f'{path}: its brain overlaps the atlas by only {made.overlap:.2f}; is it a '
                  'skull-stripped T1w scan? Look at the picture before the numbers')
-    return Case(volume_io.strip_ending(Path(path).name), made.image, made.brain, None, None,
+    if not made.brain.any():
+        raise UserError(f"{path}: no brain on the model's grid; is it a skull-stripped T1w scan?")
+    return Case(volume_name(path), made.image, made.brain, None, None,
                 made.affine)
 
 
@@ -60,6 +72,11 @@ def predict(scans: Sequence[str], workdir: Path, out: Path) -> None:
     Raises:
         UserError: no trained and evaluated run, or some scan failed.
     """
+    names = [volume_name(path) for path in scans]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise UserError(f"two scans are called '{twice[0]}' and would overwrite each other in "
+                        f'{out}; rename one, or predict them apart')
     run = load_run(workdir)
     threshold = load_threshold(workdir, run.config.method)
     detector = Detector(run)
@@ -70,7 +87,7 @@ def predict(scans: Sequence[str], workdir: Path, out: Path) -> None:
         except UserError as error:
             failed.append(str(error))
             continue
-        output, _ = detector.detect([case])
+        output = detector.detect([case])
         folder = out / case.name
         save_panel(folder, Panel('predicted', run.config.method, case, output.counterparts[0],
                                  output.maps[0], threshold))

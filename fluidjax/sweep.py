@@ -51,10 +51,17 @@ def as_markdown(table: dict[str, dict[str, list[float | None]]]) -> str:
     return '\n'.join(lines) + '\n'
 
 
+def _is_evaluated(folder: Path) -> bool:
+    """Whether the scores of a run are younger than its newest checkpoint."""
+    scores = folder / 'eval' / 'metrics.json'
+    checkpoints = [p.stat().st_mtime for p in (folder / 'checkpoints' / 'diffusion').iterdir()]
+    return scores.is_file() and scores.stat().st_mtime > max(checkpoints)
+
+
 def main() -> None:
     """Read the flags and run the seeds one after another."""
     from fluidjax import evaluation, experiment
-    from fluidjax.detect.evaluate import write_text
+    from fluidjax.files import write_text
 
     if CONFIG.value is None or not WORKDIR.value:
         raise cli.UserError('sweep needs --config=FILE and --workdir=DIR, e.g. '
@@ -63,18 +70,18 @@ def main() -> None:
         seeds = [int(seed) for seed in SEEDS.value]
     except ValueError as error:
         raise cli.UserError(f'--seeds={",".join(SEEDS.value)}: give whole numbers') from error
-    workdir = Path(WORKDIR.value)
+    workdir = Path(WORKDIR.value).expanduser()
     for seed in seeds:
         config = copy.deepcopy(CONFIG.value)
         config.seed = seed
         folder = workdir / f'seed{seed}'
         experiment.train(config, folder)
-        if not (folder / 'eval' / 'metrics.json').is_file():
+        if not _is_evaluated(folder):
             evaluation.run_evaluation(folder, save_volumes=False)
     table = collect(workdir, seeds)
     write_text(workdir / 'sweep.json', json.dumps(table, indent=2) + '\n')
     write_text(workdir / 'sweep.md', as_markdown(table))
-    cli.tell(f'{len(seeds)} seeds, mean and standard deviation:\n{as_markdown(table)}')
+    print(f'{len(seeds)} seeds, mean and standard deviation:\n{as_markdown(table)}')
 
 
 if __name__ == '__main__':

@@ -14,8 +14,8 @@ import itertools
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 import numpy as np
+from jax import lax
 
 from fluidjax.errors import UserError
 

@@ -7,12 +7,11 @@ scores of `fluidjax.detect.scores`; undefined values are null.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
 import csv
 import io
 import json
 import math
-import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,6 +19,7 @@ import numpy as np
 
 from fluidjax.detect import metrics
 from fluidjax.detect.scores import SCORES
+from fluidjax.files import write_text
 
 MIN_LESION_ML = 0.1  # predicted components below this are no finding
 RESAMPLES = 1000
@@ -196,19 +196,6 @@ def json_safe(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
-
-
-def write_text(path: str | Path, text: str) -> None:
-    """Write beside, then rename: a reader sees the old file or the new one."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f'.{path.name}.{os.getpid()}')
-    try:
-        with open(beside, 'w', encoding='utf-8', newline='') as file:
-            file.write(text)
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def write_metrics(path: str | Path, results: Mapping[str, Mapping[str, Mapping]]) -> None:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import Mapping, Sequence
 from html import escape
-import json
 from pathlib import Path
 from typing import Any
 
 from fluidjax.detect import figures
-from fluidjax.detect.evaluate import Row, json_safe, write_text
+from fluidjax.detect.evaluate import Row, json_safe
 from fluidjax.detect.figures import Panel
 from fluidjax.detect.scores import SCORES
+from fluidjax.files import write_text
 
 BAR_SCORES = ('dice_validated', 'ap')
 STYLE = '''

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+from scipy import ndimage
 
 
 class Plane(NamedTuple):
@@ -67,11 +68,17 @@ def spacing_of(affine: np.ndarray) -> tuple[float, float, float]:
 
 def centre_of(lesion: np.ndarray | None, anomaly_map: np.ndarray,
               brain: np.ndarray) -> tuple[int, int, int]:
-    """The voxel to look at: the lesion's centre of mass, else the map's peak, else the brain's
-    centre of mass (for a map without a peak), else the middle."""
+    """The voxel to look at: the middle of the largest lesion, else the map's peak, else the brain's
+    centre of mass (for a map without a peak), else the middle.
+
+    The centre of mass of several lesions, or of a bent one, may lie in healthy tissue: the voxel of
+    the largest piece nearest to its centre of mass is taken.
+    """
     finite = np.nan_to_num(anomaly_map, nan=0.0, posinf=0.0, neginf=0.0)
     if lesion is not None and np.any(lesion):
-        centre = np.argwhere(lesion).mean(axis=0)
+        pieces, _ = ndimage.label(lesion, np.ones((3, 3, 3)))
+        voxels = np.argwhere(pieces == 1 + np.argmax(np.bincount(pieces.ravel())[1:]))
+        centre = voxels[np.argmin(((voxels - voxels.mean(axis=0)) ** 2).sum(axis=1))]
     elif finite.max() > finite.min():
         centre = np.unravel_index(int(np.argmax(finite)), finite.shape)
     else:

@@ -19,6 +19,7 @@ from fluidjax.diffusion import samplers
 from fluidjax.diffusion.losses import denoising_loss
 from fluidjax.diffusion.schedule import PREDICTIONS, Schedule, linear_schedule, q_sample
 from fluidjax.errors import UserError
+from fluidjax.fluid.painting import divide_by_maximum
 from fluidjax.fluid.randomize import Randomized, randomize_batch
 from fluidjax.fluid.settings import FluidSettings
 from fluidjax.methods.autoencoder import AutoencoderMethod
@@ -119,7 +120,7 @@ class LatentDiffusion:
         One scale for all channels, that of their joint standard deviation: a scale each would make
         noise of the fine components. (The published constant, 0.18215, is of another model.)
         """
-        encode = jax.jit(lambda v: self.autoencoder.encode(params, v))
+        encode = jax.jit(lambda v: self.autoencoder.encode(params, divide_by_maximum(v)))
         z = np.concatenate([np.asarray(encode(v[None])) for v in volumes])
         centre = z.mean(axis=0) if self.process.centre_latents else np.zeros(z.shape[1:])
         spread = max(float((z - centre).std()), 1e-6)
@@ -175,10 +176,12 @@ class LatentDiffusion:
         The scan's latent is noised to `start_step` and denoised with the scan as the condition;
         with several samples their mean latent is decoded.
         """
-        z_scan = self.encode(params, volumes)
+        # Both images of a training pair are divided by their maximum, so the scan is here, too.
+        peak = jnp.maximum(volumes.max(axis=(1, 2, 3, 4), keepdims=True), 1e-6)
+        z_scan = self.encode(params, volumes / peak)
         keys = jax.random.split(key, self.process.num_samples)
         z = jax.lax.map(lambda k: self._sample(params, z_scan, k), keys).mean(axis=0)
-        return self.decode(params, z)
+        return peak * self.decode(params, z)
 
     def _sample(self, params: Params, z_scan: jax.Array, key: jax.Array) -> jax.Array:
         k_start, k_steps = jax.random.split(key)

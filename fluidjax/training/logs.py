@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 import tensorboardX
 from tqdm import tqdm
+
+from fluidjax.files import write_text
 
 
 def _drop_later_lines(path: Path, stage: str, step: int) -> None:
@@ -24,9 +25,7 @@ def _drop_later_lines(path: Path, stage: str, step: int) -> None:
             continue
         if record.get('stage') != stage or record.get('step', 0) <= step:
             kept.append(line)
-    beside = path.with_name(path.name + '.part')
-    beside.write_text(''.join(line + '\n' for line in kept))
-    os.replace(beside, path)
+    write_text(path, ''.join(line + '\n' for line in kept))
 
 
 class RunLog:
@@ -46,7 +45,7 @@ class RunLog:
         self._stage = stage
         self._lines = path.open('a', buffering=1)
         self._events = tensorboardX.SummaryWriter(
-            str(workdir / 'tensorboard' / stage), purge_step=start_step + 1 if start_step else None
+            str(workdir / 'tensorboard' / stage), purge_step=start_step + 1
         )
         quiet = not sys.stderr.isatty()
         self._bar = tqdm(

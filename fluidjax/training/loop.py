@@ -65,15 +65,21 @@ def state_template(
 
 
 def _mean_of(history: list[dict[str, Any]], first_step: int, stage: str, last_good: str) -> dict:
-    """Mean metrics of some steps; a loss that is not finite ends the run."""
+    """Mean metrics of some steps; a loss or gradient that is not finite ends the run.
+
+    The gradient counts too: a finite loss can leave parameters that are not, and a checkpoint of
+    them would be the last good one.
+    """
     host = [{name: float(np.ravel(value)[0]) for name, value in m.items()}
             for m in jax.device_get(history)]
     for offset, metrics in enumerate(host):
-        if not np.isfinite(metrics['loss']):
-            raise UserError(
-                f"stage '{stage}': the loss is {metrics['loss']} at step {first_step + offset}; "
-                f'the last good checkpoint is {last_good}. Lower the learning rate '
-                f'(--config.{stage}.training.optimizer.learning_rate) and start again')
+        for name in ('loss', 'grad_norm'):
+            if not np.isfinite(metrics[name]):
+                raise UserError(
+                    f"stage '{stage}': {name} is {metrics[name]} at step {first_step + offset}; "
+                    f'the last good checkpoint is {last_good}. Start again with a lower learning '
+                    f'rate (--config.{stage}.training.optimizer.learning_rate) in another '
+                    '--workdir')
     return {name: float(np.mean([m[name] for m in host])) for name in host[0]}
 
 
@@ -139,7 +145,9 @@ def train_stage(
                 mean['seconds_per_step'] = (time.perf_counter() - began) / len(history)
                 mean['learning_rate'] = rate(step - 1)
                 log.write(step, mean)
-                history, began = [], time.perf_counter()
+                history = []
             if save:
                 last_good = str(checkpoint.save(folder, step, parallel.unreplicate(state)))
+            if not history:
+                began = time.perf_counter()
     return parallel.unreplicate(state).averaged()

@@ -8,6 +8,8 @@ import optax
 
 from fluidjax.errors import UserError
 
+DECAYS = ('constant', 'cosine')
+
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerSettings:
@@ -30,16 +32,21 @@ class OptimizerSettings:
     clip_norm: float = 0.1
     b2: float = 0.999
 
+    def __post_init__(self) -> None:
+        for field in ('learning_rate', 'warmup_steps', 'weight_decay', 'clip_norm'):
+            if not getattr(self, field) >= 0:
+                raise UserError(f'optimizer.{field} is {getattr(self, field)}: must be 0 or more')
+        if self.decay not in DECAYS:
+            raise UserError(f"optimizer.decay is '{self.decay}': use {' or '.join(DECAYS)}")
+
 
 def learning_rate_schedule(settings: OptimizerSettings, total_steps: int) -> optax.Schedule:
     """Learning rate as a function of the step."""
     peak = settings.learning_rate
     if settings.decay == 'constant':
         after = optax.constant_schedule(peak)
-    elif settings.decay == 'cosine':
-        after = optax.cosine_decay_schedule(peak, max(1, total_steps - settings.warmup_steps), 0.01)
     else:
-        raise UserError(f"decay is '{settings.decay}': use 'constant' or 'cosine'")
+        after = optax.cosine_decay_schedule(peak, max(1, total_steps - settings.warmup_steps), 0.01)
     if settings.warmup_steps <= 0:
         return after
     rise = optax.linear_schedule(0.0, peak, settings.warmup_steps)

@@ -7,8 +7,7 @@ import math
 import numpy as np
 import pytest
 from scipy import ndimage
-from sklearn.metrics import (average_precision_score, f1_score, precision_recall_curve,
-                             roc_auc_score)
+from sklearn.metrics import average_precision_score, f1_score, precision_recall_curve, roc_auc_score
 
 from fluidjax.detect import metrics
 

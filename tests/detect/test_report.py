@@ -6,10 +6,10 @@ import dataclasses
 import io
 import re
 
-from matplotlib.figure import Figure
 import numpy as np
-from PIL import Image
 import pytest
+from matplotlib.figure import Figure
+from PIL import Image
 
 from fluidjax.detect import evaluate, figures, slices
 from fluidjax.detect.figures import Panel
@@ -68,6 +68,8 @@ def test_the_planes_go_through_the_lesion_or_the_peak():
     brain, lesion = np.ones(SHAPE, bool), np.zeros(SHAPE, bool)
     lesion[2:5, 3, 6] = True
     assert slices.centre_of(lesion, marked((9, 9, 1)), brain) == (3, 3, 6)
+    two = lesion | (marked((9, 9, 1)) > 0)
+    assert slices.centre_of(two, np.zeros(SHAPE), brain) == (3, 3, 6)
     assert slices.centre_of(None, marked((9, 9, 1)), brain) == (9, 9, 1)
     assert slices.centre_of(~brain, marked((9, 9, 1)) * np.nan, brain) == (4, 6, 4)
     assert slices.centre_of(None, np.zeros(SHAPE), ~brain) == (5, 7, 4)

@@ -125,8 +125,8 @@ def test_clipping_bounds_each_group_by_its_own_norm():
     largest = max(float(jnp.linalg.norm(m)) for m in moments)
     # Adam's first moment is a tenth of the clipped gradient: 0.05, not 20.
     assert largest == pytest.approx(0.1 * 0.5, rel=1e-4)
-    first_moment_b = min(float(jnp.abs(m).max()) for m in moments if float(jnp.abs(m).max()) > 1e-5)
-    assert first_moment_b == pytest.approx(1e-4, rel=1e-3)  # untouched by its neighbour's norm
+    # The other group is untouched by its neighbour's norm.
+    assert any(np.allclose(m, 0.1 * 1e-3, rtol=1e-4) for m in moments)
 
 
 @pytest.mark.parametrize('decay,last', [('constant', 1.0), ('cosine', 0.01)])
@@ -140,7 +140,7 @@ def test_learning_rate_rises_and_falls(decay, last):
 
 def test_unknown_decay_is_named():
     with pytest.raises(UserError, match='linear'):
-        learning_rate_schedule(OptimizerSettings(decay='linear'), 10)
+        OptimizerSettings(decay='linear')
 
 
 def test_ema_rate_rises_to_its_decay():
