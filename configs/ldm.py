@@ -66,8 +66,8 @@ def _paper(method: str) -> ConfigDict:
         'losses': {'kl': 1e-8, 'adversarial': 1e-3, 'discriminator_features': 96,
                    'discriminator_layers': 3},
         'training': {'steps': 100_000, 'batch_size': 8,
-                     'optimizer': _optimizer(5e-5, clip_norm=0.0), 'ema_decay': 0.999, 'log_every': 50,
-                     'checkpoint_every': 1000},
+                     'optimizer': _optimizer(5e-5, clip_norm=0.0), 'ema_decay': 0.999,
+                     'log_every': 50, 'checkpoint_every': 1000},
     })
     config.diffusion = ConfigDict({
         'network': {'channels': (128, 256, 256), 'num_res_blocks': 1,

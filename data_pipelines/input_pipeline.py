@@ -28,6 +28,7 @@ from absl import logging  # noqa: E402
 from data_pipelines import grids  # noqa: E402
 from data_pipelines import nifti_cohort as nifti_cohort_builder  # noqa: E402
 from data_pipelines import template_cohort as template_cohort_builder  # noqa: E402
+from data_pipelines.subject import Subject  # noqa: E402
 from fluidjax.errors import UserError  # noqa: E402
 
 if TYPE_CHECKING:
@@ -56,27 +57,6 @@ class Cohort:
     grid: grids.ModelGrid
     directory: Path
     sizes: dict[str, int]
-
-
-@dataclasses.dataclass(frozen=True)
-class Subject:
-    """One subject on the model grid.
-
-    Attributes:
-      name: unique within its split.
-      image: (x, y, z) float32 in [0, 1], background 0.
-      brain: (x, y, z) bool.
-      lesion: (x, y, z) bool, or None where no mask is known.
-      healthy: (x, y, z) float32, the same subject without its lesion, or None.
-      affine: voxel -> the scan's own world, mm: (4, 4) float64.
-    """
-
-    name: str
-    image: np.ndarray
-    brain: np.ndarray
-    lesion: np.ndarray | None
-    healthy: np.ndarray | None
-    affine: np.ndarray
 
 
 def template_cohort(scale: str, store: Path) -> Cohort:

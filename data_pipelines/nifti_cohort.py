@@ -91,12 +91,13 @@ def assign_splits(source: NiftiSource) -> dict[str, list[scan_folders.Case]]:
     _refuse_nested_folders(source)
     cases = scan_folders.find_cases(source.data_dir, 'data_dir')
     diseased = [case for case in cases if _has_lesion(case)]
+    patients = {scan_folders.person(case.scan) for case in diseased}
+    # test_dir is another data set: its sub-01 is another person.
     if source.test_dir:
         diseased += scan_folders.find_cases(source.test_dir, 'test_dir')
-    patients = {scan_folders.subject_key(case.scan) for case in diseased}
     healthy: dict[tuple[str, ...], list[scan_folders.Case]] = {}
     for case in cases:
-        key = scan_folders.subject_key(case.scan)
+        key = scan_folders.person(case.scan)
         if key not in patients:
             healthy.setdefault(key, []).append(dataclasses.replace(case, mask=None))
     if len(healthy) < MIN_HEALTHY_SUBJECTS:

@@ -97,13 +97,20 @@ def is_lesion_mask(path: Path) -> bool:
     return is_mask and (bool(_LESION_NAME.search(name)) or not _ANATOMY_NAME.search(name))
 
 
-def subject_key(path: Path) -> tuple[str, ...]:
+def _subject_key(path: Path) -> tuple[str, ...]:
     """Whose file this is: the BIDS subject, or the words of the name that are not about content."""
     name = strip_ending(path)
     if name.startswith('sub-'):
         return (name.split('_')[0],)
     words = re.split(r'[_\-. ]+', name.lower())
     return tuple(word for word in words if word and not _ROLE_WORD.match(word))
+
+
+def person(path: Path) -> tuple[str, ...]:
+    """Who is in this scan: the BIDS subject, else one person a file (or a folder and name)."""
+    if strip_ending(path).startswith('sub-'):
+        return _subject_key(path)
+    return (os.fspath(path.parent), *_subject_key(path))
 
 
 def _match(scans: Iterable[Path], masks: Iterable[Path]) -> dict[Path, Path]:
@@ -116,7 +123,7 @@ def _match(scans: Iterable[Path], masks: Iterable[Path]) -> dict[Path, Path]:
     for mask in sorted(masks, key=lambda p: (not _LESION_NAME.search(p.name.lower()), p)):
         here = in_folder[mask.parent]
         mine = (
-            here if len(here) == 1 else [s for s in here if subject_key(s) == subject_key(mask)]
+            here if len(here) == 1 else [s for s in here if _subject_key(s) == _subject_key(mask)]
         )
         if not mine:
             raise UserError(

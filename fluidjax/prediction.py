@@ -8,11 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
+from data_pipelines.subject import Subject
 from fluidjax import cli
 from fluidjax.detect.evaluate import voxel_ml
 from fluidjax.detect.figures import Panel
+from fluidjax.detector import Detector
 from fluidjax.errors import UserError
-from fluidjax.evaluation import Case, Detector, save_panel
+from fluidjax.evaluation import save_panel
 from fluidjax.experiment import load_run
 
 LOW_OVERLAP = 0.85
@@ -41,7 +43,7 @@ def volume_name(path: str) -> str:
     return strip_ending(Path(path).name)
 
 
-def case_of(path: str, detector: Detector) -> Case:
+def case_of(path: str, detector: Detector) -> Subject:
     """A skull-stripped T1w scan, brought onto the model's grid.
 
     Raises:
@@ -60,7 +62,7 @@ def case_of(path: str, detector: Detector) -> Case:
                  'skull-stripped T1w scan? Look at the picture before the numbers')
     if not made.brain.any():
         raise UserError(f"{path}: no brain on the model's grid; is it a skull-stripped T1w scan?")
-    return Case(volume_name(path), made.image, made.brain, None, None,
+    return Subject(volume_name(path), made.image, made.brain, None, None,
                 made.affine)
 
 

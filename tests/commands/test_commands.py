@@ -35,7 +35,7 @@ def call(checkout, store):
 
 @pytest.fixture(scope='module')
 def trained(call, tmp_path_factory):
-    """A smoke run, interrupted in its second stage and started again, then evaluated."""
+    """A smoke run, trained and evaluated."""
     workdir = tmp_path_factory.mktemp('runs') / 'smoke'
     done = call('main', CONFIG, f'--workdir={workdir}')
     assert done.returncode == 0, done.stderr
@@ -148,6 +148,13 @@ def test_predict_on_a_scan_of_ones_own(trained, call, tmp_path):
     ('eval', ['--workdir={tmp}/nothing'], 'no such file'),
     ('eval', ['more', '--workdir=x'], "unexpected argument 'more'"),
     ('predict', ['--workdir=x'], 'scan'),
+    ('predict', ['a/T1.nii', 'b/T1.nii.gz', '--workdir=x', '--out={tmp}'], "called 'T1'"),
+    ('main', [CONFIG, '--config.cohort.data_dir={tmp}', '--workdir={tmp}/n4'], 'cohort=nifti'),
+    ('main', [CONFIG, '--config.method=ldm', '--workdir={tmp}/n5'], 'condition'),
+    ('main', [CONFIG, '--config.detect.map.sign=left', '--workdir={tmp}/n6'], 'sign'),
+    ('main', [CONFIG, '--config.diffusion.training.optimizer.clip_norm=-1.0',
+              '--workdir={tmp}/n7'], 'clip_norm'),
+    ('main', [CONFIG, '--workdir=/proc/nowhere'], '/proc/nowhere'),
 ])
 def test_a_mistake_is_one_line(call, tmp_path, name, arguments, message):
     arguments = [argument.format(tmp=tmp_path) for argument in arguments]
@@ -164,6 +171,35 @@ def test_another_configuration_does_not_overwrite_a_run(call, trained):
     error = one_line_error(
         call('main', CONFIG, '--config.diffusion.training.steps=7', f'--workdir={trained[0]}'))
     assert 'diffusion.training.steps' in error
+
+
+def test_only_the_map_settings_of_a_finished_run_may_change(call, trained, tmp_path):
+    import shutil
+
+    workdir = tmp_path / 'copy'
+    shutil.copytree(trained[0], workdir)
+    done = call('main', CONFIG, '--config.detect.map.smoothing_mm=0.0', f'--workdir={workdir}')
+    assert done.returncode == 0 and 'both stages are done' in done.stderr
+    saved = json.loads((workdir / 'config.json').read_text())
+    assert saved['detect']['map']['smoothing_mm'] == 0.0
+
+
+def test_a_cohort_that_changed_since_is_noticed(call, trained, tmp_path):
+    import shutil
+
+    workdir = tmp_path / 'copy'
+    shutil.copytree(trained[0], workdir)
+    (workdir / 'cohort.json').write_text('{"cohort": "nifti_cohort/other/1.0.0", "sizes": {}}')
+    assert 'not those this run was trained on' in one_line_error(
+        call('eval', f'--workdir={workdir}'))
+
+
+@pytest.mark.parametrize('content,message', [
+    ('{"size": "smoke"', 'not a configuration'), ('[]', 'not a configuration'),
+    ('{"size": "smoke"}', 'lacks a field'), ('{}', 'size')])
+def test_a_damaged_configuration_is_one_line(call, tmp_path, content, message):
+    (tmp_path / 'config.json').write_text(content)
+    assert message in one_line_error(call('eval', f'--workdir={tmp_path}'))
 
 
 def test_run_sh_knows_its_verbs(checkout):

@@ -59,6 +59,34 @@ def test_bids_folder_becomes_splits(bids, tmp_path, write_scan, lesion_mask):
     np.testing.assert_array_equal(bank[0], masked.lesion)
 
 
+def test_all_scans_of_a_person_go_to_one_split(tmp_path, write_scan, lesion_mask):
+    """Two sessions each; a person with a lesion in one session trains with neither."""
+    folder = tmp_path / 'sessions'
+    for subject in range(1, 8):
+        for session in (1, 2):
+            write_scan(folder / f'sub-{subject}/sub-{subject}_ses-{session}_T1w.nii.gz')
+    write_scan(folder / 'sub-7/sub-7_ses-2_label-lesion_mask.nii.gz', lesion_mask)
+    splits = nifti_cohort.assign_splits(nifti_cohort.NiftiSource(SMOKE, str(folder)))
+    people = {split: {case.name.split('_')[0] for case in cases} for split, cases in splits.items()}
+    assert not people['train'] & people['validation']
+    assert people['train'] | people['validation'] == {f'sub-{n}' for n in range(1, 7)}
+    assert people['test'] == {'sub-7'} and len(splits['train']) == 10
+
+
+def test_folders_of_one_name_each_are_different_people(tmp_path, write_scan):
+    for name in ('ann', 'ben', 'cem'):
+        write_scan(tmp_path / f'plain/{name}/T1.nii.gz')
+    splits = nifti_cohort.assign_splits(nifti_cohort.NiftiSource(SMOKE, str(tmp_path / 'plain')))
+    assert (len(splits['train']), len(splits['validation'])) == (2, 1)
+
+
+@pytest.mark.parametrize('purpose', ['test_dir', 'lesion_dir'])
+def test_patients_inside_the_healthy_folder_are_refused(bids, purpose):
+    source = nifti_cohort.NiftiSource(SMOKE, str(bids), **{purpose: str(bids / 'sub-06')})
+    with pytest.raises(UserError, match=f'{purpose}: .* lies inside data_dir'):
+        nifti_cohort.assign_splits(source)
+
+
 def test_finished_cohort_is_reused_and_a_changed_file_makes_another(bids, tmp_path, write_scan):
     first = _build(bids, tmp_path)
     stamps = {p: p.stat().st_mtime_ns for p in first.directory.iterdir()}

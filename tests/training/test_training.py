@@ -104,6 +104,30 @@ def test_a_loss_that_is_not_finite_names_the_step_and_the_last_good_checkpoint(t
     assert checkpoint.latest_step(tmp_path / 'checkpoints' / 'stage') == 4
 
 
+def test_a_gradient_that_is_not_finite_stops_the_run_before_it_is_saved(tmp_path):
+    """At step 4, a checkpoint step: its loss is finite, the parameters after it are not."""
+    def breaks(params, batch, key):
+        value, metrics = loss(params, batch, key)
+        spike = jnp.where(batch['x'].max() > 2.0, jnp.inf, 0.0)
+        return value + spike_gradient(params['net']['w'], spike), metrics
+
+    @jax.custom_vjp
+    def spike_gradient(w, spike):
+        return 0.0 * w.sum()
+
+    spike_gradient.defvjp(lambda w, spike: (0.0 * w.sum(), spike),
+                          lambda spike, g: (jnp.full((2,), g * spike), jnp.zeros(())))
+
+    def spiked(start):
+        for step, batch in enumerate(batches(start), start):
+            yield {'x': batch['x'] + (5.0 if step == 3 else 0.0)}
+
+    with pytest.raises(UserError, match=r'grad_norm is (inf|nan) at step 4'):
+        train_stage('stage', breaks, ('net',), init, lambda p: p, spiked, SETTINGS, tmp_path,
+                    seed=1)
+    assert checkpoint.latest_step(tmp_path / 'checkpoints' / 'stage') is None
+
+
 def test_a_checkpoint_of_another_shape_is_refused_in_one_line(tmp_path):
     checkpoint.save(tmp_path / 'c', 1, {'w': np.zeros(3, np.float32)})
     restored = checkpoint.restore(tmp_path / 'c', {'w': jax.ShapeDtypeStruct((3,), jnp.float32)})

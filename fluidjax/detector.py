@@ -1,0 +1,131 @@
+"""A trained run as a detector: scans in, anomaly maps out, with the trivial rows beside it.
+
+    scan -> method.reconstruct -> healthy counterpart -> residual_map -> anomaly map
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from data_pipelines.subject import Subject
+from fluidjax.config import settings_from
+from fluidjax.detect import baselines
+from fluidjax.detect.anomaly_map import MapSettings, residual_maps
+from fluidjax.errors import UserError
+from fluidjax.experiment import Run, derived_seed
+
+REFERENCES = ('scan', 'autoencoder')
+
+
+@dataclasses.dataclass(frozen=True)
+class Output:
+    """What a row of the table makes of some cases: a map each, counterparts where it has any."""
+
+    maps: np.ndarray
+    counterparts: np.ndarray | None
+    seconds: float
+
+
+class Detector:
+    """A run's method as a function of scans, and the trivial rows beside it.
+
+    Args:
+        run: the trained run.
+        mean_brain: mean of the training scans `(x, y, z)`, or None to leave that row out.
+    """
+
+    def __init__(self, run: Run, mean_brain: np.ndarray | None = None) -> None:
+        detect = run.config.detect
+        if detect.reference not in REFERENCES:
+            raise UserError(f'config.detect.reference: {detect.reference!r} is not one of '
+                            f'{", ".join(REFERENCES)}')
+        self.run = run
+        self.map_settings = settings_from(MapSettings, detect.map, 'detect.map')
+        self._mean = mean_brain
+        self._batch = int(detect.batch_size)
+        if self._batch < 1:
+            raise UserError(f'config.detect.batch_size: {self._batch} must be 1 or more')
+        self._seed = derived_seed(run.config.seed, 'sampling')
+        self._reconstruct = jax.jit(run.method.reconstruct)
+        self._autoencode = jax.jit(run.method.autoencoder.reconstruct)
+
+    def reconstruct(self, cases: Sequence[Subject]) -> np.ndarray:
+        """Healthy counterparts `(n, x, y, z)`, zero outside the brain."""
+        return self._batched(self._reconstruct, cases, self.run.config.method)
+
+    def autoencode(self, cases: Sequence[Subject]) -> np.ndarray:
+        """The cases after the autoencoder alone `(n, x, y, z)`."""
+        return self._batched(self._autoencode, cases, 'autoencoder')
+
+    def maps(
+        self, scans: np.ndarray, counterparts: np.ndarray, cases: Sequence[Subject]
+    ) -> np.ndarray:
+        """Anomaly maps `(n, x, y, z)` of scans against their counterparts."""
+        brains = np.stack([case.brain for case in cases])
+        spacing = tuple(float(h) for h in self.run.grid.spacing)
+        made = [residual_maps(s[None], c[None], b[None], spacing, self.map_settings)
+                for s, c, b in zip(scans, counterparts, brains)]
+        return np.concatenate([np.asarray(m) for m in made])
+
+    def warm_up(self, case: Subject) -> None:
+        """Compile for this run's shapes, so that the seconds reported are those of the work."""
+        self.rows([case], darker=True)
+
+    def detect(self, cases: Sequence[Subject]) -> Output:
+        """The run's own maps, from the scans to the maps."""
+
+        def from_scans() -> tuple[np.ndarray, np.ndarray]:
+            counterparts = self.reconstruct(cases)
+            if self.run.config.detect.reference == 'scan':
+                return self.maps(images_of(cases), counterparts, cases), counterparts
+            return self.maps(self.autoencode(cases), counterparts, cases), counterparts
+
+        (maps, counterparts), seconds = _timed(from_scans)
+        return Output(maps, counterparts, seconds / len(cases))
+
+    def rows(self, cases: Sequence[Subject], darker: bool) -> dict[str, Output]:
+        """Every row of the table: the method, then the trivial ones."""
+        images = images_of(cases)
+        rows = {self.run.config.method: self.detect(cases)}
+        autoencoded, coding = _timed(lambda: self.autoencode(cases))
+        maps, seconds = _timed(lambda: self.maps(images, autoencoded, cases))
+        rows['autoencoder'] = Output(maps, autoencoded, (coding + seconds) / len(cases))
+        if self._mean is not None:
+            means = np.broadcast_to(self._mean, images.shape)
+            maps, seconds = _timed(lambda: self.maps(images, means, cases))
+            rows['mean_brain'] = Output(maps, means, seconds / len(cases))
+        maps, seconds = _timed(lambda: np.stack(
+            [baselines.intensity_map(c.image, c.brain, darker) for c in cases]))
+        rows['intensity'] = Output(maps, None, seconds / len(cases))
+        return rows
+
+    def _batched(self, function: Callable, cases: Sequence[Subject], name: str) -> np.ndarray:
+        """Run over the cases in batches of one size, so that it compiles once."""
+        images, size = images_of(cases)[..., None], self._batch
+        done = []
+        for start in tqdm(range(0, len(cases), size), desc=name, unit='batch', mininterval=5.0,
+                          leave=False):
+            chunk = images[start:start + size]
+            blank = np.zeros((size - len(chunk), *images.shape[1:]), images.dtype)
+            padded = np.concatenate([chunk, blank])
+            key = jax.random.fold_in(jax.random.key(self._seed), start)
+            done.append(np.asarray(function(self.run.params, padded, key))[:len(chunk), ..., 0])
+        return np.concatenate(done) * np.stack([case.brain for case in cases])
+
+
+def _timed(function: Callable[[], Any]) -> tuple[Any, float]:
+    """The result and the seconds it took."""
+    began = time.perf_counter()
+    result = function()
+    return result, time.perf_counter() - began
+
+
+def images_of(cases: Sequence[Subject]) -> np.ndarray:
+    return np.stack([case.image for case in cases]).astype(np.float32)
