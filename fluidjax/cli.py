@@ -76,6 +76,8 @@ def _parse_flags(arguments: list[str]) -> list[str]:
         message = f'{error.filename or error}: no such configuration file; try configs/ldm.py:demo'
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         message = str(error).strip('"\'')
+    if 'Traceback' in message:  # a config file's own error, quoted by ml_collections with its trace
+        message = message.strip().splitlines()[-1].partition(': ')[2]
     raise UserError(' '.join(message.split()))
 
 

@@ -79,7 +79,7 @@ def test_evaluation_writes_scores_pictures_and_volumes(trained):
     page = (workdir / 'eval' / 'report.html').read_text()
     assert page.count('data:image/png;base64') >= 5
     assert not re.search(r'(?:src|href)\s*=\s*["\']?https?:', page)
-    assert 'report.html' in evaluated.stderr and 'mean_brain' in evaluated.stderr
+    assert 'report.html' in evaluated.stdout and 'mean_brain' in evaluated.stdout
 
 
 def test_volumes_lie_where_the_scan_lies(trained):
