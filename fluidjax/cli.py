@@ -66,19 +66,30 @@ def _parse_flags(arguments: list[str]) -> list[str]:
         print((sys.modules['__main__'].__doc__ or '').strip(), '\n\nOptions:')
         print(flags.FLAGS.module_help(sys.modules['__main__']))
         raise SystemExit(0)
+    _check_config_file(arguments)
     try:
         return flags.FLAGS(arguments)
-    except flags.Error as error:
-        message = str(error)
     except UserError:
         raise
-    except FileNotFoundError as error:
-        message = f'{error.filename or error}: no such configuration file; try configs/ldm.py:demo'
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        message = str(error).strip('"\'')
+    except (AttributeError, KeyError) as error:
+        name = str(error).strip('"\'')
+        message = f"the configuration has no field '{name}'; the config file shows those there are"
+    except (flags.Error, TypeError, ValueError) as error:
+        message = str(error)
     if 'Traceback' in message:  # a config file's own error, quoted by ml_collections with its trace
         message = message.strip().splitlines()[-1].partition(': ')[2]
     raise UserError(' '.join(message.split()))
+
+
+def _check_config_file(arguments: list[str]) -> None:
+    """See that the file of `--config=FILE:ARGUMENT` is there, before it is run."""
+    for word, following in zip(arguments, [*arguments[1:], ''], strict=True):
+        name, _, value = word.partition('=')
+        if name.lstrip('-') == 'config' and name.startswith('-'):
+            path = (value or following).partition(':')[0]
+            if not Path(path).is_file():
+                raise UserError(f"--config: no file '{path}'; from the top of the checkout try "
+                                '--config=configs/ldm.py:demo')
 
 
 def _fail(message: str) -> int:

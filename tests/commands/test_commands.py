@@ -120,6 +120,34 @@ def test_a_killed_run_ends_in_the_same_numbers(trained, call, tmp_path):
     assert losses(killed) == losses(workdir)
 
 
+@pytest.mark.slow
+def test_a_run_killed_with_signal_9_ends_in_the_same_numbers(checkout, store, tmp_path):
+    """Killed as soon as its second stage has passed a checkpoint, then started again."""
+    import time
+
+    def command(workdir):
+        return [sys.executable, '-m', 'fluidjax.main', CONFIG, f'--workdir={workdir}',
+                '--config.diffusion.training.steps=60',
+                '--config.diffusion.training.checkpoint_every=7']
+
+    def final(workdir):
+        records = [json.loads(x) for x in (workdir / 'metrics.jsonl').read_text().splitlines()]
+        return [{k: v for k, v in r.items() if k != 'seconds_per_step'} for r in records]
+
+    env = os.environ | {'FLUIDJAX_STORE': str(store)}
+    subprocess.run(command(tmp_path / 'whole'), cwd=checkout, env=env, check=True)
+    killed = tmp_path / 'killed'
+    process = subprocess.Popen(command(killed), cwd=checkout, env=env)
+    while not (killed / 'checkpoints' / 'diffusion' / '14').is_dir():
+        assert process.poll() is None, 'it ended before it could be killed'
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    assert final(killed)[-1]['step'] < 60
+    subprocess.run(command(killed), cwd=checkout, env=env, check=True)
+    assert final(killed) == final(tmp_path / 'whole')
+
+
 def test_predict_on_a_scan_of_ones_own(trained, call, tmp_path):
     """A test subject's scan, given back as a file: maps in its own space, a picture, a line."""
     scan = sorted((trained[0] / 'eval' / 'subjects').iterdir())[0] / 'scan.nii.gz'
@@ -136,7 +164,7 @@ def test_predict_on_a_scan_of_ones_own(trained, call, tmp_path):
 
 @pytest.mark.parametrize('name,arguments,message', [
     ('main', ['--config=configs/ldm.py:tiny', '--workdir=x'], 'size is one of paper, demo, smoke'),
-    ('main', ['--config=configs/none.py', '--workdir=x'], 'none.py'),
+    ('main', ['--config=configs/none.py', '--workdir=x'], "no file 'configs/none.py'"),
     ('main', [CONFIG, '--config.diffusion.stepz=3', '--workdir=x'], 'stepz'),
     ('main', [CONFIG, '--config.seed=three', '--workdir=x'], 'seed'),
     ('main', [CONFIG], '--workdir'),
