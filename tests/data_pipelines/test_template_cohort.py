@@ -93,7 +93,8 @@ def test_lesions_are_visible_and_inside_the_brain(diseased):
     for record in diseased:
         lesion, brain = record['lesion'].astype(bool), record['brain'].astype(bool)
         volume = lesion.sum() * DEMO.voxel_volume_ml
-        assert 1.9 < volume < 61 and not lesion[~brain].any()
+        low, high = template_lesions.VOLUME_RANGE_ML
+        assert 0.95 * low < volume < 1.02 * high and not lesion[~brain].any()
         healthy, image = record['healthy'], record['image']
         assert (healthy - image)[lesion].mean() > 0.05  # Darker, as on T1w.
         assert healthy[lesion].mean() > 0.45  # Tissue lies there, not CSF.

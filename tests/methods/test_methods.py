@@ -21,13 +21,14 @@ STEPS = 20
 
 
 def brains(count: int, seed: int = 0) -> np.ndarray:
-    """Smooth bright balls on black, each its own: `(n, x, y, z, 1)`."""
+    """Smooth bright balls on black, each its own, with maximum 1: `(n, x, y, z, 1)`."""
     rng = np.random.default_rng(seed)
     axes = np.meshgrid(*[np.linspace(-1, 1, n) for n in GRID.shape], indexing='ij')
     radius = np.sqrt(sum(axis**2 for axis in axes))
     inside = ndimage.gaussian_filter((radius < 0.8).astype(np.float32), 0.5) > 0.5
     texture = [ndimage.gaussian_filter(rng.normal(size=GRID.shape), 2.0) for _ in range(count)]
     images = np.stack([inside * np.clip(0.6 + 1.5 * t, 0.05, 1.0) for t in texture])
+    images /= images.max(axis=(1, 2, 3), keepdims=True)
     return images[..., None].astype(np.float32)
 
 
@@ -123,6 +124,18 @@ def test_decode_undoes_encode_but_for_the_autoencoder(autoencoder, batch):
     through = method.decode(params, method.encode(params, batch['image']))
     alone = auto.reconstruct(params, batch['image'], jax.random.key(0))
     np.testing.assert_allclose(through, alone, atol=1e-4)
+
+
+def test_a_scan_of_another_brightness_has_a_counterpart_as_bright(autoencoder, batch):
+    """Training divides by the maximum; `reconstruct` does so too, and undoes it."""
+    _, auto_params = autoencoder
+    method = stages_of('conddiff').diffusion
+    params = method.prepare(
+        {**run_once(method.init, jax.random.key(2)), 'autoencoder': auto_params['autoencoder']},
+        brains(8))
+    bright = method.reconstruct(params, batch['image'], jax.random.key(0))
+    dim = method.reconstruct(params, 0.5 * batch['image'], jax.random.key(0))
+    np.testing.assert_allclose(dim, 0.5 * bright, atol=1e-4)
 
 
 def test_steps_are_drawn_where_the_setting_says():
