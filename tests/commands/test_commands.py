@@ -6,12 +6,17 @@ import csv
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 
 import nibabel as nib
 import numpy as np
 import pytest
+
+from configs import ldm
+from fluidjax import experiment
+from fluidjax.errors import UserError
 
 CONFIG = '--config=configs/ldm.py:smoke'
 
@@ -105,8 +110,6 @@ def test_the_same_command_again_trains_nothing(trained, call):
 
 def test_a_killed_run_ends_in_the_same_numbers(trained, call, tmp_path):
     """Killed after the third step of stage two: as if it had lost everything after that step."""
-    import shutil
-
     workdir, _, _ = trained
     killed = tmp_path / 'killed'
     shutil.copytree(workdir, killed, ignore=shutil.ignore_patterns('eval'))
@@ -165,69 +168,90 @@ def test_predict_on_a_scan_of_ones_own(trained, call, tmp_path):
 @pytest.mark.parametrize('name,arguments,message', [
     ('main', ['--config=configs/ldm.py:tiny', '--workdir=x'], 'size is one of paper, demo, smoke'),
     ('main', ['--config=configs/none.py', '--workdir=x'], "no file 'configs/none.py'"),
-    ('main', [CONFIG, '--config.diffusion.stepz=3', '--workdir=x'], 'stepz'),
+    ('main', [CONFIG, '--config.diffusion.stepz=3', '--workdir=x'], "no field 'stepz'"),
     ('main', [CONFIG, '--config.seed=three', '--workdir=x'], 'seed'),
-    ('main', [CONFIG], '--workdir'),
-    ('main', ['--config=configs/ldm.py:smoke,cohort=nifti', '--workdir={tmp}/n'], 'data_dir'),
+    ('main', [CONFIG, '--colour=red', '--workdir=x'], 'colour'),
     ('main', ['--config=configs/ldm.py:smoke,cohort=nifti', '--workdir={tmp}/n2',
-              '--config.cohort.data_dir={tmp}/missing'], 'missing'),
-    ('main', ['--config=configs/ldm.py:smoke,cohort=nifti', '--workdir={tmp}/n3',
-              '--config.cohort.data_dir={tmp}'], 'no '),
+              '--config.cohort.data_dir={tmp}/missing'], 'missing is not a folder'),
+    ('main', [CONFIG, '--workdir=/proc/nowhere'], '/proc/nowhere'),
     ('eval', ['--workdir={tmp}/nothing'], 'no such file'),
     ('eval', ['more', '--workdir=x'], "unexpected argument 'more'"),
-    ('predict', ['--workdir=x'], 'scan'),
     ('predict', ['a/T1.nii', 'b/T1.nii.gz', '--workdir=x', '--out={tmp}'], "called 'T1'"),
-    ('main', [CONFIG, '--config.cohort.data_dir={tmp}', '--workdir={tmp}/n4'], 'cohort=nifti'),
-    ('main', [CONFIG, '--config.method=ldm', '--workdir={tmp}/n5'], 'condition'),
-    ('main', [CONFIG, '--config.detect.map.sign=left', '--workdir={tmp}/n6'], 'sign'),
-    ('main', [CONFIG, '--config.diffusion.training.optimizer.clip_norm=-1.0',
-              '--workdir={tmp}/n7'], 'clip_norm'),
-    ('main', [CONFIG, '--workdir=/proc/nowhere'], '/proc/nowhere'),
 ])
 def test_a_mistake_is_one_line(call, tmp_path, name, arguments, message):
     arguments = [argument.format(tmp=tmp_path) for argument in arguments]
     assert message in one_line_error(call(name, *arguments))
 
 
-def test_eval_without_a_checkpoint_says_what_to_do(call, trained, tmp_path):
+@pytest.mark.parametrize('argument,changes,message', [
+    ('smoke,cohort=nifti', {}, 'data_dir is empty'),
+    ('smoke,cohort=nifti', {'cohort.data_dir': '{tmp}'}, 'found no scans'),
+    ('smoke', {'cohort.data_dir': '{tmp}'}, 'cohort=nifti'),
+    ('smoke', {'cohort.name': 'oasis'}, 'neither template nor nifti'),
+    ('smoke', {'size': 'huge'}, "'huge' is not one of"),
+    ('smoke', {'seed': -1}, 'seed'),
+    ('smoke', {'method': 'ldm'}, 'condition'),
+    ('smoke', {'method': 'magic'}, "'magic' is not one of"),
+    ('smoke', {'detect.map.sign': 'left'}, 'sign'),
+    ('smoke', {'diffusion.training.optimizer.clip_norm': -1.0}, 'clip_norm'),
+    ('smoke', {'diffusion.training.optimizer.decay': 'linear'}, 'decay'),
+])
+def test_a_field_that_cannot_be_is_named_and_nothing_is_written(
+        store, tmp_path, monkeypatch, argument, changes, message):
+    monkeypatch.setenv('FLUIDJAX_STORE', str(store))
+    config = ldm.get_config(argument)
+    for field, value in changes.items():
+        config.update_from_flattened_dict(
+            {field: value.format(tmp=tmp_path) if isinstance(value, str) else value})
+    workdir = tmp_path / 'run'
+    with pytest.raises(UserError, match=message):
+        experiment.train(config, workdir)
+    assert not workdir.exists()
+
+
+def test_a_run_without_a_checkpoint_says_what_to_do(trained, tmp_path):
     (tmp_path / 'config.json').write_text((trained[0] / 'config.json').read_text())
-    error = one_line_error(call('eval', f'--workdir={tmp_path}'))
-    assert 'no checkpoint' in error and 'fluidjax.main' in error
+    with pytest.raises(UserError, match='no checkpoint.*fluidjax.main'):
+        experiment.load_run(tmp_path)
 
 
-def test_another_configuration_does_not_overwrite_a_run(call, trained):
-    error = one_line_error(
-        call('main', CONFIG, '--config.diffusion.training.steps=7', f'--workdir={trained[0]}'))
-    assert 'diffusion.training.steps' in error
+def test_another_configuration_does_not_overwrite_a_run(trained, store, monkeypatch):
+    monkeypatch.setenv('FLUIDJAX_STORE', str(store))
+    config = ldm.get_config('smoke')
+    config.diffusion.training.steps = 7
+    with pytest.raises(UserError, match='diffusion.training.steps'):
+        experiment.train(config, trained[0])
 
 
-def test_only_the_map_settings_of_a_finished_run_may_change(call, trained, tmp_path):
-    import shutil
-
+def test_only_the_map_settings_of_a_finished_run_may_change(
+        trained, store, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv('FLUIDJAX_STORE', str(store))
     workdir = tmp_path / 'copy'
     shutil.copytree(trained[0], workdir)
-    done = call('main', CONFIG, '--config.detect.map.smoothing_mm=0.0', f'--workdir={workdir}')
-    assert done.returncode == 0 and 'both stages are done' in done.stderr
+    config = ldm.get_config('smoke')
+    config.detect.map.smoothing_mm = 0.0
+    experiment.train(config, workdir)
+    assert 'both stages are done' in capsys.readouterr().err
     saved = json.loads((workdir / 'config.json').read_text())
     assert saved['detect']['map']['smoothing_mm'] == 0.0
 
 
-def test_a_cohort_that_changed_since_is_noticed(call, trained, tmp_path):
-    import shutil
-
+def test_a_cohort_that_changed_since_is_noticed(trained, store, tmp_path, monkeypatch):
+    monkeypatch.setenv('FLUIDJAX_STORE', str(store))
     workdir = tmp_path / 'copy'
     shutil.copytree(trained[0], workdir)
     (workdir / 'cohort.json').write_text('{"cohort": "nifti_cohort/other/1.0.0", "sizes": {}}')
-    assert 'not those this run was trained on' in one_line_error(
-        call('eval', f'--workdir={workdir}'))
+    with pytest.raises(UserError, match='not those this run was trained on'):
+        experiment.train(ldm.get_config('smoke'), workdir)
 
 
 @pytest.mark.parametrize('content,message', [
     ('{"size": "smoke"', 'not a configuration'), ('[]', 'not a configuration'),
     ('{"size": "smoke"}', 'lacks a field'), ('{}', 'size')])
-def test_a_damaged_configuration_is_one_line(call, tmp_path, content, message):
+def test_a_damaged_configuration_is_one_line(tmp_path, content, message):
     (tmp_path / 'config.json').write_text(content)
-    assert message in one_line_error(call('eval', f'--workdir={tmp_path}'))
+    with pytest.raises(UserError, match=message):
+        experiment.load_run(tmp_path)
 
 
 def test_run_sh_knows_its_verbs(checkout):
