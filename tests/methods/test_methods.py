@@ -43,7 +43,6 @@ def fit(method, params, batch, learning_rate=3e-3):
     trained = {name: params[name] for name in method.trainable}
     state = optimizer.init(trained)
 
-    @jax.jit
     def step(trained, state):
         def loss(p):
             return method.loss({**params, **p}, batch, jax.random.key(5))[0]
@@ -52,6 +51,8 @@ def fit(method, params, batch, learning_rate=3e-3):
         updates, state = optimizer.update(grads, state, trained)
         return jax.tree.map(jnp.add, trained, updates), state, value
 
+    # Twenty small steps: compiling with optimisation would take longer than running without.
+    step = jax.jit(step).lower(trained, state).compile({'xla_backend_optimization_level': 0})
     losses = []
     for _ in range(STEPS):
         trained, state, value = step(trained, state)
@@ -75,7 +76,7 @@ def test_autoencoder_learns_and_keeps_a_scan(autoencoder, batch):
     method, params = autoencoder
     losses, params = fit(method, params, batch)
     assert np.isfinite(losses).all() and losses[-1] < 0.9 * losses[0]
-    recon = method.reconstruct(params, batch['image'], jax.random.key(0))
+    recon = run_once(method.reconstruct, params, batch['image'], jax.random.key(0))
     noise = jax.random.uniform(jax.random.key(1), recon.shape)
     assert jnp.mean((recon - batch['image']) ** 2) < 0.2 * jnp.mean((recon - noise) ** 2)
 
@@ -109,7 +110,7 @@ def test_diffusion_learns_and_reconstructs(name, autoencoder, batch):
     assert float(jnp.abs(z.mean(0)).max()) < 1e-3
     losses, params = fit(method, params, batch)
     assert np.isfinite(losses).all() and losses[-1] < 0.95 * losses[0]
-    recon = method.reconstruct(params, batch['image'], jax.random.key(0))
+    recon = run_once(method.reconstruct, params, batch['image'], jax.random.key(0))
     assert recon.shape == batch['image'].shape
     noise = jax.random.uniform(jax.random.key(1), recon.shape)
     assert jnp.mean((recon - batch['image']) ** 2) < jnp.mean((recon - noise) ** 2)
@@ -133,8 +134,9 @@ def test_a_scan_of_another_brightness_has_a_counterpart_as_bright(autoencoder, b
     params = method.prepare(
         {**run_once(method.init, jax.random.key(2)), 'autoencoder': auto_params['autoencoder']},
         brains(8))
-    bright = method.reconstruct(params, batch['image'], jax.random.key(0))
-    dim = method.reconstruct(params, 0.5 * batch['image'], jax.random.key(0))
+    reconstruct = jax.jit(method.reconstruct)
+    bright = reconstruct(params, batch['image'], jax.random.key(0))
+    dim = reconstruct(params, 0.5 * batch['image'], jax.random.key(0))
     np.testing.assert_allclose(dim, 0.5 * bright, atol=1e-4)
 
 
