@@ -4,44 +4,79 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from fluidjax.fluid.flow_map import cubic_weights
+from fluidjax.fluid.grid import Grid
+
+LAWS = ('paper', 'una', 'una_equation')
 # Lesion shift m in units of mu, the mean intensity inside the mask: m = +-(least + span * u).
-SHIFTS = {'paper': (0.75, 0.25), 'una': (1.0, 1.0)}
+_SHIFTS = {'paper': (0.75, 0.25), 'una': (1.0, 1.0)}
 
 
-def paint_lesion(
-    image: jax.Array,
-    P: jax.Array,
-    mask: jax.Array,
-    u_shift: jax.Array,
-    u_spread: jax.Array,
-    noise: jax.Array,
-    bright: jax.Array | bool = False,
-    law: str = 'paper',
-) -> jax.Array:
-    """I <- max(0, I + P (m + s n)), with m and s scaled by the intensity under the lesion.
+def mean_inside(image: jax.Array, mask: jax.Array) -> jax.Array:
+    """mu: mean intensity where the mask is 1, a scalar; 0 for an empty mask."""
+    return jnp.sum(image * mask) / jnp.maximum(jnp.sum(mask), 1.0)
 
-    mu is the mean intensity inside the mask; s = u_spread mu / 4; m = +-(0.75 + 0.25 u_shift) mu in
-    the paper's code (arXiv:2506.10233) and +-(1 + u_shift) mu in UNA's (arXiv:2501.13370).
+
+def lesion_shift(law: str, mu: jax.Array, u: jax.Array, bright: jax.Array | bool) -> jax.Array:
+    """m of the laws of code: +-(0.75..1) mu in the paper's (arXiv:2506.10233, where it is always
+    darker), +-(1..2) mu in UNA's (arXiv:2501.13370).
 
     Args:
-      image: intensities (x, y, z), not negative.
-      P: lesion probability (x, y, z) in [0, 1].
-      mask: lesion voxels (x, y, z), 0 or 1; not empty.
-      u_shift, u_spread: uniform on [0, 1), scalars or one a voxel. (The published code draws one
-        pair for the mask and another for the faint voxels around it.)
-      noise: standard normal (x, y, z).
-      bright: the lesion is brighter than the tissue; darker where False.
       law: 'paper' or 'una'.
-
-    Returns:
-      The painted image (x, y, z), not rescaled.
+      mu: mean intensity under the lesion.
+      u: uniform on [0, 1), a scalar or one a voxel.
+      bright: whether the lesion is brighter than the tissue.
     """
-    least, span = SHIFTS[law]
-    mu = jnp.sum(image * mask) / jnp.maximum(jnp.sum(mask), 1.0)
-    sign = jnp.where(bright, 1.0, -1.0)
-    shift = sign * (least + span * u_shift) * mu
-    return jnp.maximum(image + P * (shift + 0.25 * mu * u_spread * noise), 0.0)
+    least, span = _SHIFTS[law]
+    return jnp.where(bright, 1.0, -1.0) * (least + span * u) * mu
+
+
+def equation_shift(
+    mu_w: jax.Array, n: jax.Array, flipped: jax.Array | bool, white_matter_bright: bool
+) -> jax.Array:
+    """m of the equation UNA publishes: m ~ N(-+mu_w / 2, mu_w / 2).
+
+    Darker where white matter is the brighter tissue, else brighter; the sign is flipped in a share
+    of the draws (published: 20 %).
+
+    Args:
+      mu_w: intensity of white matter.
+      n: standard normal, a scalar.
+      flipped: whether this draw's sign is flipped.
+      white_matter_bright: whether white matter is brighter than grey matter.
+    """
+    sign = jnp.where(flipped, -1.0, 1.0) * (-1.0 if white_matter_bright else 1.0)
+    return 0.5 * mu_w * (sign + n)
+
+
+def paint(
+    image: jax.Array, P: jax.Array, shift: jax.Array, spread: jax.Array, texture: jax.Array
+) -> jax.Array:
+    """I <- max(0, I + P (m + s n)): the painted image (x, y (, z)), not rescaled.
+
+    Args:
+      image: intensities (x, y (, z)), not negative.
+      P: lesion probability (x, y (, z)) in [0, 1]; its soft edges are the lesion's.
+      shift: m, see `lesion_shift`.
+      spread: s; in the laws of code u mu / 4, u uniform on [0, 1).
+      texture: n (x, y (, z)), of unit variance.
+    """
+    return jnp.maximum(image + P * (shift + spread * texture), 0.0)
+
+
+def lesion_texture(key: jax.Array, grid: Grid, length_mm: float = 0.0) -> jax.Array:
+    """Normal noise of unit variance in every voxel (x, y (, z)); smooth over `length_mm`."""
+    if length_mm <= max(grid.spacing):
+        return jax.random.normal(key, grid.shape)
+    nodes = [2 + int(np.ceil(n * h / length_mm)) for n, h in zip(grid.shape, grid.spacing)]
+    noise = jax.random.normal(key, nodes)
+    for axis, (n, h) in enumerate(zip(grid.shape, grid.spacing)):
+        weights = cubic_weights(np.arange(n) * h / length_mm, nodes[axis], periodic=False)
+        weights /= np.linalg.norm(weights, axis=1, keepdims=True)
+        noise = jnp.moveaxis(jnp.tensordot(weights, noise, axes=(1, axis)), 0, axis)
+    return noise
 
 
 def divide_by_maximum(image: jax.Array) -> jax.Array:

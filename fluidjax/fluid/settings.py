@@ -7,11 +7,17 @@ import math
 
 from fluidjax.errors import UserError
 from fluidjax.fluid.grid import Grid
-from fluidjax.fluid.integrate import SCHEMES
-from fluidjax.fluid.painting import SHIFTS
+from fluidjax.fluid.integrate import INTEGRATORS, STAGES
+from fluidjax.fluid.painting import LAWS
 
-# Largest sum_k |V_k| seen over 45 flows, in units of velocity_scale * periods / extent, was 5.7.
-_PEAK_SPEED = 6.0
+SCHEMES = ('flow_map', 'koren', 'upwind')
+STORAGES = ('float32', 'bfloat16')
+# Nodes of the flow map in a Perlin cell and in the ramp at the brain's border, and its steps while
+# the fastest tracer crosses a cell: `bench fluid` prints what they cost in accuracy.
+_NODES_A_CELL, _NODES_A_RAMP, _STEPS_A_CELL = 20, 6, 8
+# Largest sum_k |V_k| seen over 45 flows, in units of velocity_scale * periods / extent, was 5.7;
+# the ramp of a confined flow adds its slope times the noise, at most about 2 x 1.5 x 0.7 x 2.
+_PEAK_SPEED, _PEAK_RAMP_SPEED, _PEAK_NOISE = 6.0, 1.6, 0.75
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,93 +28,204 @@ class FluidSettings:
     paper's unit of time, so one setting means the same flow at every resolution; at 1 mm they equal
     the published ones, which count in voxels.
 
-    Attributes:
-      perlin_periods: cells of the Perlin noise of the potentials and the seeds, along x, y, z.
+    The flow:
+      perlin_periods: cells of the Perlin noise of potentials and seeds, along x, y, z.
+      perlin_octaves, perlin_persistence: patterns added, and each one's amplitude relative to the
+        one before it, which has half its cells (published: 1).
       velocity_scale: factor on V = curl(Psi), with Psi differentiated per mm.
       transport_time: least and greatest time a lesion is carried, drawn uniformly a sample.
+      border_mm: depth below the brain's surface from which the flow is free; at the surface nothing
+        flows through it. 0 for an open flow (published), which carries lesions out of the brain.
+      diffusion_scale: D = diffusion_scale * Phi^2, mm^2 per unit time, Phi Perlin noise; 0 for
+        advection alone (published code).
+
+    The seed, a probability map P0:
+      lesion_count: least and greatest number of seeds a sample.
+      bank_probability: share of the seeds that come from the lesion bank, where one is given.
       seed_percentiles: least and greatest percentile, over the brain, of a Perlin seed's threshold.
-      bank_probability: share of the lesions that come from the lesion bank, where one is given.
-      bank_shift_mm: how far a lesion of the bank is moved at random along each axis, mm.
+      size_ml: least and greatest volume a seed is cut or scaled to, log-uniform; (0, 0) leaves
+        Perlin seeds to their percentiles and masks of the bank to their size and `bank_scale`.
+      bank_shift_mm, bank_rotation_degrees, bank_scale: how far a mask of the bank is moved at
+        random along each axis, turned about each, and its least and greatest change of size.
+      inside_share: least share of a mask of the bank that lies in the brain where it is seeded.
+
+    The lesion:
       diseased_probability: share of the pairs that are diseased; the others are healthy twice.
       threshold: the lesion mask is where P reaches this share of its maximum in the brain.
       min_peak: where transport leaves less than this as the maximum of P in the brain, the lesion
         has left it, and is painted where it was seeded.
-      painting: 'paper' or 'una', see `painting.paint_lesion`.
-      bright_probability: share of the lesions that are brighter than the tissue.
-      scheme: 'euler' or 'ssp_rk3', see `integrate`.
-      cfl: Courant number of the time steps, at most 1.
+      painting: 'paper', 'una' or 'una_equation', see `painting.lesion_shift`.
+      bright_probability: share of the lesions brighter than the tissue ('paper' and 'una').
+      strength: least and greatest factor on the painted shift; (1, 1) as published.
+      white_matter_bright: whether white matter is brighter than grey (T1w); for 'una_equation'.
+      texture_mm: length over which the lesion's texture varies; 0 for white noise (published).
+      mass_effect: share of the flow's displacement that the tissue around the lesion follows; 0 as
+        published.
+
+    The numbers:
+      scheme: 'flow_map', or a stepping scheme, 'koren' or 'upwind'; see `transport`.
+      integrator: of the stepping schemes, 'euler', 'ssp_rk3' or 'rk4', see `integrate`.
+      cfl: share of the stable time step to use, at most 1.
       max_steps: length of the time loop; from the grid where None, see `num_steps`.
+      storage: 'float32' or 'bfloat16', in which a stepping scheme keeps the flow.
+      parity: the published operator, angle draws and single potential instead (`published`), 3-D.
 
     Raises:
       UserError: naming the field that is out of range.
     """
 
-    perlin_periods: tuple[int, int, int] = (2, 2, 2)
+    perlin_periods: tuple[int, ...] = (2, 2, 2)
+    perlin_octaves: int = 1
+    perlin_persistence: float = 0.5
     velocity_scale: float = 500.0
     transport_time: tuple[float, float] = (0.1, 0.9)
-    seed_percentiles: tuple[float, float] = (90.0, 99.6)
+    border_mm: float = 16.0
+    diffusion_scale: float = 0.0
+    lesion_count: tuple[int, int] = (1, 1)
     bank_probability: float = 0.5
+    seed_percentiles: tuple[float, float] = (90.0, 99.6)
+    size_ml: tuple[float, float] = (0.0, 0.0)
     bank_shift_mm: float = 8.0
+    bank_rotation_degrees: float = 15.0
+    bank_scale: tuple[float, float] = (0.8, 1.25)
+    inside_share: float = 0.6
     diseased_probability: float = 0.8
     threshold: float = 0.2
     min_peak: float = 0.2
     painting: str = 'paper'
     bright_probability: float = 0.0
-    scheme: str = 'euler'
+    strength: tuple[float, float] = (1.0, 1.0)
+    white_matter_bright: bool = True
+    texture_mm: float = 0.0
+    mass_effect: float = 0.0
+    scheme: str = 'flow_map'
+    integrator: str = 'ssp_rk3'
     cfl: float = 0.95
     max_steps: int | None = None
+    storage: str = 'float32'
+    parity: bool = False
 
     def __post_init__(self) -> None:
-        for name in ('perlin_periods', 'transport_time', 'seed_percentiles'):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+        for field in dataclasses.fields(self):
+            if isinstance(getattr(self, field.name), list):
+                object.__setattr__(self, field.name, tuple(getattr(self, field.name)))
+        self._check_numbers()
         self._check_ranges()
         self._check_choices()
 
-    def _check_ranges(self) -> None:
-        for name in ('bank_probability', 'diseased_probability', 'bright_probability'):
-            _require(0.0 <= getattr(self, name) <= 1.0, name, self, 'give a share from 0 to 1')
-        for name in ('threshold', 'min_peak', 'cfl'):
-            _require(0.0 < getattr(self, name) <= 1.0, name, self, 'give a number in (0, 1]')
-        for name in ('velocity_scale', 'bank_shift_mm'):
+    def _check_numbers(self) -> None:
+        for name in ('bank_probability', 'diseased_probability', 'bright_probability',
+                     'mass_effect', 'perlin_persistence'):
+            self._require(_within(getattr(self, name), 0.0, 1.0), name, 'give a number from 0 to 1')
+        for name in ('threshold', 'min_peak', 'cfl', 'inside_share'):
             value = getattr(self, name)
-            _require(0.0 <= value <= 1e6, name, self, 'give a number from 0 to 1e6')
-        low, high = _pair('transport_time', self)
-        _require(0 <= low <= high and math.isfinite(high), 'transport_time', self,
-                 'give the least and the greatest time, 0 or more')
-        low, high = _pair('seed_percentiles', self)
-        _require(0 <= low <= high < 100, 'seed_percentiles', self,
-                 'give the least and the greatest percentile, from 0 to below 100')
+            self._require(_within(value, 0.0, 1.0) and value > 0, name, 'give a number in (0, 1]')
+        for name in ('velocity_scale', 'border_mm', 'diffusion_scale', 'bank_shift_mm',
+                     'bank_rotation_degrees', 'texture_mm'):
+            self._require(_within(getattr(self, name), 0.0, 1e6), name, 'give a number, 0 to 1e6')
+        steps = self.max_steps
+        self._require(steps is None or _is_count(steps, 1), 'max_steps',
+                      'give a whole number of 1 or more, or None')
+        self._require(_is_count(self.perlin_octaves, 1) and self.perlin_octaves <= 8,
+                      'perlin_octaves', 'give a whole number from 1 to 8')
+
+    def _check_ranges(self) -> None:
+        for name, least, most in (('transport_time', 0.0, 1e6), ('seed_percentiles', 0.0, 99.999),
+                                  ('size_ml', 0.0, 1e6), ('bank_scale', 0.01, 100.0),
+                                  ('strength', 0.0, 100.0), ('lesion_count', 1, 64)):
+            value = getattr(self, name)
+            self._require(isinstance(value, tuple) and len(value) == 2, name, 'give two numbers')
+            low, high = value
+            self._require(_within(low, least, most) and _within(high, low, most), name,
+                          f'give the least and the greatest, from {least} to {most}')
+        self._require(all(_is_count(n, 1) for n in self.lesion_count), 'lesion_count',
+                      'give whole numbers')
+        low, high = self.size_ml
+        self._require(low > 0 or high == 0, 'size_ml',
+                      'give the least and the greatest volume, both above 0, or (0, 0)')
 
     def _check_choices(self) -> None:
         periods = self.perlin_periods
-        _require(len(periods) == 3 and all(p == int(p) and p >= 1 for p in periods),
-                 'perlin_periods', self, 'give three whole numbers of 1 or more')
-        for name, choices in (('painting', SHIFTS), ('scheme', SCHEMES)):
-            _require(getattr(self, name) in choices, name, self,
-                     f'choose one of {", ".join(choices)}')
-        steps = self.max_steps
-        _require(steps is None or (steps == int(steps) and steps >= 1), 'max_steps', self,
-                 'give a whole number of 1 or more, or None')
+        self._require(isinstance(periods, tuple) and len(periods) in (2, 3)
+                      and all(_is_count(p, 1) for p in periods),
+                      'perlin_periods', 'give two or three whole numbers of 1 or more')
+        for name, choices in (('painting', LAWS), ('scheme', SCHEMES), ('storage', STORAGES),
+                              ('integrator', tuple(INTEGRATORS))):
+            self._require(getattr(self, name) in choices, name,
+                          f'choose one of {", ".join(choices)}')
+        for name in ('parity', 'white_matter_bright'):
+            self._require(isinstance(getattr(self, name), bool), name, 'give True or False')
+
+    def _require(self, holds: bool, name: str, advice: str) -> None:
+        if not holds:
+            raise UserError(f'fluid setting {name} = {getattr(self, name)!r}: {advice}')
+
+    def periods(self, ndim: int) -> tuple[int, ...]:
+        """Perlin cells along the axes of a grid.
+
+        Raises:
+          UserError: fewer are given than the grid has axes.
+        """
+        self._require(len(self.perlin_periods) >= ndim, 'perlin_periods',
+                      f'give {ndim} numbers for a {ndim}-D grid')
+        return tuple(int(p) for p in self.perlin_periods[:ndim])
+
+    def _smallest_cell(self, grid: Grid) -> float:
+        """Length of the shortest Perlin cell of the last octave, mm."""
+        cells = (length / p for p, length in zip(self.periods(grid.ndim), grid.extent))
+        return min(cells) / 2 ** (self.perlin_octaves - 1)
+
+    def peak_speed(self, grid: Grid) -> float:
+        """A bound that nearly every flow keeps: sum_k |V_k|, mm per unit time."""
+        octaves = sum((2.0 * self.perlin_persistence) ** o for o in range(self.perlin_octaves))
+        cells = max(p / length for p, length in zip(self.periods(grid.ndim), grid.extent))
+        slope = _PEAK_SPEED * octaves * cells
+        if self.border_mm > 0 and not self.parity:
+            slope += _PEAK_RAMP_SPEED / self.border_mm
+        return self.velocity_scale * slope
 
     def num_steps(self, grid: Grid) -> int:
-        """Length of the time loop: `max_steps`, or enough for nearly every flow on this grid.
+        """Length of a stepping scheme's time loop: `max_steps`, or enough for nearly every flow.
 
-        9 steps at 4 mm and 36 at 1 mm with the default settings on 160 mm. A flow that would
-        need more is transported for a shorter time, and stays stable.
+        A flow that would need more is transported for a shorter time, and stays stable.
         """
         if self.max_steps is not None:
             return int(self.max_steps)
-        cells_per_mm = max(p / length for p, length in zip(self.perlin_periods, grid.extent))
-        rate = _PEAK_SPEED * self.velocity_scale * cells_per_mm / min(grid.spacing)
+        faces = 2.0 if self.scheme == 'koren' and not self.parity else 1.0
+        rate = faces * self.peak_speed(grid) / min(grid.spacing) + self.peak_diffusion_rate(grid)
         return max(1, math.ceil(rate * self.transport_time[1] / self.cfl))
 
+    def peak_diffusion_rate(self, grid: Grid) -> float:
+        """The largest rate of an explicit diffusion step, per unit time."""
+        octaves = sum(self.perlin_persistence**o for o in range(self.perlin_octaves))
+        peak = self.diffusion_scale * (_PEAK_NOISE * octaves) ** 2
+        return sum(2.0 * peak / h**2 for h in grid.spacing)
 
-def _require(holds: bool, name: str, settings: FluidSettings, advice: str) -> None:
-    if not holds:
-        raise UserError(f'fluid setting {name} = {getattr(settings, name)!r}: {advice}')
+    def num_stages(self, grid: Grid) -> int:
+        """Right-hand sides a stepping scheme evaluates."""
+        return STAGES[self.integrator] * self.num_steps(grid)
+
+    def map_spacing_mm(self, grid: Grid) -> float:
+        """Distance of the flow map's nodes: what resolves a Perlin cell and the border's ramp."""
+        spacing = self._smallest_cell(grid) / _NODES_A_CELL
+        return min(spacing, self.border_mm / _NODES_A_RAMP) if self.border_mm > 0 else spacing
+
+    def map_steps(self, grid: Grid, time: float | None = None) -> int:
+        """Runge-Kutta steps of the flow map for a time, the longest transport where None."""
+        time = self.transport_time[1] if time is None else time
+        cells = self.peak_speed(grid) * time / self._smallest_cell(grid)
+        return min(64, max(2, math.ceil(_STEPS_A_CELL * cells)))
 
 
-def _pair(name: str, settings: FluidSettings) -> tuple[float, float]:
-    value = getattr(settings, name)
-    _require(len(value) == 2, name, settings, 'give two numbers')
-    return value
+def _within(value: object, low: float, high: float) -> bool:
+    try:
+        return bool(low <= value <= high)
+    except TypeError:
+        return False
+
+
+def _is_count(value: object, least: int) -> bool:
+    try:
+        return bool(value == int(value) and value >= least)
+    except (TypeError, ValueError, OverflowError):
+        return False
