@@ -56,9 +56,12 @@ def _paper(method: str) -> ConfigDict:
     })
     config.fluid = ConfigDict({
         'perlin_periods': (2, 2, 2), 'velocity_scale': 500.0, 'transport_time': (0.1, 0.9),
-        'seed_percentiles': (90.0, 99.6), 'bank_probability': 0.5, 'bank_shift_mm': 8.0,
+        'border_mm': 0.0, 'lesion_count': (1, 1), 'seed_percentiles': (90.0, 99.6),
+        'size_ml': (0.0, 0.0), 'bank_probability': 0.5, 'bank_shift_mm': 8.0,
+        'bank_rotation_degrees': 15.0, 'bank_scale': (0.8, 1.25), 'inside_share': 0.6,
         'diseased_probability': 0.8, 'threshold': 0.2, 'painting': 'paper',
-        'bright_probability': 0.0, 'cfl': 0.95,
+        'bright_probability': 0.0, 'strength': (1.0, 1.0), 'texture_mm': 0.0, 'mass_effect': 0.0,
+        'scheme': 'flow_map',
     })
     config.autoencoder = ConfigDict({
         'network': {'channels': (64, 128, 128, 128), 'num_res_blocks': 2, 'latent_channels': 3,

@@ -89,24 +89,38 @@ def preprocess(
 def extract_brain(scan: Volume) -> tuple[Volume, np.ndarray]:
     """The scan cropped to its brain, background subtracted, zero outside; and the brain mask.
 
+    Raises:
+      UserError: nothing is brighter than the background.
+    """
+    brain, background = find_brain(scan)
+    head, brain = _crop(scan, brain)
+    data = np.where(brain, np.maximum(head.data - background, 0.0), 0.0)
+    return Volume(data.astype(np.float32), head.affine, scan.path), brain
+
+
+def find_brain(scan: Volume) -> tuple[np.ndarray, float]:
+    """The brain of a skull-stripped scan, (x, y, z) bool, and the intensity of its background.
+
     The brain is the largest connected piece above the background, with its holes filled.
 
     Raises:
       UserError: nothing is brighter than the background.
     """
     border = np.concatenate([np.take(scan.data, (0, -1), axis=k).ravel() for k in range(3)])
-    background = np.median(border)
+    background = float(np.median(border))
     above = scan.data > background
     if not above.any():
         raise UserError(f'{scan.path}: is constant or darker than its background; give a T1w scan')
     brightest = np.percentile(scan.data[above], 98) - background
-    head, above = _crop(scan, scan.data > background + BACKGROUND_FRACTION * brightest)
+    bright = scan.data > background + BACKGROUND_FRACTION * brightest
+    box = ndimage.find_objects(bright.astype(np.uint8))[0]
+    above = bright[box]
     labels, count = ndimage.label(above)
     if count > 1:
         above = labels == 1 + np.argmax(np.bincount(labels.ravel())[1:])
-    brain = ndimage.binary_fill_holes(above)
-    data = np.where(brain, np.maximum(head.data - background, 0.0), 0.0)
-    return Volume(data.astype(np.float32), head.affine, scan.path), brain
+    brain = np.zeros(scan.data.shape, bool)
+    brain[box] = ndimage.binary_fill_holes(above)
+    return brain, background
 
 
 def _crop(volume: Volume, mask: np.ndarray) -> tuple[Volume, np.ndarray]:

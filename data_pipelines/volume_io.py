@@ -55,10 +55,20 @@ def load_volume(path: str | os.PathLike[str], allow_empty: bool = False) -> Volu
     image = nib.as_closest_canonical(image)
     data = _read(image, path)
     if not np.isfinite(data).all():
-        raise UserError(f'{path}: holds NaN or infinite values; replace them, for example by 0')
+        raise UserError(f'{path}: holds NaN or infinite values, or larger ones than 32-bit numbers '
+                        'can hold (3e38); replace them, for example by 0')
     if not allow_empty and not data.any():
         raise UserError(f'{path}: holds nothing but zeros; was it exported or masked wrongly?')
     return Volume(data, np.asarray(image.affine, np.float64), str(path))
+
+
+def check_readable(path: str | os.PathLike[str]) -> None:
+    """See that a file has the header of a NIfTI file, without reading its voxels.
+
+    Raises:
+      UserError: it is missing, empty, or not NIfTI.
+    """
+    _open(Path(path))
 
 
 def _open(path: Path) -> nib.spatialimages.SpatialImage:
@@ -78,7 +88,8 @@ def _open(path: Path) -> nib.spatialimages.SpatialImage:
 def _read(image: nib.spatialimages.SpatialImage, path: Path) -> np.ndarray:
     """The voxels, which nibabel reads only now."""
     try:
-        return np.asarray(image.get_fdata(dtype=np.float32, caching='unchanged'))
+        with np.errstate(over='ignore'):  # what does not fit becomes infinite, and is reported so
+            return np.asarray(image.get_fdata(dtype=np.float32, caching='unchanged'))
     except Exception as error:  # EOFError, zlib.error, OSError, ValueError, by format and platform.
         raise UserError(f'{path}: is truncated or damaged; copy it again') from error
 
@@ -99,11 +110,36 @@ def save_volume(path: str | os.PathLike[str], data: np.ndarray, affine: np.ndarr
     it has shear: then its code is 0, so that no reader takes a wrong geometry. Written beside,
     then renamed.
     """
-    path = Path(path)
-    is_mask = data.dtype in (np.bool_, np.uint8)
-    image = nib.Nifti1Image(data.astype(np.uint8 if is_mask else np.float32), affine)
+    image = nib.Nifti1Image(_storable(data), affine)
     image.set_sform(affine, code=_XFORM_ALIGNED)
     image.set_qform(affine, code=0 if _has_shear(affine) else _XFORM_ALIGNED)
+    _save(Path(path), image)
+
+
+def save_like(path: str | os.PathLike[str], data: np.ndarray, scan: Volume) -> None:
+    """Write a volume that lies on a scan's voxels as a file with that scan's own voxel order,
+    affine and header.
+
+    Args:
+      path: a .nii or .nii.gz file; written beside, then renamed.
+      data: (x, y, z) in RAS+ order, as `scan.data`; masks as uint8, everything else as float32.
+      scan: what `load_volume` made of the scan's file, which is read again for its header.
+    """
+    original = _open(Path(scan.path))
+    ras, own = (nib.orientations.io_orientation(a) for a in (scan.affine, original.affine))
+    data = nib.apply_orientation(_storable(data), nib.orientations.ornt_transform(ras, own))
+    header = original.header.copy()
+    header.set_data_dtype(data.dtype)
+    header.set_slope_inter(1.0, 0.0)
+    header['cal_max'] = header['cal_min'] = 0.0  # a display range of the scan's, not of this
+    _save(Path(path), nib.Nifti1Image(data, original.affine, header))
+
+
+def _storable(data: np.ndarray) -> np.ndarray:
+    return data.astype(np.uint8 if data.dtype in (np.bool_, np.uint8) else np.float32)
+
+
+def _save(path: Path, image: nib.Nifti1Image) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     ending = '.nii.gz' if path.name.endswith('.gz') else '.nii'
     partial = path.with_name(f'.{strip_ending(path)}.{os.getpid()}.partial{ending}')

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -60,6 +61,49 @@ def run(main: Callable[..., None], takes_arguments: bool = False) -> None:
         sys.exit(_fail(str(error)))
 
 
+def with_config(arguments: list[str], default: Path) -> list[str]:
+    """The arguments with `--config` naming a file: the default one where they name none."""
+    if any(word.lstrip('-').partition('=')[0] == 'config' for word in arguments
+           if word.startswith('-')):
+        return arguments
+    return [arguments[0], f'--config={default}', *arguments[1:]]
+
+
+def join_lists(arguments: list[str], names: tuple[str, ...]) -> list[str]:
+    """`--shape 160 160 160` as absl reads it: `--shape=160,160,160`."""
+    joined, rest = [], list(arguments)
+    while rest:
+        word = rest.pop(0)
+        if word.lstrip('-') in names and word.startswith('-'):
+            values = []
+            while rest and not rest[0].startswith('--') and _is_number(rest[0].split(',')[0]):
+                values.append(rest.pop(0))
+            word = f'{word}={",".join(values)}'
+        joined.append(word)
+    return joined
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
+
+
+def numbers(name: str, words: list[str], kind: type) -> tuple:
+    """The numbers of a list flag.
+
+    Raises:
+        UserError: a word that is none.
+    """
+    try:
+        return tuple(kind(word) for word in words)
+    except ValueError:
+        raise UserError(f"--{name}: '{','.join(words)}' must be numbers, e.g. --{name} 160 160 160"
+                        ) from None
+
+
 def _parse_flags(arguments: list[str]) -> list[str]:
     """absl's parser; whatever is wrong with a flag is one line, also inside a config file."""
     if {'--help', '-h', '--helpshort'} & set(arguments[1:]):
@@ -72,13 +116,20 @@ def _parse_flags(arguments: list[str]) -> list[str]:
     except UserError:
         raise
     except (AttributeError, KeyError) as error:
-        name = str(error).strip('"\'')
-        message = f"the configuration has no field '{name}'; the config file shows those there are"
+        message = _no_field(str(error))
     except (flags.Error, TypeError, ValueError) as error:
         message = str(error)
     if 'Traceback' in message:  # a config file's own error, quoted by ml_collections with its trace
         message = message.strip().splitlines()[-1].partition(': ')[2]
     raise UserError(' '.join(message.split()))
+
+
+def _no_field(text: str) -> str:
+    """A config's complaint about a field, which quotes the name and may know a nearer one."""
+    name = re.search(r'[\w.]+', text)
+    meant = re.search(r'Did you mean "(\w+)"', text)
+    advice = f'did you mean {meant[1]}?' if meant else 'the config file shows those there are'
+    return f"the configuration has no field '{name[0] if name else text}'; {advice}"
 
 
 def _check_config_file(arguments: list[str]) -> None:

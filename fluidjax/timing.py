@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 import time
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from data_pipelines.grids import GRIDS
 from fluidjax import cli, experiment
 from fluidjax.compiling import run_once
 from fluidjax.fluid.grid import Grid
+from fluidjax.fluid.randomize import randomize_batch
 
 
 def time_part(function: Callable, *arguments: Any, repeats: int) -> dict[str, float]:
@@ -30,39 +32,87 @@ def time_part(function: Callable, *arguments: Any, repeats: int) -> dict[str, fl
     return {'milliseconds': statistics.median(times), 'compile_seconds': compile_seconds}
 
 
-def time_all(config: Any, repeats: int) -> dict[str, dict[str, float]]:
-    """Every part of both stages on random brains of the configuration's grid."""
-    grid = Grid(GRIDS[config.size].shape, GRIDS[config.size].spacing)
-    stages = experiment.build_stages(config, grid)
-    auto, diffusion = stages.autoencoder, stages.diffusion
-    key = jax.random.key(0)
+class Bench:
+    """Both stages of a configuration with random parameters and brains, ready to be timed."""
 
-    def batch_of(size: int) -> dict[str, jax.Array]:
-        image = jax.random.uniform(key, (size, *grid.shape, 1), minval=0.3, maxval=0.9)
+    def __init__(self, config: Any) -> None:
+        self.grid = Grid(GRIDS[config.size].shape, GRIDS[config.size].spacing)
+        self.stages = experiment.build_stages(config, self.grid)
+        self.key = jax.random.key(0)
+
+    def batch(self, size: int) -> dict[str, jax.Array]:
+        """Random brains that fill the volume."""
+        shape = (size, *self.grid.shape, 1)
+        image = jax.random.uniform(self.key, shape, minval=0.3, maxval=0.9)
         return {'image': image, 'brain': jnp.ones_like(image)}
 
-    def step_of(method: Any) -> Callable:
-        def gradient(trained: Any, frozen: Any, batch: Any, key: jax.Array) -> Any:
-            return jax.grad(lambda p: method.loss({**frozen, **p}, batch, key)[0])(trained)
-        return gradient
 
-    def split(method: Any, params: Any) -> tuple[Any, Any]:
-        trained = {name: params[name] for name in method.trainable}
-        return trained, {n: group for n, group in params.items() if n not in method.trainable}
+def gradient_of(method: Any) -> Callable:
+    """The gradient of a method's loss by what it trains: (trained, frozen, batch, key)."""
 
-    small = batch_of(stages.autoencoder_training.batch_size)
-    large = batch_of(stages.diffusion_training.batch_size)
+    def gradient(trained: Any, frozen: Any, batch: Any, key: jax.Array) -> Any:
+        return jax.grad(lambda p: method.loss({**frozen, **p}, batch, key)[0])(trained)
+
+    return gradient
+
+
+def split(method: Any, params: Any) -> tuple[Any, Any]:
+    """Parameters a method trains, and the others."""
+    trained = {name: params[name] for name in method.trainable}
+    return trained, {n: group for n, group in params.items() if n not in method.trainable}
+
+
+def time_all(config: Any, repeats: int) -> dict[str, dict[str, float]]:
+    """Every part of both stages on random brains of the configuration's grid."""
+    bench = Bench(config)
+    stages, key = bench.stages, bench.key
+    auto, diffusion = stages.autoencoder, stages.diffusion
+    small = bench.batch(stages.autoencoder_training.batch_size)
+    large = bench.batch(stages.diffusion_training.batch_size)
     auto_params, params = run_once(auto.init, key), run_once(diffusion.init, key)
     one = large['image'][:1]
     parts = {
         f'draw {len(large["image"])} pairs': (diffusion.pairs, large, key),
         f'encode {len(large["image"])}': (diffusion.encode, params, large['image']),
         f'autoencoder gradient, batch {len(small["image"])}':
-            (step_of(auto), *split(auto, auto_params), small, key),
+            (gradient_of(auto), *split(auto, auto_params), small, key),
         f'diffusion gradient, batch {len(large["image"])}':
-            (step_of(diffusion), *split(diffusion, params), large, key),
+            (gradient_of(diffusion), *split(diffusion, params), large, key),
         'reconstruct 1': (diffusion.reconstruct, params, one, key),
     }
+    return _time_parts(parts, repeats)
+
+
+def time_step_shares(config: Any, repeats: int) -> dict[str, Any]:
+    """A training step of the diffusion stage with and without fluid randomization.
+
+    Without, the pairs are healthy; all else is the same: augmentation, encoding of both images,
+    U-Net, gradient. The share is what the step with it takes longer; where that drowns in the
+    timer's scatter, the randomization timed alone is the better number, and both are given.
+    """
+    bench = Bench(config)
+    diffusion = bench.stages.diffusion
+    plain = dataclasses.replace(diffusion, fluid=None)
+    batch = bench.batch(bench.stages.diffusion_training.batch_size)
+    groups = split(diffusion, run_once(diffusion.init, bench.key))
+    size = len(batch['image'])
+
+    def alone(batch: dict[str, jax.Array], key: jax.Array) -> Any:
+        return randomize_batch(key, batch['image'], batch['brain'], bench.grid, diffusion.fluid)
+
+    table = _time_parts({
+        f'randomization alone, batch {size}': (alone, batch, bench.key),
+        f'step without, batch {size}': (gradient_of(plain), *groups, batch, bench.key),
+        f'step with, batch {size}': (gradient_of(diffusion), *groups, batch, bench.key),
+    }, repeats)
+    only, without, with_it = (row['milliseconds'] for row in table.values())
+    shares = {'share_by_difference': (with_it - without) / with_it, 'share_alone': only / with_it}
+    cli.tell(f'share of the step: {shares["share_by_difference"]:.2%} by difference, '
+             f'{shares["share_alone"]:.2%} timed alone')
+    return table | shares
+
+
+def _time_parts(parts: dict[str, tuple], repeats: int) -> dict[str, dict[str, float]]:
     table = {}
     for name, (function, *arguments) in parts.items():
         table[name] = time_part(function, *arguments, repeats=repeats)

@@ -90,7 +90,7 @@ def border_ramp(
 def blurred(
     mask: jax.Array, grid: Grid, at: Coordinates, length_mm: float, along: int | None = None
 ) -> jax.Array:
-    """Share of a mask (x, y (, z)) around positions, weighted by exp(-|x| / length) along each axis.
+    """Share of a mask (x, y (, z)) around positions, weighted by exp(-|x| / length) an axis.
 
     Args:
       mask: 0 or 1, or boolean; nothing beyond the volume, unless periodic.

@@ -1,8 +1,9 @@
 """Transport by the flow's own map: trace where each voxel's content came from, then gather once.
 
 P(x, T) = P0(X), where X is reached from x by following -V for a time T. V is smooth (Perlin noise
-of a few cells), so the displacement X - x is traced at coarse nodes with a fourth-order scheme,
-brought to the voxels by cubic interpolation, and P0 is read there once: no time step can be
+of a few cells), so the displacement X - x is traced at coarse nodes with a fourth-order scheme, in
+a finer velocity mesh, brought to the voxels by cubic interpolation, and P0 is read there
+once: no time step can be
 unstable, a sharp edge is smeared by one linear interpolation and not by dozens of steps, and the
 same key gives the same lesion at every resolution. What it gives up is exact mass.
 """
@@ -18,26 +19,29 @@ from fluidjax.fluid.grid import Grid
 _PRECISION = jax.lax.Precision.HIGHEST
 
 
-def trace_back(V: jax.Array, nodes: Grid, time: jax.Array, num_steps: int) -> jax.Array:
+def trace_back(
+    V: jax.Array, mesh: Grid, nodes: Grid, time: jax.Array, num_steps: int
+) -> jax.Array:
     """Displacement X - x of what arrives at each node after a time, mm: (nodes, d).
 
-    Runge-Kutta of fourth order along -V, V interpolated linearly between the nodes and held beyond
-    the outermost ones.
+    Runge-Kutta of fourth order along -V, V interpolated linearly in its mesh and held beyond it.
 
     Args:
-      V: steady velocity at the nodes (nodes, d), mm per unit time.
-      nodes: their grid.
+      V: steady velocity on the mesh (mesh, d), mm per unit time.
+      mesh: the grid V is given on.
+      nodes: the grid of arrival points; both begin at the first voxel.
       time: how long; negative to look ahead.
       num_steps: steps of the scheme; static.
     """
-    h = np.asarray(nodes.spacing, np.float32).reshape(-1, *[1] * nodes.ndim)
-    rate = -jnp.moveaxis(V, -1, 0) / h  # nodes per unit time
-    start = jnp.stack(jnp.meshgrid(*(jnp.arange(n, dtype=V.dtype) for n in nodes.shape),
-                                   indexing='ij'))
+    column = lambda values: jnp.asarray(values, V.dtype).reshape(-1, *[1] * nodes.ndim)  # noqa: E731
+    rate = -jnp.moveaxis(V, -1, 0) / column(mesh.spacing)  # cells of the mesh per unit time
+    places = jnp.stack(jnp.meshgrid(*(jnp.arange(n, dtype=V.dtype) for n in nodes.shape),
+                                    indexing='ij'))
+    start = places * column(nodes.spacing) / column(mesh.spacing)
     dt = time / num_steps
 
     def velocity(X: jax.Array) -> jax.Array:
-        return jnp.stack([sample(component, X, nodes.periodic) for component in rate])
+        return jnp.stack([sample(component, X, mesh.periodic) for component in rate])
 
     def step(X: jax.Array, _: None) -> tuple[jax.Array, None]:
         k1 = velocity(X)
@@ -47,7 +51,7 @@ def trace_back(V: jax.Array, nodes: Grid, time: jax.Array, num_steps: int) -> ja
         return X + dt / 6.0 * (k1 + 2.0 * k2 + 2.0 * k3 + k4), None
 
     end = jax.lax.scan(step, start, None, length=num_steps)[0]
-    return jnp.moveaxis((end - start) * h, 0, -1)
+    return jnp.moveaxis((end - start) * column(mesh.spacing), 0, -1)
 
 
 def to_voxels(field: jax.Array, nodes: Grid, grid: Grid) -> jax.Array:
@@ -86,7 +90,7 @@ def cubic_weights(at: np.ndarray, size: int, periodic: bool) -> np.ndarray:
 
 
 def sample(volume: jax.Array, voxel: jax.Array, periodic: bool = False) -> jax.Array:
-    """Linear interpolation of a volume (x, y (, z)) at voxel indices (d, ...), held at the faces."""
+    """Linear interpolation of a volume (x, y (, z)) at voxel indices (d, ...), held beyond it."""
     return jax.scipy.ndimage.map_coordinates(
         volume, list(voxel), order=1, mode='wrap' if periodic else 'nearest')
 

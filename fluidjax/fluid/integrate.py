@@ -15,20 +15,31 @@ def euler(f: RightHandSide, P: jax.Array, dt: jax.Array) -> jax.Array:
     return P + dt * f(P)
 
 
+# The stages of a step are a scan, too: written one after the other, XLA's CPU backend computes a
+# stage anew for every neighbour the next one reads (measured with Koren's limiter: 15 times slower).
+_SSP_RK3_KEPT = (0.0, 3.0 / 4.0, 1.0 / 3.0)
+_RK4_AHEAD, _RK4_WEIGHTS = (0.0, 0.5, 0.5, 1.0), (1.0 / 6.0, 1.0 / 3.0, 1.0 / 3.0, 1.0 / 6.0)
+
+
 def ssp_rk3(f: RightHandSide, P: jax.Array, dt: jax.Array) -> jax.Array:
     """One third-order step made of Euler steps alone, so their bounds hold (Shu and Osher 1988)."""
-    P1 = P + dt * f(P)
-    P2 = 0.75 * P + 0.25 * (P1 + dt * f(P1))
-    return P / 3.0 + (2.0 / 3.0) * (P2 + dt * f(P2))
+
+    def stage(Q: jax.Array, kept: jax.Array) -> tuple[jax.Array, None]:
+        return kept * P + (1.0 - kept) * (Q + dt * f(Q)), None
+
+    return jax.lax.scan(stage, P, jnp.asarray(_SSP_RK3_KEPT, P.dtype))[0]
 
 
 def rk4(f: RightHandSide, P: jax.Array, dt: jax.Array) -> jax.Array:
     """One classical fourth-order Runge-Kutta step: stable at a stable step, bounds not promised."""
-    k1 = f(P)
-    k2 = f(P + 0.5 * dt * k1)
-    k3 = f(P + 0.5 * dt * k2)
-    k4 = f(P + dt * k3)
-    return P + dt / 6.0 * (k1 + 2.0 * k2 + 2.0 * k3 + k4)
+
+    def stage(carried: tuple[jax.Array, jax.Array], row: jax.Array):
+        slope, P_next = carried
+        slope = f(P + row[0] * dt * slope)
+        return (slope, P_next + row[1] * dt * slope), None
+
+    rows = jnp.asarray((_RK4_AHEAD, _RK4_WEIGHTS), P.dtype).T
+    return jax.lax.scan(stage, (jnp.zeros_like(P), P), rows)[0][1]
 
 
 INTEGRATORS = {'euler': euler, 'ssp_rk3': ssp_rk3, 'rk4': rk4}

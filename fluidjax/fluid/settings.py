@@ -12,9 +12,9 @@ from fluidjax.fluid.painting import LAWS
 
 SCHEMES = ('flow_map', 'koren', 'upwind')
 STORAGES = ('float32', 'bfloat16')
-# Nodes of the flow map in a Perlin cell and in the ramp at the brain's border, and its steps while
-# the fastest tracer crosses a cell: `bench fluid` prints what they cost in accuracy.
-_NODES_A_CELL, _NODES_A_RAMP, _STEPS_A_CELL = 20, 6, 8
+# Points of the flow map's velocity mesh in a Perlin cell and in the ramp at the brain's border, and
+# its steps while the fastest tracer crosses a cell.
+_MESH_A_CELL, _MESH_A_RAMP, _STEPS_A_CELL = 16, 6, 4
 # Largest sum_k |V_k| seen over 45 flows, in units of velocity_scale * periods / extent, was 5.7;
 # the ramp of a confined flow adds its slope times the noise, at most about 2 x 1.5 x 0.7 x 2.
 _PEAK_SPEED, _PEAK_RAMP_SPEED, _PEAK_NOISE = 6.0, 1.6, 0.75
@@ -205,10 +205,10 @@ class FluidSettings:
         """Right-hand sides a stepping scheme evaluates."""
         return STAGES[self.integrator] * self.num_steps(grid)
 
-    def map_spacing_mm(self, grid: Grid) -> float:
-        """Distance of the flow map's nodes: what resolves a Perlin cell and the border's ramp."""
-        spacing = self._smallest_cell(grid) / _NODES_A_CELL
-        return min(spacing, self.border_mm / _NODES_A_RAMP) if self.border_mm > 0 else spacing
+    def mesh_spacing_mm(self, grid: Grid) -> float:
+        """Of the flow map's velocity mesh: what resolves a Perlin cell and the border's ramp."""
+        spacing = self._smallest_cell(grid) / _MESH_A_CELL
+        return min(spacing, self.border_mm / _MESH_A_RAMP) if self.border_mm > 0 else spacing
 
     def map_steps(self, grid: Grid, time: float | None = None) -> int:
         """Runge-Kutta steps of the flow map for a time, the longest transport where None."""

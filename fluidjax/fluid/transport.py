@@ -18,6 +18,8 @@ from fluidjax.fluid.grid import Grid
 from fluidjax.fluid.integrate import INTEGRATORS, euler, split_time, trajectory
 from fluidjax.fluid.settings import FluidSettings
 
+# Of the flow map's nodes, in cells of its velocity mesh.
+NODE_SPACING = 1.5
 _DIFFUSION_SPLITS = 4  # Strang steps of the flow map where the lesion diffuses as well
 
 
@@ -39,9 +41,10 @@ def displacement(
       settings: the flow, and how finely it is traced.
       brain: boolean (x, y (, z)), what the flow is confined to where `border_mm` > 0.
     """
-    nodes = flow.coarse_grid(grid, settings.map_spacing_mm(grid))
-    V = flow.node_velocity(key, grid, nodes, settings, confining(brain, settings))
-    return flow_map.trace_back(V, nodes, time, settings.map_steps(grid)), nodes
+    mesh = flow.coarse_grid(grid, settings.mesh_spacing_mm(grid))
+    nodes = flow.coarse_grid(grid, NODE_SPACING * settings.mesh_spacing_mm(grid))
+    V = flow.node_velocity(key, grid, mesh, settings, confining(brain, settings))
+    return flow_map.trace_back(V, mesh, nodes, time, settings.map_steps(grid)), nodes
 
 
 def transport(

@@ -80,14 +80,14 @@ class LatentDiffusion:
         autoencoder: stage one.
         network: the U-Net, with its way of being conditioned.
         process: noise, target and sampling.
-        fluid: how pseudo-pathology is drawn.
+        fluid: how pseudo-pathology is drawn; None for healthy pairs alone.
         augment: of the training scans.
     """
 
     autoencoder: AutoencoderMethod
     network: UNetConfig
     process: DiffusionProcess
-    fluid: FluidSettings
+    fluid: FluidSettings | None
     augment: AugmentSettings
 
     stage = 'diffusion'
@@ -143,6 +143,9 @@ class LatentDiffusion:
         grid = self.autoencoder.grid
         images, brains = augment_batch(
             k_augment, batch['image'], batch['brain'], grid.spacing, self.augment)
+        if self.fluid is None:
+            images = jax.vmap(divide_by_maximum)(images)
+            return Randomized(images, images, jnp.zeros_like(images), jnp.zeros_like(images))
         return randomize_batch(
             k_fluid, images, brains, grid, self.fluid, batch.get('lesions'))
 

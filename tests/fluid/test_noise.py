@@ -1,40 +1,59 @@
-"""Perlin noise and the seeds cut out of it."""
+"""Perlin noise: its gradients, its values, its derivative."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from heads import quick_jit, split
 from scipy import stats
 
 from fluidjax.fluid import Grid
 from fluidjax.fluid.noise import (
-    lesion_seed,
     perlin_from_gradients,
     perlin_noise,
     sphere_gradients,
-    upper_threshold,
+    tile_gradients,
+    voxel_fractions,
 )
 
-GRID = Grid((20, 24, 18), (8.0, 8.0, 8.0))
+
+def _noise(seed, at, *options, **more):
+    """Noise of a key at fractions of the extent, or on the voxels of a shape."""
+    at = voxel_fractions(Grid(at)) if isinstance(at[0], int) else at
+    draw = lambda key: perlin_noise(key, tuple(at), *options, **more)
+    return np.asarray(quick_jit(draw)(jax.random.key(seed)))
 
 
-def test_gradients_are_uniform_on_the_sphere():
-    vectors = np.asarray(sphere_gradients(jax.random.key(0), (11, 12, 13))).reshape(-1, 3)
+@pytest.mark.parametrize('periods', [(11, 12, 13), (40, 40)], ids=['sphere', 'circle'])
+def test_gradients_are_uniform_on_the_sphere(periods):
+    vectors = quick_jit(lambda key: sphere_gradients(key, periods))(jax.random.key(0))
+    vectors = np.asarray(vectors).reshape(-1, len(periods))
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1.0, atol=1e-5)
-    for k in range(3):  # Archimedes: each coordinate is uniform on [-1, 1]
-        assert stats.kstest(vectors[:, k], 'uniform', args=(-1, 2)).pvalue > 0.01
+    # Archimedes: on the sphere each coordinate is uniform on [-1, 1].
+    marks = vectors.T if len(periods) == 3 else [np.arctan2(*vectors.T) / np.pi]
+    for mark in marks:
+        assert stats.kstest(mark, 'uniform', args=(-1, 2)).pvalue > 0.01
 
 
-def test_noise_vanishes_at_lattice_points_and_nowhere_else():
-    noise = np.asarray(perlin_noise(jax.random.key(1), (16, 24, 32), (2, 3, 4)))
-    np.testing.assert_allclose(noise[::8, ::8, ::8], 0.0, atol=1e-6)
-    assert np.abs(noise).max() > 0.3
+def test_tiling_makes_the_last_plane_the_first():
+    gradients = np.random.default_rng(0).normal(size=(3, 4, 3, 3)).astype(np.float32)
+    tiled = tile_gradients(jnp.asarray(gradients), (1,))
+    np.testing.assert_array_equal(tiled[:, -1], gradients[:, 0])
+    np.testing.assert_array_equal(tiled[:, :-1], gradients[:, :-1])
+
+
+@pytest.mark.parametrize(('shape', 'periods'), [((16, 24, 32), (2, 3, 4)), ((32, 40), (4, 5))])
+def test_noise_vanishes_at_lattice_points_and_nowhere_else(shape, periods):
+    noise = _noise(1, shape, periods)
+    np.testing.assert_allclose(noise[(np.s_[::8],) * len(shape)], 0.0, atol=1e-6)
+    assert 0.3 < np.abs(noise).max() < 0.8
     assert np.mean(np.abs(noise) < 1e-6) < 0.02
 
 
-def test_a_finer_grid_samples_the_same_pattern():
-    coarse = perlin_noise(jax.random.key(2), (11, 13, 9), (2, 3, 2))
-    fine = perlin_noise(jax.random.key(2), (22, 26, 18), (2, 3, 2))
+@pytest.mark.parametrize('options', [{'octaves': 2}, {'tiled': True}], ids=str)
+def test_a_finer_grid_samples_the_same_pattern(options):
+    coarse = _noise(2, (11, 13, 9), (2, 3, 2), **options)
+    fine = _noise(2, (22, 26, 18), (2, 3, 2), **options)
     np.testing.assert_allclose(fine[::2, ::2, ::2], coarse, atol=1e-6)
 
 
@@ -46,31 +65,40 @@ def test_one_cell_of_a_constant_gradient_is_the_linear_function_blended():
     np.testing.assert_allclose(noise[:, 2, 3], u - fade, atol=1e-6)
 
 
-@pytest.mark.parametrize('share', [0.1, 0.02, 1e-9])
-def test_upper_threshold_keeps_that_share_and_at_least_one(share):
-    values = np.random.default_rng(0).normal(size=GRID.shape).astype(np.float32)
-    within = np.zeros(GRID.shape, bool)
-    within[5:15, 5:20, 4:14] = True
-    threshold = upper_threshold(jnp.asarray(values), share, jnp.asarray(within))
-    kept = (values >= np.asarray(threshold)) & within
-    assert kept.sum() == pytest.approx(max(share * within.sum(), 1), abs=1)
-    assert kept.any()
+def test_an_octave_is_half_as_large_a_pattern_of_its_own_faded_by_the_persistence():
+    shape = (20, 16)
+    one, two, faint = (_noise(3, shape, (2, 3), octaves, persistence)
+                       for octaves, persistence in ((1, 1.0), (2, 1.0), (2, 0.25)))
+    own = two - one
+    np.testing.assert_allclose(faint, one + 0.25 * own, atol=1e-6)
+    np.testing.assert_allclose(own[::5, 0], 0.0, atol=1e-6)  # zero at the points of its lattice
+    assert np.abs(own).max() > 0.2 and np.abs(np.corrcoef(own.ravel(), one.ravel())[0, 1]) < 0.3
 
 
-def test_seed_has_the_drawn_share_of_the_brain_and_peaks_at_one_inside():
-    within = np.zeros(GRID.shape, bool)
-    within[4:16, 4:20, 4:14] = True
-    draw = jax.jit(jax.vmap(lambda key: lesion_seed(key, GRID, within=jnp.asarray(within))))
-    P0 = np.asarray(draw(jax.random.split(jax.random.key(3), 200)))
-    shares = (P0 > 0)[:, within].mean(axis=1)
-    assert P0.min() == 0.0 and P0.max() == 1.0
-    np.testing.assert_allclose(P0[:, within].max(axis=1), 1.0, atol=1e-6)
-    assert shares.min() > 0.003 and shares.max() < 0.101
-    # The percentile is uniform on 90..99.6, so the share is uniform on 0.4..10 %.
-    assert stats.kstest(shares, 'uniform', args=(0.004, 0.096)).pvalue > 0.01
+@pytest.mark.parametrize('axis', [0, 1])
+def test_the_derivative_is_the_limit_of_differences(axis):
+    at = np.stack([np.arange(12) / 12 + 0.01, np.arange(12) / 12 + 0.02])
+    step = 1e-3 * np.eye(2)[axis][:, None]
+    above, below = (_noise(4, shifted, (2, 3), 2) for shifted in (at + step, at - step))
+    slope = _noise(4, at, (2, 3), 2, derivative=axis)
+    np.testing.assert_allclose(slope, (above - below) / 2e-3, atol=2e-3)
+    assert np.abs(slope).max() > 1.0
 
 
-def test_seed_exists_even_in_a_brain_of_one_voxel():
-    within = jnp.zeros(GRID.shape, bool).at[0, 0, 0].set(True)
-    P0 = lesion_seed(jax.random.key(4), GRID, within=within)
-    assert P0[0, 0, 0] == 1.0 and jnp.max(P0) == 1.0
+def test_tiled_noise_goes_on_beyond_the_extent_without_a_jump():
+    lines = np.arange(10) / 10
+    across = np.array([0.98, 0.99, 0.995, 1.0, 1.005, 1.01, 1.02])
+    seam = _noise(5, (across, lines), (2, 2), tiled=True)
+    start = _noise(5, (across[3:] - 1.0, lines), (2, 2), tiled=True)
+    np.testing.assert_allclose(seam[3:], start, atol=1e-5)
+    slopes = np.diff(seam, axis=0) / np.diff(across)[:, None]
+    assert np.abs(slopes).max() > 0.5 and np.abs(np.diff(slopes, axis=0)).max() < 0.7
+    assert np.abs(seam[:3] - _noise(5, (across[:3], lines), (2, 2))).max() > 1e-3
+
+
+def test_each_key_its_own_pattern():
+    many = jax.vmap(lambda key: perlin_noise(key, voxel_fractions(Grid((8, 10))), (2, 3)))
+    patterns = np.asarray(quick_jit(many)(split(6, 60))).reshape(60, -1)
+    correlation = np.corrcoef(patterns) - np.eye(60)
+    assert len(np.unique(patterns, axis=0)) == 60
+    assert np.abs(correlation.mean()) < 0.02
