@@ -18,7 +18,8 @@ usage: ./run.sh VERB [ARGUMENTS]
   train ARGS            python -m fluidjax.main    e.g. --config=configs/ldm.py:demo --workdir=runs/mine
   eval ARGS             python -m fluidjax.eval    e.g. --workdir=runs/mine
   predict ARGS          python -m fluidjax.predict e.g. SCAN.nii.gz --workdir=runs/mine --out=runs/mine/predictions
-  bench ARGS            python -m fluidjax.bench   time the training step of a configuration, part by part
+  randomize ARGS        python -m fluidjax.randomize  paint pseudo-pathology into scans, e.g. SCAN.nii.gz --out=pairs
+  bench ARGS            python -m fluidjax.bench   time the training step of a configuration, or (fluid) the flow
   sweep ARGS            python -m fluidjax.sweep   train and evaluate one configuration over several seeds
   help                  this text
 
@@ -103,7 +104,7 @@ case $verb in
   demo) setup; demo "$@" ;;
   test) setup; exec "$PYTHON" -m pytest "$@" ;;
   train) setup; exec "$PYTHON" -m fluidjax.main "$@" ;;
-  eval|predict|bench|sweep) setup; exec "$PYTHON" -m "fluidjax.$verb" "$@" ;;
+  eval|predict|randomize|bench|sweep) setup; exec "$PYTHON" -m "fluidjax.$verb" "$@" ;;
   help|-h|--help) usage ;;
   *) usage >&2; fail "no verb '$verb'" ;;
 esac

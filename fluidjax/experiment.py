@@ -207,6 +207,9 @@ def train(config: ConfigDict, workdir: Path) -> None:
     cli.tell(f'{config.method} on {cohort.name}: '
              + ', '.join(f'{n} {split}' for split, n in cohort.sizes.items())
              + f'; {jax.device_count()} {jax.devices()[0].platform} device(s)')
+    if jax.default_backend() == 'tpu' and stages.diffusion.fluid.scheme == 'flow_map':
+        cli.tell('fluid.scheme flow_map reads memory by gathers, which TPUs do slowly: '
+                 '--config.fluid.scheme=koren carries the same lesions by stencils')
     if is_done(workdir / 'checkpoints' / 'diffusion', stages.diffusion_training):
         cli.tell(f'{workdir}: both stages are done')
         return

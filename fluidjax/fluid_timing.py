@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -62,14 +61,30 @@ def copy_bandwidth(grid: Grid, batch: int, repeats: int) -> float:
     return 2 * _WORD * x.size / (timed['milliseconds'] / 1000.0)
 
 
-def ball(grid: Grid) -> jax.Array:
-    """A brain for timing: an ellipsoid that fills most of the volume, boolean."""
+class Lesions(NamedTuple):
+    """What every scheme carries: seeds (batch, x, y (, z)), the keys of their flows, the brain."""
+
+    P0: jax.Array
+    keys: jax.Array
+    brain: jax.Array
+
+
+def seeded(grid: Grid, batch: int) -> Lesions:
+    """Perlin seeds in an ellipsoid that fills most of the volume."""
     axes = jnp.meshgrid(*(jnp.linspace(-1, 1, n) for n in grid.shape), indexing='ij')
-    return sum(x**2 for x in axes) < 0.9
+    brain = sum(x**2 for x in axes) < 0.9
+    settings = FluidSettings()
+
+    def seed(key: jax.Array) -> jax.Array:
+        draw = draw_pair(key, settings)
+        return jnp.where(brain, seed_map(draw.seeds, draw.count, brain, grid, settings), 0.0)
+
+    keys = jax.random.split(jax.random.key(0), batch)
+    return Lesions(jax.jit(jax.vmap(seed))(keys), keys, brain)
 
 
 def time_scheme(
-    row: tuple[str, str, str, float], grid: Grid, batch: int, time: float, repeats: int,
+    row: tuple[str, str, str, float], grid: Grid, lesions: Lesions, time: float, repeats: int,
     bandwidth: float,
 ) -> dict[str, Any]:
     """One row: seconds and bytes for velocity and transport, and the error of going there and back.
@@ -77,23 +92,15 @@ def time_scheme(
     The error is the mass misplaced after a lesion was carried for the time and then back along the
     same flow, over twice its mass: 0 is exact.
     """
-    settings, brain = settings_of(row, time), ball(grid)
-    keys = jax.random.split(jax.random.key(0), batch)
-    seeded = dataclasses.replace(settings, scheme='flow_map')
+    settings = settings_of(row, time)
 
-    def seed(key: jax.Array) -> jax.Array:
-        draw = draw_pair(key, seeded)
-        return jnp.where(brain, seed_map(draw.seeds, draw.count, brain, grid, seeded), 0.0)
-
-    P0 = jax.jit(jax.vmap(seed))(keys)
-
-    def carry(P0: jax.Array, keys: jax.Array, brain: jax.Array, sign: jax.Array) -> jax.Array:
-        one = lambda P, key: transport(P, key, sign * time, grid, settings, brain)
+    def carry(P0: jax.Array, keys: jax.Array, brain: jax.Array) -> jax.Array:
+        one = lambda P, key: transport(P, key, time, grid, settings, brain)
         return jax.vmap(one)(P0, keys)
 
-    timed = time_part(carry, P0, keys, brain, jnp.float32(1.0), repeats=repeats)
+    timed = time_part(carry, *lesions, repeats=repeats)
     moved = least_bytes(settings, grid)
-    milliseconds = timed['milliseconds'] / batch
+    milliseconds = timed['milliseconds'] / len(lesions.keys)
     stages = (STAGES['rk4'] * settings.map_steps(grid) if settings.scheme == 'flow_map'
               else settings.num_stages(grid))
     return {
@@ -102,31 +109,32 @@ def time_scheme(
         'milliseconds_per_volume': milliseconds, 'right_hand_sides': stages,
         'megabytes_moved': moved / 1e6,
         'share_of_copy_bandwidth': moved / (milliseconds / 1000.0) / bandwidth,
-        'there_and_back_error': _there_and_back(P0[0], keys[0], grid, settings, brain, time),
+        'there_and_back_error': _there_and_back(lesions, grid, settings, time),
         'compile_seconds': timed['compile_seconds'],
     }
 
 
-def _there_and_back(P0, key, grid: Grid, settings: FluidSettings, brain, time: float) -> float:
-    """Backwards is the same flow with the sign of the velocity changed."""
+def _there_and_back(lesions: Lesions, grid: Grid, settings: FluidSettings, time: float) -> float:
+    """Of the first lesion. A stepping scheme goes back with the velocity's sign changed."""
+    key, P0 = lesions.keys[0], lesions.P0[0]
 
-    def run(P0: jax.Array, brain: jax.Array, scale: jax.Array) -> jax.Array:
+    @jax.jit
+    def run(P0: jax.Array, brain: jax.Array, sign: jax.Array) -> jax.Array:
         if settings.scheme == 'flow_map':
-            return transport(P0, key, scale * time, grid, settings, brain)
+            return transport(P0, key, sign * time, grid, settings, brain)
         faces = flow.face_flow(key, grid, settings, confining(brain, settings))
-        faces = flow.FaceFlow(tuple((scale * u).astype(settings.storage) for u in faces.speeds))
-        return advance(P0, faces, time, grid, settings)
+        speeds = tuple((sign * u).astype(settings.storage) for u in faces.speeds)
+        return advance(P0, flow.FaceFlow(speeds), time, grid, settings)
 
-    run = jax.jit(run)
-    there = run(P0, brain, jnp.float32(1.0))
-    again = run(there, brain, jnp.float32(-1.0))
+    there = run(P0, lesions.brain, jnp.float32(1.0))
+    again = run(there, lesions.brain, jnp.float32(-1.0))
     return float(jnp.abs(again - P0).sum() / (2.0 * P0.sum()))
 
 
-def time_pairs(grid: Grid, batch: int, repeats: int) -> dict[str, float]:
+def time_pairs(lesions: Lesions, grid: Grid, repeats: int) -> dict[str, float]:
     """Whole pairs as training draws them: seed, flow, transport, painting."""
-    brain = ball(grid)
-    images = jnp.broadcast_to((0.7 * brain)[None, ..., None], (batch, *grid.shape, 1))
+    batch = len(lesions.keys)
+    images = jnp.broadcast_to((0.7 * lesions.brain)[None, ..., None], (batch, *grid.shape, 1))
 
     def pairs(key: jax.Array, images: jax.Array) -> Any:
         return randomize_batch(key, images, None, grid)
@@ -154,9 +162,9 @@ def time_fluid(grid: Grid, batch: int, time: float, repeats: int, quick: bool = 
              f'for {time} with V x 500, velocity included; copy {bandwidth / 1e9:.1f} GB/s\n'
              f'{"scheme":34s}{"ms/volume":>10s}{"RHS":>6s}{"MB moved":>10s}{"of copy":>9s}'
              f'{"error":>8s}')
-    schemes = []
+    lesions, schemes = seeded(grid, batch), []
     for row in QUICK_ROWS if quick else ROWS:
-        made = time_scheme(row, grid, batch, time, repeats, bandwidth)
+        made = time_scheme(row, grid, lesions, time, repeats, bandwidth)
         schemes.append(made)
         border = 'open' if row[3] == 0 else f'confined, {row[3]:g} mm'
         name = f'{row[0]} {row[1] if row[0] != "flow_map" else ""} {border}' + (
@@ -164,7 +172,7 @@ def time_fluid(grid: Grid, batch: int, time: float, repeats: int, quick: bool = 
         cli.tell(f'{" ".join(name.split()):34s}{made["milliseconds_per_volume"]:10.1f}'
                  f'{made["right_hand_sides"]:6d}{made["megabytes_moved"]:10.0f}'
                  f'{made["share_of_copy_bandwidth"]:9.1%}{made["there_and_back_error"]:8.3f}')
-    pairs = time_pairs(grid, batch, repeats)
+    pairs = time_pairs(lesions, grid, repeats)
     cli.tell(f'{"whole pair (seed, flow, painting)":34s}{pairs["milliseconds_per_volume"]:10.1f}')
     return {'shape': grid.shape, 'spacing': grid.spacing, 'batch': batch, 'time': time,
             'device': f'{device.platform} {device.device_kind}', 'jax': jax.__version__,

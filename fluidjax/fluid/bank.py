@@ -77,10 +77,11 @@ def place_mask(
     forward = forward * h / h[:, None]
     home = jnp.where(mirror < 0, np.asarray(grid.shape) - 1.0 - centre, centre)
 
-    limit = settings.bank_shift_mm / h
+    # Whole voxels keep a mask's edges; the outermost move is as likely as any.
+    limit = np.floor(settings.bank_shift_mm / h + 1e-3) + 0.499
     near = jax.random.uniform(key_shift, (_PLACES_NEAR, grid.ndim), minval=-limit, maxval=limit)
     far = random_voxels(key_brain, brain, _PLACES_ANYWHERE)
-    moves = jnp.round(jnp.concatenate([near, far - home]))  # whole voxels keep a mask's edges
+    moves = jnp.round(jnp.concatenate([near, far - home]))
     landed = jnp.round(home + moves[:, None] + (points - centre) @ forward.T).astype(jnp.int32)
     hits = _looked_up(brain, landed)
     fits = hits.mean(axis=1) >= settings.inside_share

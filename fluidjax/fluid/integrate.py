@@ -16,7 +16,7 @@ def euler(f: RightHandSide, P: jax.Array, dt: jax.Array) -> jax.Array:
 
 
 # The stages of a step are a scan, too: written one after the other, XLA's CPU backend computes a
-# stage anew for every neighbour the next one reads (measured with Koren's limiter: 15 times slower).
+# stage anew for every neighbour the next one reads (with Koren's limiter 15 times slower).
 _SSP_RK3_KEPT = (0.0, 3.0 / 4.0, 1.0 / 3.0)
 _RK4_AHEAD, _RK4_WEIGHTS = (0.0, 0.5, 0.5, 1.0), (1.0 / 6.0, 1.0 / 3.0, 1.0 / 3.0, 1.0 / 6.0)
 

@@ -256,7 +256,8 @@ def test_a_damaged_configuration_is_one_line(tmp_path, content, message):
 
 def test_run_sh_knows_its_verbs(checkout):
     listed = subprocess.run(['./run.sh', 'help'], cwd=checkout, capture_output=True, text=True)
-    for verb in ('setup', 'demo', 'test', 'train', 'eval', 'predict', 'bench', 'sweep', 'help'):
+    for verb in ('setup', 'demo', 'test', 'train', 'eval', 'predict', 'randomize', 'bench', 'sweep',
+                 'help'):
         assert re.search(rf'^  {verb}\b', listed.stdout, re.M), verb
     wrong = subprocess.run(['./run.sh', 'dance'], cwd=checkout, capture_output=True, text=True)
     assert wrong.returncode == 2 and "no verb 'dance'" in wrong.stderr
@@ -271,5 +272,6 @@ def test_package_imports_without_jax_and_tensorflow(checkout):
 def test_the_device_path_needs_no_tensorflow(checkout):
     code = ("import sys; sys.modules['tensorflow'] = None; "
             "sys.modules['tensorflow_datasets'] = None; "
-            'import fluidjax.experiment, fluidjax.evaluation, fluidjax.prediction, fluidjax.bench')
+            'import fluidjax.experiment, fluidjax.evaluation, fluidjax.prediction, fluidjax.bench, '
+            'fluidjax.fluid_timing, fluidjax.pseudo_pathology')
     subprocess.run([sys.executable, '-c', code], cwd=checkout, check=True)

@@ -133,7 +133,8 @@ def test_many_draws_without_volumes_give_their_distribution(made, tmp_path):
     page = pseudo_pathology.make(request, tmp_path / 'out', volumes=False)
     assert not list((tmp_path / 'out').rglob('*.nii.gz'))
     assert (tmp_path / 'out' / 'distribution.png').stat().st_size > 5000
-    volumes = [p['realised']['volume_ml'] for p in json.loads(page.read_text())['scans'][0]['pairs']]
+    pairs = json.loads(page.read_text())['scans'][0]['pairs']
+    volumes = [pair['realised']['volume_ml'] for pair in pairs]
     assert len(set(volumes)) == 20 and min(volumes) > 0
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import jax.numpy as jnp
 import pytest
@@ -46,6 +48,44 @@ def test_bench_times_a_part():
     slow = timing.time_part(lambda x: jnp.linalg.matrix_power(x, 64), x, repeats=3)
     assert 0 < quick['milliseconds'] < slow['milliseconds']
     assert slow['compile_seconds'] > 0
+
+
+def test_bench_fluid_writes_its_table(checkout, tmp_path):
+    done = subprocess.run(
+        [sys.executable, '-m', 'fluidjax.bench', 'fluid', '--shape', '16', '18', '14', '--batch',
+         '2', '--repeats', '1', '--json', tmp_path / 'table.json', '--quick'],
+        cwd=checkout, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    table = json.loads((tmp_path / 'table.json').read_text())
+    assert table['shape'] == [16, 18, 14] and table['spacing'] == [10.0] * 3
+    assert [(row['scheme'], row['border_mm']) for row in table['schemes']] == [
+        ('flow_map', 0.0), ('flow_map', 16.0), ('upwind', 0.0)]
+    for row in table['schemes']:
+        assert row['milliseconds_per_volume'] > 0 and row['share_of_copy_bandwidth'] > 0
+        assert 0 < row['there_and_back_error'] < 0.5 and row['right_hand_sides'] > 0
+    assert table['schemes'][0]['there_and_back_error'] < table['schemes'][2]['there_and_back_error']
+    assert 'flow_map open' in done.stderr
+
+
+@pytest.mark.parametrize(('arguments', 'message'), [
+    (['fluid', '--shape', '16', '18', '1'], 'grid shape'),
+    (['fluid', '--shape=a,b'], "'a,b' must be numbers"),
+    (['fluid', '--spacing', '1', '1', '0'], 'grid spacing'),
+    (['fluid', '--shape', '4000', '4000', '4000'], 'more than 2^31 voxels'),
+    (['water'], "not 'water'"), ([], 'needs --config')])
+def test_a_mistake_of_bench_is_one_line(checkout, arguments, message):
+    done = subprocess.run([sys.executable, '-m', 'fluidjax.bench', *arguments], cwd=checkout,
+                          capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2 and 'Traceback' not in done.stderr, done.stderr
+    assert message in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_bench_gives_the_share_of_a_step():
+    from configs import ldm
+
+    table = timing.time_step_shares(ldm.get_config('smoke'), repeats=3)
+    assert 0 < table['share_alone'] < 1 and len(table) == 5
 
 
 @pytest.mark.slow

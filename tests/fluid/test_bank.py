@@ -1,58 +1,169 @@
-"""Lesions drawn from a bank of real masks."""
+"""Lesions drawn from a bank of real masks: moved, turned, scaled, and always in the brain."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from heads import box, head, places_mm, quick_jit, split
 from scipy import stats
 
-from fluidjax.fluid import Grid
-from fluidjax.fluid.bank import bank_seed, random_voxel, translate
+from fluidjax.fluid import FluidSettings, Grid
+from fluidjax.fluid.bank import place_mask, random_voxels, turn
+from fluidjax.fluid.draws import SeedDraw
 
 GRID = Grid((16, 18, 14), (8.0, 8.0, 8.0))
+SLABS = Grid((20, 24, 10), (4.0, 3.0, 8.0))
+FLAT = Grid((30, 24), (3.0, 4.0))
+DRAWS = 64
+EVERYWHERE = np.ones(GRID.shape, bool)
+MASK = box(GRID, np.s_[2:5], np.s_[6:9], np.s_[6:8])
 
 
-def test_random_voxel_is_uniform_over_the_mask():
+@functools.cache
+def _placer(grid, shift_mm):
+    settings = FluidSettings(bank_shift_mm=shift_mm, inside_share=0.6)
+    return quick_jit(jax.vmap(lambda *args: place_mask(*args, grid, settings)))
+
+
+def _placed(mask, brain, grid=GRID, shift_mm=16.0, *, mirrored=False, angles=(0, 0, 0), scale=1.0,
+            size_ml=0.0):
+    """P0 (draws, x, y (, z)) of draws that differ in their key and in what is given as arrays."""
+    full = lambda value, *shape: np.broadcast_to(np.float32(value), (DRAWS, *shape))
+    draw = SeedDraw(from_bank=full(1), share=full(0), size_ml=full(size_ml), bank_index=full(0),
+                    mirrored=full(mirrored) > 0, angles=full(angles, 3), scale=full(scale),
+                    key=split(1, DRAWS))
+    masks, brains = (full(volume, *grid.shape) > 0 for volume in (mask, brain))
+    return np.asarray(_placer(grid, shift_mm)(draw, masks, brains))
+
+
+def _random(name):
+    """Values of a field for every draw, as wild as the settings allow and beyond."""
+    rng = np.random.default_rng(2)
+    return {'mirrored': rng.random(DRAWS) < 0.5, 'angles': rng.uniform(-3, 3, (DRAWS, 3)),
+            'scale': np.exp(rng.uniform(-1.5, 1.5, DRAWS)),
+            'size_ml': np.exp(rng.uniform(0, 6, DRAWS))}[name]
+
+
+def _centres(P0):
+    """Centres of mass in voxels (draws, d)."""
+    places = np.moveaxis(np.indices(P0.shape[1:]), 0, -1).reshape(-1, P0.ndim - 1)
+    weights = P0.reshape(len(P0), -1)
+    return weights @ places / weights.sum(axis=1, keepdims=True)
+
+
+def _spread(P0, grid):
+    """Covariance of the mass in mm (d, d)."""
+    places, weight = places_mm(grid).reshape(grid.ndim, -1), np.asarray(P0, float).ravel()
+    return np.cov(places, aweights=weight)
+
+
+def test_random_voxels_are_uniform_over_the_mask():
     mask = jnp.zeros((5, 6, 7), bool).at[1, 2, 3:6].set(True).at[4, 0, 0].set(True)
-    draw = jax.jit(jax.vmap(lambda key: random_voxel(key, mask)))
-    draws = np.asarray(draw(jax.random.split(jax.random.key(0), 800)))
-    places, counts = np.unique(draws, axis=0, return_counts=True)
+    draws = quick_jit(lambda key: random_voxels(key, mask, 800))(jax.random.key(0))
+    places, counts = np.unique(np.asarray(draws), axis=0, return_counts=True)
     np.testing.assert_array_equal(places, np.argwhere(mask))
     assert stats.chisquare(counts).pvalue > 0.01
 
 
-@pytest.mark.parametrize('shift', [(0, 0, 0), (2, -1, 3), (-4, 5, 0), (5, 6, 7)])
-def test_translate_moves_and_lets_zeros_in(shift):
-    volume = np.random.default_rng(0).random((5, 6, 7)).astype(np.float32)
-    expected = np.zeros_like(volume)
-    for index in np.ndindex(volume.shape):
-        source = tuple(np.array(index) - shift)
-        if all(0 <= s < n for s, n in zip(source, volume.shape)):
-            expected[index] = volume[source]
-    np.testing.assert_array_equal(jax.jit(translate)(volume, jnp.array(shift)), expected)
+@pytest.mark.parametrize('ndim', [2, 3])
+def test_a_turn_keeps_lengths_and_handedness(ndim):
+    R = np.asarray(turn(jnp.array([0.3, -0.7, 0.5]), ndim))
+    np.testing.assert_allclose(R @ R.T, np.eye(ndim), atol=1e-6)
+    assert np.linalg.det(R) == pytest.approx(1.0, abs=1e-5)
+    about_z = np.asarray(turn(jnp.array([0.0, 0.0, 0.5]), ndim))
+    np.testing.assert_allclose(about_z[:2, 0], [np.cos(0.5), np.sin(0.5)], atol=1e-6)
 
 
-def _draws(bank, brain, shift_mm, n=64):
-    one = jax.vmap(lambda key: bank_seed(key, bank, brain, GRID, shift_mm))
-    return np.asarray(jax.jit(one)(jax.random.split(jax.random.key(1), n)))
+def test_a_mask_that_is_only_moved_keeps_its_values_and_its_voxels():
+    P0 = _placed(MASK, EVERYWHERE, mirrored=_random('mirrored'))
+    assert set(np.unique(P0)) == {0.0, 1.0}
+    assert np.all(P0.sum(axis=(1, 2, 3)) == MASK.sum())  # nothing cut, nothing wrapped
 
 
-def test_lesions_are_mirrored_half_of_the_time_and_moved_a_little():
-    brain = jnp.ones(GRID.shape, bool)
-    bank = jnp.zeros((1, *GRID.shape), jnp.uint8).at[0, 2:5, 6:9, 6:8].set(1)
-    seeds = _draws(bank, brain, 16.0)
-    assert set(np.unique(seeds)) == {0.0, 1.0}
-    assert np.all(seeds.sum(axis=(1, 2, 3)) == 18)  # shape kept: nothing cut, nothing wrapped
-    centres = np.array([np.argwhere(s).mean(axis=0) for s in seeds])
-    left = centres[:, 0] < 7.5
-    assert 16 < left.sum() < 48
-    start = np.where(left[:, None], [3.0, 7.0, 6.5], [12.0, 7.0, 6.5])
-    assert np.abs(centres - start).max() == 2.0  # 16 mm of 8 mm voxels
-    assert len(np.unique(centres, axis=0)) > 30
+@pytest.mark.parametrize(('grid', 'shift_mm'), [(GRID, 16.0), (SLABS, 7.0)])
+def test_a_mask_is_moved_by_no_more_than_the_shift_and_by_all_of_it(grid, shift_mm):
+    mask = box(grid, *(np.s_[n // 2 - 1:n // 2 + 1] for n in grid.shape))
+    P0 = _placed(mask, np.ones(grid.shape, bool), grid, shift_mm)
+    moved = (_centres(P0) - _centres(mask[None])) * grid.spacing
+    most = np.floor(shift_mm / np.array(grid.spacing)) * grid.spacing
+    np.testing.assert_allclose(np.abs(moved).max(axis=0), most, atol=1e-3)
+    np.testing.assert_allclose(np.abs(moved.mean(axis=0)), 0.0, atol=0.35 * shift_mm)
+    assert len(np.unique(moved.round(1), axis=0)) > 10
 
 
-def test_a_lesion_outside_the_brain_is_placed_inside():
-    brain = jnp.zeros(GRID.shape, bool).at[6:10, 10:14, 5:9].set(True)
-    bank = jnp.zeros((2, *GRID.shape), jnp.uint8).at[0, :2, :2, :2].set(1).at[1, 7, 3, 3].set(1)
-    seeds = _draws(bank, brain, 8.0)
-    assert np.all((seeds * np.asarray(brain)).sum(axis=(1, 2, 3)) >= 1)
+def test_a_mirrored_mask_lies_on_the_other_side():
+    mirrored = _random('mirrored')
+    centres = _centres(_placed(MASK, EVERYWHERE, mirrored=mirrored))
+    np.testing.assert_array_equal(centres[:, 0] > 7.5, mirrored)
+    home = np.where(mirrored[:, None], [12.0, 7.0, 6.5], [3.0, 7.0, 6.5])
+    assert np.abs(centres - home).max() == 2.0  # 16 mm of 8 mm voxels
+
+
+@pytest.mark.parametrize('degrees', [-60.0, 30.0, 90.0])
+def test_a_bar_turned_by_an_angle_points_there_and_keeps_its_length_in_mm(degrees):
+    bar = box(FLAT, np.s_[5:25], np.s_[11:13])  # 60 mm along x, 8 mm along y
+    P0 = _placed(bar, np.ones(FLAT.shape, bool), FLAT, 0.0, angles=[0, 0, np.deg2rad(degrees)])[0]
+    spread, vectors = np.linalg.eigh(_spread(P0, FLAT))
+    pointing = np.rad2deg(np.arctan2(vectors[1, 1], vectors[0, 1]))
+    assert abs((pointing - degrees + 90) % 180 - 90) < 2.0
+    assert np.sqrt(12 * spread[1]) == pytest.approx(60.0, rel=0.05)
+    assert P0.sum() == pytest.approx(bar.sum(), rel=0.05)
+
+
+def test_turns_mirrors_and_scales_act_on_lengths_in_mm():
+    mask = box(SLABS, np.s_[6:14], np.s_[10:13], np.s_[4:6]) | box(
+        SLABS, np.s_[12:14], np.s_[10:18], np.s_[4:6])  # an L, 32 x 24 x 16 mm
+    angles, mirrored = _random('angles') / 3, _random('mirrored')
+    P0 = _placed(mask, np.ones(SLABS.shape, bool), SLABS, 7.0, angles=angles, mirrored=mirrored,
+                 scale=1.2)
+    whole = np.abs(P0).sum(axis=(1, 2, 3)) > 0.97 * 1.2**3 * mask.sum()
+    assert whole.mean() > 0.5  # the others reached beyond the volume
+    for P, angle, mirror in zip(P0[whole], angles[whole], mirrored[whole]):
+        A = 1.2 * np.asarray(turn(jnp.asarray(angle), 3)) @ np.diag([1 - 2 * mirror, 1, 1])
+        expected = A @ _spread(mask, SLABS) @ A.T
+        assert np.abs(_spread(P, SLABS) - expected).max() < 0.2 * expected.max()
+
+
+@pytest.mark.parametrize('size_ml', [10.0, 40.0, 150.0])
+def test_a_mask_has_the_volume_wanted(size_ml):
+    mask = box(GRID, np.s_[6:10], np.s_[7:11], np.s_[5:9])
+    P0 = _placed(mask, EVERYWHERE, size_ml=size_ml, scale=3.0)
+    volumes = P0.sum(axis=(1, 2, 3)) * GRID.voxel_ml
+    np.testing.assert_allclose(volumes, size_ml, rtol=0.25)
+
+
+def test_a_mask_is_scaled_by_its_factor():
+    mask = box(GRID, np.s_[5:10], np.s_[7:11], np.s_[5:9])
+    P0 = _placed(mask, EVERYWHERE, scale=1.25)
+    np.testing.assert_allclose(P0.sum(axis=(1, 2, 3)), 1.25**3 * mask.sum(), rtol=0.1)
+
+
+CORNER = box(GRID, np.s_[:2], np.s_[:3], np.s_[:2])
+BRAINS = {'head': head(GRID)[1], 'corner': CORNER, 'one voxel': box(GRID, 15, 17, 13),
+          'two halves': box(GRID, np.s_[1:6]) | box(GRID, np.s_[11:])}
+MASKS = {'beside': MASK, 'outside': CORNER, 'one voxel': box(GRID, 7, 3, 3), 'all': EVERYWHERE,
+         'two ends': box(GRID, 0, 0, 0) | box(GRID, 15, 17, 13),
+         'plane': box(GRID, np.s_[:], 9)}
+
+
+@pytest.mark.parametrize('brain', BRAINS)
+@pytest.mark.parametrize('mask', MASKS)
+def test_the_share_in_the_brain_always_holds_and_the_lesion_is_never_empty(mask, brain):
+    within = BRAINS[brain]
+    for wanted in ('scale', 'size_ml'):
+        P0 = _placed(MASKS[mask], within, angles=_random('angles'), mirrored=_random('mirrored'),
+                     **{wanted: _random(wanted)})
+        assert np.isfinite(P0).all() and P0.min() >= 0.0 and P0.max() <= 1.0
+        np.testing.assert_allclose(P0[:, within].max(axis=1), 1.0, atol=1e-6)
+        total = P0.sum(axis=(1, 2, 3), dtype=float)
+        assert np.all(P0[:, within].sum(axis=1, dtype=float) >= 0.6 * total * (1 - 1e-6))
+
+
+def test_a_mask_that_fits_is_not_cut():
+    """However it is turned: the next of several places is taken instead."""
+    within = box(GRID, np.s_[8:15], np.s_[9:16], np.s_[7:13])
+    small = box(GRID, np.s_[1:4], np.s_[1:4], np.s_[1:3])
+    P0 = _placed(small, within)
+    assert np.mean(P0.sum(axis=(1, 2, 3)) == small.sum()) > 0.9

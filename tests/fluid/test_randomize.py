@@ -1,146 +1,261 @@
-"""Pairs, as training sees them: invariants over hundreds of draws, and reproducibility."""
+"""Pairs, as training sees them: what every pair satisfies, and what each setting does."""
 
+import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from heads import box, head, places_mm, quick_jit, split
+from scipy import ndimage
 
 from fluidjax.errors import UserError
-from fluidjax.fluid import FluidSettings, Grid, randomize, randomize_batch
+from fluidjax.fluid import (
+    FluidSettings,
+    Grid,
+    draw_pair,
+    randomize,
+    randomize_batch,
+    randomize_drawn,
+)
+from fluidjax.fluid.randomize import paint_drawn
 
-GRID = Grid((20, 24, 18), (8.0, 8.0, 8.0))
-BATCH = 32
-
-
-def _head():
-    axes = [np.linspace(-1, 1, n) for n in GRID.shape]
-    x, y, z = np.meshgrid(*axes, indexing='ij')
-    brain = x**2 + y**2 + z**2 < 0.7
-    return (brain * (0.6 + 0.3 * np.sin(5 * x) * np.cos(4 * z))).astype(np.float32), brain
-
-
-IMAGE, BRAIN = _head()
-BANK = np.zeros((3, *GRID.shape), np.uint8)
-BANK[0, 4:9, 8:15, 6:12] = 1
-BANK[1, 6:7, 6:7, 6:7] = 1  # one voxel
-BANK[2, 0:2, 0:2, 0:2] = 1  # outside the brain
-
-
-def _batch(volume, n=BATCH):
-    return jnp.asarray(np.tile(volume[None, ..., None].astype(np.float32), (n, 1, 1, 1, 1)))
+GRID = Grid((24, 26), (7.0, 7.0))  # in 3-D every pair is as sound: test_many_draws
+DRAWS = 64
+IMAGE, BRAIN = head(GRID)
+GREY = (0.5 * BRAIN).astype(np.float32)
+BANK = np.stack([box(GRID, np.s_[6:10], np.s_[9:13]), box(GRID, 8, 9),
+                 box(GRID, np.s_[:2], np.s_[:3])])
+ALWAYS = FluidSettings(diseased_probability=1.0)
 
 
-@functools.partial(jax.jit, static_argnames='settings')
-def _pairs(key, images, brains, bank, settings=FluidSettings()):
-    return randomize_batch(key, images, brains, GRID, settings, bank)
+@functools.cache
+def _compiled(settings):
+    one = lambda draw, image, brain, bank: randomize_drawn(draw, image, brain, GRID, settings, bank)
+    return quick_jit(jax.vmap(one, in_axes=(0, None, None, None)))
 
 
-def _check(pairs, brain, settings=FluidSettings()):
-    """Holds what every batch must satisfy; returns which samples are diseased."""
-    healthy, diseased, mask, P = (np.asarray(a)[..., 0] for a in pairs)
+@functools.cache
+def _drawn(settings, bank_size, seed=0):
+    draw = lambda key: draw_pair(key, settings, bank_size)
+    return quick_jit(jax.vmap(draw))(split(seed, DRAWS))
+
+
+def _pairs(settings=ALWAYS, image=IMAGE, brain=BRAIN, bank=None, **changed):
+    """Pairs of many draws, (draws, x, y) NumPy arrays, and the draws; their fields can be set."""
+    draws = _drawn(settings, 0 if bank is None else len(bank))
+    like = lambda value, field: np.broadcast_to(np.asarray(value, field.dtype), field.shape)
+    draws = draws._replace(**{name: like(value, getattr(draws, name))
+                              for name, value in changed.items()})
+    pairs = _compiled(settings)(draws, image, brain, bank)
+    return type(pairs)(*map(np.asarray, pairs)), draws
+
+
+def _from_bank(bank, index=0):
+    """Pairs whose seed is that mask of the bank."""
+    draws = _drawn(ALWAYS, len(bank))
+    seeds = draws.seeds._replace(from_bank=np.ones((DRAWS, 1), bool),
+                                 bank_index=np.full((DRAWS, 1), index, np.int32))
+    return [np.asarray(v) for v in _compiled(ALWAYS)(draws._replace(seeds=seeds), IMAGE, BRAIN,
+                                                     bank)]
+
+
+def _check(pairs, brain, settings=ALWAYS):
+    """Holds what every pair must satisfy; returns which have a lesion."""
+    healthy, diseased, mask, P = pairs
+    space = tuple(range(1, P.ndim))
     for volume in (healthy, diseased, P):
         assert np.isfinite(volume).all() and volume.min() >= 0.0 and volume.max() <= 1.0
     assert set(np.unique(mask)) <= {0.0, 1.0}
     assert not mask[:, ~brain].any() and not P[:, ~brain].any()
-    peak = P.max(axis=(1, 2, 3), keepdims=True)
+    peak = P.max(axis=space, keepdims=True)
     np.testing.assert_array_equal(mask > 0, (P > 0) & (P >= settings.threshold * peak))
-    changed = (healthy != diseased).any(axis=(1, 2, 3))
-    np.testing.assert_array_equal(changed, mask.any(axis=(1, 2, 3)))
-    return changed
+    lesioned = mask.any(axis=space)
+    np.testing.assert_array_equal(healthy[~lesioned], diseased[~lesioned])
+    return lesioned
 
 
-@pytest.mark.parametrize('bank', [None, BANK], ids=['perlin', 'bank'])
-def test_invariants_over_256_draws(bank):
-    diseased = np.concatenate([
-        _check(_pairs(jax.random.key(i), _batch(IMAGE), _batch(BRAIN), bank), BRAIN)
-        for i in range(8)])
-    assert 0.8 * 256 - 26 < diseased.sum() < 0.8 * 256 + 26  # four standard deviations
+def test_every_pair_of_a_batch_is_sound_and_is_the_single_draw_of_its_key():
+    settings = dataclasses.replace(ALWAYS, diseased_probability=0.8)
+    batch = lambda volume: np.repeat(volume[None, ..., None], DRAWS, axis=0)
+    many = quick_jit(lambda key: randomize_batch(key, batch(IMAGE), batch(BRAIN), GRID, settings))
+    found = []
+    for seed in range(4):
+        pairs = [np.asarray(v)[..., 0] for v in many(jax.random.key(seed))]
+        found.append(_check(pairs, BRAIN, settings))
+        changed = (pairs[0] != pairs[1]).any(axis=(1, 2))
+        np.testing.assert_array_equal(changed, found[-1])
+    count = 4 * DRAWS
+    assert abs(np.sum(found) - 0.8 * count) < 4 * np.sqrt(0.16 * count)
+
+    one = quick_jit(lambda key: randomize(key, IMAGE, BRAIN, GRID, settings))
+    for alone, together in zip(one(jax.random.split(jax.random.key(3), DRAWS)[5]), pairs):
+        np.testing.assert_allclose(alone, together[5], atol=1e-5)
 
 
-ALWAYS = FluidSettings(diseased_probability=1.0)
+BRAINS = {'head': BRAIN, 'corner': box(GRID, np.s_[:2], np.s_[:3]), 'one voxel': box(GRID, 23, 25)}
 
 
-@pytest.mark.parametrize('bank_probability', [0.5, 1.0])
-def test_a_lesion_that_was_asked_for_is_never_empty(bank_probability):
-    """Even in a tiny brain at the corner, under a flow fifty times the published one."""
-    settings = FluidSettings(diseased_probability=1.0, velocity_scale=25_000.0, max_steps=40,
-                             bank_probability=bank_probability)
-    brain = np.zeros(GRID.shape, bool)
-    brain[:2, :3, :2] = True
-    image = (0.5 * brain).astype(np.float32)
-    for i in range(4):
-        pairs = _pairs(jax.random.key(i), _batch(image), _batch(brain), BANK, settings)
-        assert _check(pairs, brain, settings).all()
+@pytest.mark.parametrize('brain', BRAINS)
+def test_a_lesion_that_was_asked_for_is_never_empty(brain):
+    pairs, _ = _pairs(ALWAYS, (0.5 * BRAINS[brain]).astype(np.float32), BRAINS[brain], BANK)
+    assert _check(pairs, BRAINS[brain]).all()
 
 
-def test_lesions_of_the_bank_keep_their_size_and_perlin_follows_its_percentiles():
-    only_bank = FluidSettings(diseased_probability=1.0, bank_probability=1.0)
-    sizes = np.asarray(_pairs(jax.random.key(0), _batch(IMAGE), _batch(BRAIN), BANK[:1],
-                              only_bank).mask).sum(axis=(1, 2, 3, 4))
-    assert 0.6 * BANK[0].sum() < np.median(sizes) < 2.0 * BANK[0].sum()
-    small = FluidSettings(diseased_probability=1.0, seed_percentiles=(99.0, 99.6))
-    sizes = np.asarray(_pairs(jax.random.key(0), _batch(IMAGE), _batch(BRAIN), None,
-                              small).mask).sum(axis=(1, 2, 3, 4))
-    assert np.median(sizes) < 0.05 * BRAIN.sum()
+def test_an_empty_brain_gives_healthy_pairs():
+    pairs, _ = _pairs(ALWAYS, 0.0 * IMAGE, BRAIN & False, BANK)
+    assert not any(volume.any() for volume in pairs)
 
 
-def test_healthy_pairs_where_no_disease_is_drawn_or_possible():
-    never = FluidSettings(diseased_probability=0.0)
-    assert not _check(_pairs(jax.random.key(0), _batch(IMAGE), _batch(BRAIN), None, never),
-                      BRAIN).any()
-    nothing = np.zeros(GRID.shape)
-    pairs = _pairs(jax.random.key(0), _batch(nothing), _batch(nothing), None, ALWAYS)
-    assert not any(np.asarray(volume).any() for volume in pairs)
-    only_bank = FluidSettings(diseased_probability=1.0, bank_probability=1.0)
-    pairs = _pairs(jax.random.key(0), _batch(IMAGE), _batch(BRAIN), 0 * BANK, only_bank)
-    assert not _check(pairs, BRAIN).any()
+def test_an_empty_mask_of_the_bank_gives_healthy_pairs():
+    assert not _check(_from_bank(BANK & False), BRAIN).any()
 
 
-def test_one_key_one_result_and_each_sample_its_own():
-    first, again, other = (
-        _pairs(jax.random.key(k), _batch(IMAGE), _batch(BRAIN), None, ALWAYS) for k in (7, 7, 8))
-    np.testing.assert_array_equal(first.diseased, again.diseased)
-    assert not np.array_equal(first.diseased, other.diseased)
-    masks = np.asarray(first.mask).reshape(BATCH, -1)
-    assert len(np.unique(masks, axis=0)) == BATCH
+def test_lesions_of_the_bank_keep_their_size():
+    sizes = np.sum(_from_bank(BANK)[2], axis=(1, 2))
+    assert 0.8 * BANK[0].sum() < np.median(sizes) < 1.6 * BANK[0].sum()
 
 
-def test_a_sample_of_a_batch_is_the_single_draw_of_its_key():
-    key = jax.random.key(9)
-    batch = _pairs(key, _batch(IMAGE), _batch(BRAIN), None, ALWAYS)
-    alone = jax.jit(lambda key, image, brain: randomize(key, image, brain, GRID, ALWAYS))
-    one = alone(jax.random.split(key, BATCH)[3], IMAGE, BRAIN)
-    for single, many in zip(one, batch):
-        np.testing.assert_allclose(single, many[3, ..., 0], atol=1e-5)
+@pytest.fixture
+def hardly_optimized():
+    """Without jit every operation is compiled on its own: let that be quick."""
+    jax.config.update('jax_disable_most_optimizations', True)
+    yield
+    jax.config.update('jax_disable_most_optimizations', False)
 
 
-def test_without_a_mask_the_brain_is_where_the_image_is():
-    given = _pairs(jax.random.key(3), _batch(IMAGE), _batch(BRAIN), None, ALWAYS)
-    found = _pairs(jax.random.key(3), _batch(IMAGE), None, None, ALWAYS)
-    np.testing.assert_allclose(found.diseased, given.diseased, atol=1e-6)
+def test_same_numbers_with_jit_and_without_and_without_a_mask_of_the_brain(hardly_optimized):
+    key = split(0, DRAWS)[3]
+    alone = randomize(key, jnp.asarray(IMAGE), None, GRID, ALWAYS)  # the brain: where the image is
+    for single, many in zip(alone, _pairs()[0]):
+        np.testing.assert_allclose(single, many[3], atol=1e-4)
 
 
-def test_lesions_are_dark_or_bright_as_set():
-    for share, brighter in ((0.0, False), (1.0, True)):
-        settings = FluidSettings(diseased_probability=1.0, bright_probability=share)
-        pairs = _pairs(jax.random.key(1), _batch(IMAGE), _batch(BRAIN), None, settings)
-        # Ratio to the rest of the brain: both images are divided by their own maximum.
-        lesion, rest = pairs.mask > 0, (pairs.probability == 0) & (_batch(BRAIN) > 0)
-        contrast = jnp.mean(pairs.diseased, where=lesion) / jnp.mean(pairs.diseased, where=rest)
-        assert bool(contrast > 1.2) == brighter and bool(contrast < 0.8) != brighter
+def test_numpy_arrays_will_do_without_jit():
+    batch = lambda volume: np.repeat(volume[None, ..., None], 2, axis=0)
+    bank = BANK.astype(np.uint8)
+    pairs = jax.eval_shape(lambda key: randomize_batch(
+        key, batch(IMAGE), batch(BRAIN), GRID, ALWAYS, bank), jax.random.key(0))
+    assert pairs.mask.shape == (2, *GRID.shape, 1)
+    pair = jax.eval_shape(lambda key: randomize(key, IMAGE, BRAIN, GRID, ALWAYS, bank),
+                          jax.random.key(0))
+    assert pair.mask.shape == GRID.shape
+
+
+def test_one_key_one_pair_and_each_its_own():
+    first, again = _pairs()[0], _pairs()[0]
+    for one, other in zip(first, again):
+        np.testing.assert_array_equal(one, other)
+    for volume in (first.mask, first.probability, first.diseased):
+        assert len(np.unique(volume.reshape(DRAWS, -1), axis=0)) == DRAWS
+
+
+def test_seeds_and_flows_of_many_pairs_are_independent():
+    P = _pairs()[0].probability[:, BRAIN]
+    correlation = np.corrcoef(P)[np.triu_indices(DRAWS, 1)]
+    assert abs(correlation.mean()) < 0.05 and np.median(np.abs(correlation)) < 0.3
+
+
+def test_the_healthy_image_is_the_image_over_its_maximum():
+    asked = np.arange(DRAWS) % 3 > 0
+    pairs, _ = _pairs(diseased=asked)
+    for healthy in pairs.healthy:
+        np.testing.assert_allclose(healthy, IMAGE / IMAGE.max(), rtol=1e-6)
+    np.testing.assert_array_equal(_check(pairs, BRAIN), asked)
+
+
+def _painted(image, settings, **changed):
+    """`paint_drawn` of many lesions with no spread: images, the lesions P, the draws."""
+    pairs, draws = _pairs(ALWAYS, image, **changed, u_spread=0.0)
+    one = lambda draw, P, mask: paint_drawn(draw, image, BRAIN, P, mask, GRID, settings)
+    painted = quick_jit(jax.vmap(one))(draws, pairs.probability, pairs.mask)
+    return np.asarray(painted), pairs.probability, draws
+
+
+def _expected(image, P, shift):
+    return np.maximum(image + P * np.asarray(shift)[:, None, None], 0.0)
+
+
+@pytest.mark.parametrize(('law', 'bright', 'expected'), [
+    ('paper', False, lambda u: -(0.75 + 0.25 * u)), ('paper', True, lambda u: 0.75 + 0.25 * u),
+    ('una', False, lambda u: -(1.0 + u)), ('una', True, lambda u: 1.0 + u)])
+def test_the_laws_of_code_paint_their_shift_softly_where_the_lesion_is_soft(law, bright, expected):
+    painted, P, draws = _painted(GREY, FluidSettings(painting=law), bright=bright)
+    shift = 0.5 * expected(np.asarray(draws.u_shift))
+    np.testing.assert_allclose(painted, _expected(GREY, P, shift), atol=1e-5)
+    assert np.mean((P > 0.1) & (P < 0.9)) > 0.01
+
+
+@pytest.mark.parametrize('white_matter_bright', [True, False])
+def test_the_equation_paints_around_half_of_white_matter(white_matter_bright):
+    painted, P, draws = _painted(IMAGE, FluidSettings(
+        painting='una_equation', white_matter_bright=white_matter_bright))
+    white = np.quantile(IMAGE[BRAIN], 0.75 if white_matter_bright else 0.25)
+    sign = np.where(draws.flipped, -1, 1) * (-1 if white_matter_bright else 1)
+    shift = 0.5 * white * (sign + np.asarray(draws.n_shift))
+    np.testing.assert_allclose(painted, _expected(IMAGE, P, shift), atol=0.02)
+
+
+def test_mu_is_the_mean_under_the_lesion_strength_multiplies_and_the_maximum_divides():
+    pairs, _ = _pairs(strength=0.3, u_shift=0.0, u_spread=0.0)
+    mu = np.array([IMAGE[mask > 0].mean() for mask in pairs.mask])
+    expected = _expected(IMAGE, pairs.probability, -0.3 * 0.75 * mu)
+    expected /= expected.max(axis=(1, 2), keepdims=True)
+    np.testing.assert_allclose(pairs.diseased, expected, atol=1e-5)
+    assert np.std(mu) > 0.05
+
+
+def test_the_spread_is_a_quarter_of_the_mean_at_most():
+    smooth, _ = _pairs(ALWAYS, GREY, u_spread=0.0, strength=0.0)
+    rough, _ = _pairs(ALWAYS, GREY, u_spread=1.0, strength=0.0)
+    np.testing.assert_array_equal(smooth.diseased, smooth.healthy)
+    P = rough.probability
+    scale = [0.5 / d[(p == 0) & BRAIN].mean() for d, p in zip(rough.diseased, P)]
+    n = (rough.diseased * np.reshape(scale, (-1, 1, 1)) - 0.5)[P > 0.5] / (0.25 * 0.5 * P[P > 0.5])
+    assert n.std() == pytest.approx(1.0, abs=0.05) and abs(n.mean()) < 0.05
+
+
+def test_mass_effect_moves_the_tissue_near_the_lesion_alone_and_not_the_healthy_image():
+    stripes = (BRAIN * (0.5 + 0.2 * np.sin(places_mm(GRID)[0] / 6.0))).astype(np.float32)
+    settings = dataclasses.replace(ALWAYS, mass_effect=1.0, seed_percentiles=(98.0, 99.6))
+    pairs, _ = _pairs(settings, stripes, strength=0.0, u_spread=0.0)
+    for healthy in pairs.healthy:
+        np.testing.assert_allclose(healthy, stripes / stripes.max(), rtol=1e-6)
+    change = np.abs(pairs.diseased - pairs.healthy)
+    assert not change[:, ~BRAIN].any()
+    away = np.stack([ndimage.distance_transform_edt(mask == 0) for mask in pairs.mask]) * 7.0
+    near, far = change[(away < 10.0) & BRAIN].mean(), change[(away > 50.0) & BRAIN].mean()
+    assert near > 0.01 and far < 0.05 * near, (near, far)
+
+
+def test_transport_changes_the_lesion_and_no_time_leaves_the_seed():
+    moved, still = _pairs()[0].probability, _pairs(time=0.0)[0].probability
+    change = np.abs(moved - still).sum(axis=(1, 2)) / still.sum(axis=(1, 2))
+    assert np.median(change) > 0.15
+    np.testing.assert_allclose(still.max(axis=(1, 2)), 1.0, atol=1e-5)
+
+
+def test_a_lesion_that_left_the_brain_is_painted_where_it_was_seeded():
+    settings = dataclasses.replace(ALWAYS, border_mm=0.0, velocity_scale=10_000.0, min_peak=1.0)
+    moved, still = (_pairs(settings, **time)[0].probability for time in ({}, {'time': 0.0}))
+    back = (moved == still).all(axis=(1, 2))
+    lost = moved.max(axis=(1, 2)) < still.max(axis=(1, 2))
+    assert back.mean() > 0.5 and not lost.any()
 
 
 @pytest.mark.parametrize(('images', 'brains', 'bank', 'message'), [
-    ((2, 20, 24, 18), None, None, 'give .batch, x, y, z, 1.'),
-    ((2, 20, 24, 16, 1), None, None, 'image has shape'),
-    ((2, 20, 24, 18, 1), (1, 20, 24, 18, 1), None, 'one mask an image'),
-    ((2, 20, 24, 18, 1), None, (3, 20, 24, 16), 'lesion bank, after its first axis'),
-    ((2, 20, 24, 18, 1), None, (0, 20, 24, 18), 'lesion bank has no mask'),
+    ((2, 24, 26), None, None, 'give .batch, x, y, 1.'),
+    ((2, 24, 26, 2), None, None, 'give .batch, x, y, 1.'),
+    ((2, 24, 25, 1), None, None, 'image has shape .* resample it'),
+    ((2, 24, 26, 1), (1, 24, 26, 1), None, 'one mask an image'),
+    ((2, 24, 26, 1), None, (3, 24, 25), 'lesion bank, after its first axis'),
+    ((2, 24, 26, 1), None, (24, 26), 'lesion bank, after its first axis'),
+    ((2, 24, 26, 1), None, (0, 24, 26), 'lesion bank has no mask'),
 ])
 def test_wrong_shapes_are_named(images, brains, bank, message):
     brains = None if brains is None else jnp.zeros(brains)
     bank = None if bank is None else jnp.zeros(bank, jnp.uint8)
     with pytest.raises(UserError, match=message):
-        randomize_batch(jax.random.key(0), jnp.zeros(images), brains, GRID, lesion_bank=bank)
+        jax.eval_shape(lambda key: randomize_batch(key, jnp.zeros(images), brains, GRID,
+                                                   lesion_bank=bank), jax.random.key(0))

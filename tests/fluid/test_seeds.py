@@ -34,11 +34,14 @@ def _seeds(settings, draws, count, grid=GRID, brain=BRAIN):
     return seeds, np.asarray(P0)
 
 
+_threshold = quick_jit(upper_threshold)
+
+
 @pytest.mark.parametrize('share', [0.1, 0.02, 1e-9])
 def test_upper_threshold_keeps_that_share_and_at_least_one(share):
     values = np.random.default_rng(0).normal(size=GRID.shape).astype(np.float32)
     within = box(GRID, np.s_[5:15], np.s_[5:20], np.s_[4:14])
-    threshold = upper_threshold(jnp.asarray(values), share, jnp.asarray(within))
+    threshold = _threshold(values, share, within)
     kept = (values >= np.asarray(threshold)) & within
     assert kept.sum() == pytest.approx(max(share * within.sum(), 1), abs=1)
     assert kept.any()
@@ -71,19 +74,19 @@ def test_more_seeds_give_a_larger_or_equal_lesion():
 
 @pytest.mark.parametrize('parity', [False, True])
 def test_a_seed_exists_even_in_a_brain_of_one_voxel(parity):
+    seed = quick_jit(lambda noise, brain: perlin_seed(noise, 0.05, brain, rescaled=not parity))
     for voxel in ((0, 0, 0), (7, 11, 3), (19, 23, 17)):
-        brain = jnp.zeros(GRID.shape, bool).at[voxel].set(True)
-        noise = jnp.full(GRID.shape, 0.3).at[voxel].set(-0.1)
-        P0 = perlin_seed(noise, 0.05, brain, rescaled=not parity)
+        brain = box(GRID, *voxel)
+        P0 = np.asarray(seed(np.where(brain, -0.1, 0.3), brain))
         assert P0[voxel] > 0.0
-        assert parity or P0[voxel] == 1.0 == jnp.max(P0)
+        assert parity or P0[voxel] == 1.0 == P0.max()
 
 
 @pytest.mark.parametrize('voxel', [(64, 64), (65, 65)])
 def test_a_seed_exists_in_a_brain_between_the_voxels_that_a_fine_volume_is_thinned_to(voxel):
-    shape = (128, 130)
-    noise = jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
-    P0 = perlin_seed(noise, 0.05, jnp.zeros(shape, bool).at[voxel].set(True))
+    grid = Grid((128, 130))
+    noise = np.float32(np.random.default_rng(0).normal(size=grid.shape))
+    P0 = quick_jit(lambda noise, brain: perlin_seed(noise, 0.05, brain))(noise, box(grid, *voxel))
     assert P0[voxel] == 1.0
 
 
