@@ -19,6 +19,7 @@ usage: ./run.sh VERB [ARGUMENTS]
   eval ARGS             python -m fluidjax.eval    e.g. --workdir=runs/mine
   predict ARGS          python -m fluidjax.predict e.g. SCAN.nii.gz --workdir=runs/mine --out=runs/mine/predictions
   randomize ARGS        python -m fluidjax.randomize  paint pseudo-pathology into scans, e.g. SCAN.nii.gz --out=pairs
+  convert ARGS          python -m fluidjax.convert make a run of published PyTorch weights, e.g. AE.ckpt UNET.ckpt --out=runs/published
   bench ARGS            python -m fluidjax.bench   time the training step of a configuration, or (fluid) the flow
   sweep ARGS            python -m fluidjax.sweep   train and evaluate one configuration over several seeds
   help                  this text
@@ -104,7 +105,7 @@ case $verb in
   demo) setup; demo "$@" ;;
   test) setup; exec "$PYTHON" -m pytest "$@" ;;
   train) setup; exec "$PYTHON" -m fluidjax.main "$@" ;;
-  eval|predict|randomize|bench|sweep) setup; exec "$PYTHON" -m "fluidjax.$verb" "$@" ;;
+  eval|predict|randomize|convert|bench|sweep) setup; exec "$PYTHON" -m "fluidjax.$verb" "$@" ;;
   help|-h|--help) usage ;;
   *) usage >&2; fail "no verb '$verb'" ;;
 esac

@@ -98,6 +98,12 @@ def extract_brain(scan: Volume) -> tuple[Volume, np.ndarray]:
     return Volume(data.astype(np.float32), head.affine, scan.path), brain
 
 
+def background_level(data: np.ndarray) -> float:
+    """Median intensity of the volume's faces."""
+    return float(np.median(
+        np.concatenate([np.take(data, (0, -1), axis=k).ravel() for k in range(3)])))
+
+
 def find_brain(scan: Volume) -> tuple[np.ndarray, float]:
     """The brain of a skull-stripped scan, (x, y, z) bool, and the intensity of its background.
 
@@ -106,8 +112,7 @@ def find_brain(scan: Volume) -> tuple[np.ndarray, float]:
     Raises:
       UserError: nothing is brighter than the background.
     """
-    border = np.concatenate([np.take(scan.data, (0, -1), axis=k).ravel() for k in range(3)])
-    background = float(np.median(border))
+    background = background_level(scan.data)
     above = scan.data > background
     if not above.any():
         raise UserError(f'{scan.path}: is constant or darker than its background; give a T1w scan')

@@ -62,15 +62,6 @@ def load_volume(path: str | os.PathLike[str], allow_empty: bool = False) -> Volu
     return Volume(data, np.asarray(image.affine, np.float64), str(path))
 
 
-def check_readable(path: str | os.PathLike[str]) -> None:
-    """See that a file has the header of a NIfTI file, without reading its voxels.
-
-    Raises:
-      UserError: it is missing, empty, or not NIfTI.
-    """
-    _open(Path(path))
-
-
 def _open(path: Path) -> nib.spatialimages.SpatialImage:
     """The header of a file, or a UserError that says why not."""
     if not path.is_file():

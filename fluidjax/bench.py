@@ -27,7 +27,7 @@ SPACING = flags.DEFINE_list('spacing', None, 'fluid: voxel size in mm; one that 
                             'the first axis without.')
 BATCH = flags.DEFINE_integer('batch', 4, 'fluid: volumes a call.', lower_bound=1)
 TIME = flags.DEFINE_float('time', 0.9, 'fluid: transport time.', lower_bound=0.0)
-QUICK = flags.DEFINE_boolean('quick', False, 'fluid: the three quickest schemes alone.')
+QUICK = flags.DEFINE_boolean('quick', False, 'fluid: three of the schemes alone.')
 
 
 def main(words: list[str]) -> None:
@@ -67,4 +67,4 @@ def _fluid() -> dict:
 
 if __name__ == '__main__':
     sys.argv = cli.join_lists(sys.argv, ('shape', 'spacing'))
-    cli.run(main, takes_arguments=True)
+    cli.run(main, takes_arguments=True, interrupted='nothing was written')

@@ -29,12 +29,16 @@ def tell(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
-def run(main: Callable[..., None], takes_arguments: bool = False) -> None:
+def run(
+    main: Callable[..., None], takes_arguments: bool = False,
+    interrupted: str = 'the same command continues from the last checkpoint',
+) -> None:
     """Run a command; a `UserError` becomes one line and exit status 2.
 
     Args:
         main: the command; reads `absl.flags.FLAGS`.
         takes_arguments: whether words that are no options are handed to it, as a list.
+        interrupted: what a person who stops it should know.
     """
 
     def guarded(arguments: list[str]) -> int:
@@ -50,7 +54,7 @@ def run(main: Callable[..., None], takes_arguments: bool = False) -> None:
             return _fail(f'{where}: {error.strerror or error}; check the path, its rights and the '
                          'space left')
         except KeyboardInterrupt:
-            tell('\nfluidjax: interrupted; the same command continues from the last checkpoint')
+            tell(f'\nfluidjax: interrupted; {interrupted}')
             return 130
         return 0
 

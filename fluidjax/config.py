@@ -50,18 +50,19 @@ def settings_from(kind: type[T], values: Mapping[str, Any], where: str) -> T:
     Args:
         kind: the dataclass.
         values: its fields; lists become tuples.
-        where: dotted place in the configuration, for the message.
+        where: dotted place in the configuration, for the message; '' for the whole of it.
 
     Raises:
         UserError: a field the dataclass does not have or is missing, or a section that is none.
     """
+    at = f'config.{where}' if where else 'config'
     if not isinstance(values, Mapping | ConfigDict):
-        raise UserError(f'config.{where}: is {values!r}, must be a section of settings')
+        raise UserError(f'{at}: is {values!r}, must be a section of settings')
     types = typing.get_type_hints(kind)
     fields = {field.name for field in dataclasses.fields(kind)}
     unknown = sorted(set(values) - fields)
     if unknown:
-        raise UserError(f'config.{where}.{unknown[0]}: no such field; there are '
+        raise UserError(f'{at}.{unknown[0]}: no such field; there are '
                         f'{", ".join(sorted(fields))}')
     made = {}
     for name, value in values.items():
@@ -73,7 +74,7 @@ def settings_from(kind: type[T], values: Mapping[str, Any], where: str) -> T:
     try:
         return kind(**made)
     except TypeError as error:
-        raise UserError(f'config.{where}: {error}') from error
+        raise UserError(f'{at}: {error}') from error
 
 
 def save_config(path: Path, config: ConfigDict) -> None:

@@ -35,7 +35,7 @@ def from_record(record: dict[str, Any], settings: FluidSettings, where: str) -> 
     Raises:
         UserError: a field is missing, unknown, or not of its kind.
     """
-    template = jax.tree.map(lambda x: x, draw_pair(jax.random.key(0), settings, 1))
+    template = draw_pair(jax.random.key(0), settings, 1)
     most = settings.lesion_count[1]
     try:
         seeds = [_typed(SeedDraw, seed, jax.tree.map(lambda x: x[0], template.seeds))
@@ -44,6 +44,8 @@ def from_record(record: dict[str, Any], settings: FluidSettings, where: str) -> 
             raise ValueError(f'{len(seeds)} seeds, settings allow 1 to {most}')
         seeds += [seeds[-1]] * (most - len(seeds))  # never looked at: count says how many are used
         stacked = jax.tree.map(lambda *fields: jnp.stack(fields), *seeds)
+        if record['count'] != len(record['seeds']):
+            raise ValueError(f"count is {record['count']} and seeds are {len(record['seeds'])}")
         draw = _typed(Draw, record | {'seeds': None}, template)
         return draw._replace(seeds=stacked, count=jnp.int32(len(record['seeds'])))
     except (KeyError, TypeError, ValueError, OverflowError) as error:
@@ -61,8 +63,12 @@ def _typed(kind: type, record: dict[str, Any], template: Any) -> Any:
             made[name] = None
         elif jnp.issubdtype(like.dtype, jax.dtypes.prng_key):
             words = np.asarray(record[name], np.uint32)
+            if words.shape != jax.random.key_data(like).shape:
+                raise ValueError(f"field '{name}' has {words.shape} words")
             made[name] = jax.random.wrap_key_data(words)
         else:
+            if like.dtype == bool and not isinstance(record[name], bool):
+                raise ValueError(f"field '{name}' must be true or false")
             value = jnp.asarray(record[name], like.dtype)
             if value.shape != like.shape or not np.isfinite(np.asarray(value, float)).all():
                 raise ValueError(f"field '{name}' has shape {value.shape} or is not finite")
@@ -99,14 +105,27 @@ def load(path: Path) -> tuple[dict[str, Any], FluidSettings]:
     try:
         record = json.loads(path.read_text())
         version, settings = record['format'], record['settings']
-        scans = [(s['path'], s['sha256'], s['pairs']) for s in record['scans']]
+        scans = [(s['path'], s['sha256'], [pair['draw'] for pair in s['pairs']])
+                 for s in record['scans']]
+        _ = record['seed'], record['n']
+        masks = len((record['lesions'] or {'files': {}})['files'])
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f'{path}: is not a draws.json ({error}); give the one that randomize '
                         'wrote') from error
     if version != FORMAT or not scans:
         raise UserError(f'{path}: is of format {version}, this version reads {FORMAT}; use the '
                         f"fluidjax that wrote it ({record.get('fluidjax')})")
+    for path_, _, draws in scans:
+        for draw in draws:
+            _check_bank(draw, masks, f'{path}, {path_}')
     return record, settings_from(FluidSettings, settings, 'settings')
+
+
+def _check_bank(draw: dict[str, Any], masks: int, where: str) -> None:
+    for seed in draw.get('seeds') or []:
+        index = seed.get('bank_index')
+        if seed.get('from_bank') and not (isinstance(index, int) and 0 <= index < masks):
+            raise UserError(f'{where}: bank_index {index} of {masks} masks; give 0 to {masks - 1}')
 
 
 def check_file(path: str, expected: str) -> None:

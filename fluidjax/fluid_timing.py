@@ -87,7 +87,7 @@ def time_scheme(
     row: tuple[str, str, str, float], grid: Grid, lesions: Lesions, time: float, repeats: int,
     bandwidth: float,
 ) -> dict[str, Any]:
-    """One row: seconds and bytes for velocity and transport, and the error of going there and back.
+    """One row: what velocity and transport cost, and the error of going there and back.
 
     The error is the mass misplaced after a lesion was carried for the time and then back along the
     same flow, over twice its mass: 0 is exact.

@@ -77,13 +77,13 @@ def contact_sheet(image: np.ndarray, brain: np.ndarray, affine: np.ndarray,
 @functools.partial(jax.jit, static_argnames=('grid', 'settings'))
 def _seed(draw: Draw, brain: jax.Array, bank: jax.Array | None, grid: Grid,
           settings: FluidSettings) -> jax.Array:
-    return jnp.where(brain, seed_map(draw.seeds, draw.count, brain, grid, settings, bank), 0.0)
+    return seed_map(draw.seeds, draw.count, brain, grid, settings, bank)
 
 
 @functools.partial(jax.jit, static_argnames=('grid', 'settings'))
 def _carried(P0: jax.Array, draw: Draw, time: jax.Array, brain: jax.Array, grid: Grid,
              settings: FluidSettings) -> jax.Array:
-    return transport(P0, draw.key_flow, time, grid, settings, brain)
+    return jnp.where(brain, transport(P0, draw.key_flow, time, grid, settings, brain), 0.0)
 
 
 def flow_animation(image: np.ndarray, brain: np.ndarray, grid: Grid, settings: FluidSettings,
@@ -91,7 +91,8 @@ def flow_animation(image: np.ndarray, brain: np.ndarray, grid: Grid, settings: F
     """GIF of a lesion's probability carried for the longest time, in three planes of the scan."""
     P0 = _seed(example.draw, jnp.asarray(brain), example.bank, grid, settings)
     times = np.linspace(0.0, settings.transport_time[1], _FRAMES)
-    centre = slices.centre_of(np.asarray(P0) > 0.5, np.asarray(P0), brain)
+    seeded = np.where(brain, P0, 0.0)
+    centre = slices.centre_of(seeded > 0.5, seeded, brain)
     box = slices.box_around(brain)
     top = float(np.percentile(image[brain], 99.8))
     frames = []
@@ -153,12 +154,13 @@ def distribution_figure(realised: Sequence[dict[str, Any]]) -> bytes:
             place.axvline(middle, color='#e08a2e', label=f'median {middle:.3g}')
             place.legend(frameon=False, fontsize=9)
         place.set_xlabel(label)
-        place.set_ylabel('lesions')
+        place.set_ylabel('pairs')
         place.spines[['top', 'right']].set_visible(False)
     if volumes.size:
         axes[0].set_xscale('log')
+    axes[1].xaxis.get_major_locator().set_params(integer=True)
     healthy = len(realised) - len(lesions)
-    figure.suptitle(f'{len(lesions)} lesions; {healthy} of {len(realised)} pairs healthy')
+    figure.suptitle(f'{len(lesions)} diseased pairs, {healthy} healthy')
     figure.tight_layout()
     return to_png(figure, 100)
 

@@ -3,7 +3,7 @@
     OUT/draws.json                       every drawn number, the settings, the files it started from
     OUT/distribution.png                 volumes, counts and times that came of it
     OUT/SCAN/healthy.nii.gz              the scan as it is
-    OUT/SCAN/001_diseased.nii.gz         equal to it outside the lesion
+    OUT/SCAN/001_diseased.nii.gz         equal to it where nothing was painted (or pushed)
     OUT/SCAN/001_mask.nii.gz, 001_probability.nii.gz
     OUT/SCAN/contact_sheet.png, flow.gif
 
@@ -15,6 +15,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,10 +28,10 @@ from scipy import ndimage
 from tqdm import tqdm
 
 from data_pipelines import grids, resampling, volume_io
-from data_pipelines.preprocess import find_brain, resample_mask
+from data_pipelines.preprocess import background_level, find_brain, resample_mask
 from data_pipelines.scan_folders import nifti_files
 from data_pipelines.volume_io import Volume
-from fluidjax import cli, draw_records
+from fluidjax import draw_records
 from fluidjax.errors import UserError
 from fluidjax.files import write_bytes, write_text
 from fluidjax.fluid.draws import Draw, draw_pair
@@ -112,15 +114,31 @@ def load_healthy(path: str, brain_path: str | None = None) -> Healthy:
     volume = volume_io.load_volume(path)
     if brain_path is None:
         brain, background = find_brain(volume)
+        _warn_of_background(volume, background)
     else:
-        brain, background = _given_brain(brain_path, volume), 0.0
+        brain, background = _given_brain(brain_path, volume), background_level(volume.data)
     box = _padded_box(brain)
     spacing = tuple(float(h) for h in resampling.voxel_sizes(volume.affine))
     scale = float(volume.data[brain].max()) - background
     if not scale > 0:
-        raise UserError(f'{path}: is not brighter than 0 in its brain; give a T1w scan')
-    grid = Grid(brain[box].shape, spacing)
+        raise UserError(f'{path}: its brain is no brighter than its background; give a T1w scan')
+    try:
+        grid = Grid(brain[box].shape, spacing)
+    except UserError as error:
+        raise UserError(f'{path}: {error}') from error
     return Healthy(volume, box, brain[box], background, scale, grid)
+
+
+def _warn_of_background(volume: Volume, background: float) -> None:
+    """Say so where the volume's faces are not its darkest part, as the search for it assumes."""
+    brightest = float(np.percentile(volume.data, 99.5)) - background
+    if np.mean(volume.data < background - 0.05 * abs(brightest)) > 0.01:
+        tqdm.write(f'{volume.path}: much of it is darker than its background; look at the contact '
+                   'sheet, and give --brain=MASK if part of the brain is missing', file=sys.stderr)
+
+
+def _on_same_voxels(mask: Volume, scan: Volume) -> bool:
+    return mask.data.shape == scan.data.shape and np.allclose(mask.affine, scan.affine, atol=1e-2)
 
 
 def _given_brain(path: str, scan: Volume) -> np.ndarray:
@@ -128,7 +146,7 @@ def _given_brain(path: str, scan: Volume) -> np.ndarray:
     if mask.data.shape != scan.data.shape:
         raise UserError(f'{path}: mask of shape {mask.data.shape} on a scan of shape '
                         f'{scan.data.shape} ({scan.path}); resample it to the scan')
-    if not np.allclose(mask.affine, scan.affine, atol=1e-2):
+    if not _on_same_voxels(mask, scan):
         raise UserError(f'{path}: its affine differs from that of {scan.path}; resample it to the '
                         'scan, or mend its header')
     return mask.data > 0
@@ -144,14 +162,28 @@ def _padded_box(brain: np.ndarray) -> tuple[slice, slice, slice]:
     return tuple(box)
 
 
+def _usable(paths: list[Path], folder: str) -> list[Path]:
+    """The masks that can be read; the others are named and left out."""
+    usable = []
+    for path in tqdm(paths, desc='lesion masks', unit='mask', leave=False):
+        try:
+            volume_io.load_volume(path)
+            usable.append(path)
+        except UserError as error:
+            tqdm.write(f'left out: {error}', file=sys.stderr)
+    if not usable:
+        raise UserError(f'--lesions: no mask in {folder} can be used')
+    return usable
+
+
 class MaskFiles:
     """A folder of lesion masks, each read and brought onto a scan when it is drawn."""
 
     def __init__(self, folder: str | None, paths: Sequence[Path] | None = None) -> None:
         self.folder = folder
-        self.paths = list(paths or (nifti_files(Path(folder), '--lesions') if folder else []))
-        for path in self.paths:
-            volume_io.check_readable(path)
+        self.paths = list(paths or [])
+        if folder and not paths:
+            self.paths = _usable(nifti_files(Path(folder), '--lesions'), folder)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -168,7 +200,7 @@ class MaskFiles:
         path = self.paths[index]
         mask = volume_io.load_volume(path)
         volume = scan.volume
-        if mask.data.shape == volume.data.shape and np.allclose(mask.affine, volume.affine):
+        if _on_same_voxels(mask, volume):
             on_scan = mask.data[scan.box] > 0
         else:
             box = ndimage.find_objects(scan.brain.astype(np.uint8))[0]
@@ -205,16 +237,19 @@ def make(request: Request, out: Path, volumes: bool = True) -> Path:
     """
     if request.brain is not None and len(request.scans) != 1:
         raise UserError(f'--brain belongs to one scan, and {len(request.scans)} are given')
+    brain = request.brain and str(Path(request.brain).expanduser().absolute())
     lesions = request.lesions and str(Path(request.lesions).expanduser().absolute())
     masks = MaskFiles(lesions)
     key = jax.random.key(request.seed)
     draws = {}
     for i, scan in enumerate(request.scans):
         path = str(Path(scan).expanduser().absolute())
+        if path in draws:
+            raise UserError(f'{scan}: is given twice')
         keys = [jax.random.fold_in(jax.random.fold_in(key, i), j) for j in range(request.num_pairs)]
         draws[path] = [functools.partial(draw_pair, k, request.settings, len(masks)) for k in keys]
     record = draw_records.header(request.settings, request.seed, request.num_pairs)
-    return _write(record, request.settings, draws, masks, request.brain, out, volumes)
+    return _write(record, request.settings, draws, masks, brain, out, volumes)
 
 
 def replay(path: Path, out: Path, volumes: bool = True) -> Path:
@@ -230,6 +265,9 @@ def replay(path: Path, out: Path, volumes: bool = True) -> Path:
     for file, expected in lesions['files'].items():
         draw_records.check_file(file, expected)
     brain = record['scans'][0].get('brain')
+    if brain:
+        draw_records.check_file(brain['path'], brain['sha256'])
+        brain = brain['path']
     draws = {
         scan['path']: [functools.partial(draw_records.from_record, pair['draw'], settings,
                                          f'{path}, pair {number} of {scan["path"]}')
@@ -244,8 +282,8 @@ def _write(record: dict[str, Any], settings: FluidSettings, draws: dict[str, lis
            masks: MaskFiles, brain: str | None, out: Path, volumes: bool) -> Path:
     names = _names(draws)
     page = out / 'draws.json'
-    if page.exists():
-        raise UserError(f'{out} holds pairs already; choose another --out')
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f'{out} holds files already; choose another --out')
     out.mkdir(parents=True, exist_ok=True)
     scans, failed = [], []
     progress = tqdm(total=sum(map(len, draws.values())), desc='pairs', unit='pair')
@@ -256,8 +294,11 @@ def _write(record: dict[str, Any], settings: FluidSettings, draws: dict[str, lis
                                 not scans, progress)
         except UserError as error:
             failed.append(str(error))
+            shutil.rmtree(out / name, ignore_errors=True)  # a part of its pairs would mislead
             continue
-        scans.append({'path': path, 'sha256': draw_records.checksum(path), 'brain': brain,
+        scans.append({'path': path, 'sha256': draw_records.checksum(path),
+                      'brain': brain and {'path': brain,
+                                          'sha256': draw_records.checksum(brain)},
                       'folder': name, 'pairs': pairs})
     progress.close()
     if scans:
@@ -273,12 +314,15 @@ def _write(record: dict[str, Any], settings: FluidSettings, draws: dict[str, lis
 
 
 def _names(scans: dict[str, list]) -> dict[str, str]:
-    names = {path: volume_io.strip_ending(path) for path in scans}
-    for path, name in names.items():
-        if list(names.values()).count(name) > 1:
-            raise UserError(f"{path}: two scans are called '{name}' and would overwrite each "
-                            'other; rename one, or give them apart')
-    return names
+    """A folder name for each scan: its file's, with as many of its folders as tell all apart."""
+    folders = {path: Path(path).parts[1:-1] for path in scans}
+    for depth in range(1 + max(map(len, folders.values()))):
+        names = {path: '_'.join([*folder[max(0, len(folder) - depth):],
+                                 volume_io.strip_ending(path)]) for path, folder in folders.items()}
+        if len(set(names.values())) == len(names):
+            return names
+    raise UserError(f'{next(iter(scans))}: its folder has no name of its own beside x.nii and '
+                    'x.nii.gz; rename one')
 
 
 def _paint_scan(healthy: Healthy, draws: list, settings: FluidSettings, masks: MaskFiles,
@@ -304,7 +348,6 @@ def _paint_scan(healthy: Healthy, draws: list, settings: FluidSettings, masks: M
         write_bytes(folder / 'contact_sheet.png',
                     contact_sheet(np.asarray(image), healthy.brain, healthy.affine, examples))
     if examples and animated:
-        cli.tell(f'{folder / "flow.gif"}: a lesion flowing')
         write_bytes(folder / 'flow.gif', flow_animation(
             np.asarray(image), healthy.brain, healthy.grid, settings, examples[0]))
     return records
@@ -349,7 +392,8 @@ def _save_pair(folder: Path, number: int, healthy: Healthy, change: np.ndarray, 
                P: np.ndarray) -> None:
     scan = healthy.volume
     inside = scan.data[healthy.box]
-    painted = np.where(change != 0, inside + healthy.scale * change, inside)
+    painted = np.maximum(inside + healthy.scale * change, healthy.background)  # rounding apart
+    painted = np.where(change != 0, painted, inside)
     for kind, values in (('diseased', healthy.whole(painted, scan.data)),
                          ('mask', healthy.whole(mask.astype(np.uint8))),
                          ('probability', healthy.whole(P))):

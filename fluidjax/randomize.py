@@ -42,6 +42,9 @@ def main(scans: list[str]) -> None:
                             'e.g. python -m fluidjax.randomize scan.nii.gz --out=pairs --n=8')
     out = Path(OUT.value).expanduser()
     if REPLAY.value:
+        given = [name for name in ('n', 'seed', 'lesions', 'brain') if flags.FLAGS[name].present]
+        if given:
+            raise cli.UserError(f'--{given[0]} has no part in --replay: the file says it all')
         page = pseudo_pathology.replay(Path(REPLAY.value).expanduser(), out, VOLUMES.value)
     else:
         settings = settings_from(FluidSettings, CONFIG.value, '')
@@ -54,4 +57,5 @@ def main(scans: list[str]) -> None:
 
 if __name__ == '__main__':
     sys.argv = cli.with_config(sys.argv, DEFAULT_CONFIG)
-    cli.run(main, takes_arguments=True)
+    cli.run(main, takes_arguments=True,
+            interrupted='start again with another --out; this one holds a part')

@@ -41,10 +41,12 @@ class Bench:
         self.key = jax.random.key(0)
 
     def batch(self, size: int) -> dict[str, jax.Array]:
-        """Random brains that fill the volume."""
-        shape = (size, *self.grid.shape, 1)
-        image = jax.random.uniform(self.key, shape, minval=0.3, maxval=0.9)
-        return {'image': image, 'brain': jnp.ones_like(image)}
+        """Random brains that fill the volume, and as many lesion masks."""
+        shape = (size, *self.grid.shape)
+        image = jax.random.uniform(self.key, (*shape, 1), minval=0.3, maxval=0.9)
+        part = tuple(slice(n // 4, n // 2) for n in self.grid.shape)
+        lesions = jnp.zeros(shape, jnp.uint8).at[(slice(None), *part)].set(1)
+        return {'image': image, 'brain': jnp.ones_like(image), 'lesions': lesions}
 
 
 def gradient_of(method: Any) -> Callable:
@@ -98,7 +100,8 @@ def time_step_shares(config: Any, repeats: int) -> dict[str, Any]:
     size = len(batch['image'])
 
     def alone(batch: dict[str, jax.Array], key: jax.Array) -> Any:
-        return randomize_batch(key, batch['image'], batch['brain'], bench.grid, diffusion.fluid)
+        return randomize_batch(key, batch['image'], batch['brain'], bench.grid, diffusion.fluid,
+                               batch['lesions'])
 
     table = _time_parts({
         f'randomization alone, batch {size}': (alone, batch, bench.key),

@@ -12,6 +12,7 @@ import numpy as np
 
 from fluidjax.diffusion import schedule as sch
 from fluidjax.diffusion.schedule import Schedule
+from fluidjax.errors import UserError
 
 
 def split_variance(output: jax.Array, channels: int) -> tuple[jax.Array, jax.Array | None]:
@@ -22,11 +23,35 @@ def split_variance(output: jax.Array, channels: int) -> tuple[jax.Array, jax.Arr
 
 
 def learned_log_variance(schedule: Schedule, v: jax.Array, t: jax.Array) -> jax.Array:
-    """log var = f log beta_t + (1 - f) log posterior variance, f = (v + 1) / 2, not clipped."""
+    """The log-variance of step t that the variance channels v stand for."""
     low = sch.lookup(schedule.posterior_log_variance_clipped, t, v.ndim)
     high = sch.lookup(np.log(schedule.betas), t, v.ndim)
+    return interpolated_log_variance(v, low, high)
+
+
+def interpolated_log_variance(v: jax.Array, low: jax.Array, high: jax.Array) -> jax.Array:
+    """f log beta + (1 - f) log posterior variance, f = (v + 1) / 2, not clipped."""
     fraction = (v + 1.0) / 2.0
     return fraction * high + (1.0 - fraction) * low
+
+
+def min_snr_weights(schedule: Schedule, prediction: str, gamma: float = 5.0) -> np.ndarray:
+    """(num_steps,) weights of the squared error of `prediction`: min(SNR, gamma) of that of x0.
+
+    An error of eps is SNR times one of x0, an error of v SNR + 1 times, hence the denominators 1,
+    SNR and SNR + 1 for x0, eps and v (Hang et al. 2023, arXiv:2303.09556, section 3.4).
+
+    Raises:
+        UserError: gamma is not positive, or there is no such prediction.
+    """
+    if gamma <= 0:
+        raise UserError(f'diffusion.min_snr: gamma is {gamma}, must be above 0')
+    snr = schedule.snr
+    divisors = {'x0': np.ones_like(snr), 'eps': snr, 'v': snr + 1.0}
+    if prediction not in divisors:
+        raise UserError(f'diffusion.prediction: {prediction!r} is not one of '
+                        f'{", ".join(sch.PREDICTIONS)}')
+    return np.minimum(snr, gamma) / divisors[prediction]
 
 
 def mse(
@@ -56,17 +81,27 @@ def variational_bound(
 
 def denoising_loss(
     schedule: Schedule, prediction: str, output: jax.Array, x0: jax.Array, x_t: jax.Array,
-    t: jax.Array, noise: jax.Array,
+    t: jax.Array, noise: jax.Array, min_snr: float = 0.0,
 ) -> dict[str, jax.Array]:
-    """`mse`, with variance channels also `vb`, and their sum `loss`, each (b,).
+    """`mse`, with variance channels also `vb`, and `loss` = w_t mse + vb, each (b,).
 
-    The bound is not scaled by the number of steps, as in the published training.
+    w_t is 1 (published), or with min_snr = gamma > 0 that of `min_snr_weights`; `mse` is reported
+    without it. The bound is not scaled by the number of steps, as in the published training.
+
+    Args:
+        output: the network's, (b, ..., c) or with variance channels (b, ..., 2 c).
+        x0, x_t, noise: (b, ..., c), x_t = q_sample(x0, t, noise).
+        t: (b,) steps.
     """
     mean, v = split_variance(output, x0.shape[-1])
     terms = {'mse': mse(schedule, prediction, mean, x0, t, noise)}
-    if v is not None:
-        terms['vb'] = variational_bound(schedule, prediction, mean, v, x0, x_t, t)
-    return {**terms, 'loss': sum(terms.values())}
+    weighted = terms['mse']
+    if min_snr:
+        weighted = sch.lookup(min_snr_weights(schedule, prediction, min_snr), t, 1) * weighted
+    if v is None:
+        return {**terms, 'loss': weighted}
+    terms['vb'] = variational_bound(schedule, prediction, mean, v, x0, x_t, t)
+    return {**terms, 'loss': weighted + terms['vb']}
 
 
 def _per_sample(values: jax.Array) -> jax.Array:

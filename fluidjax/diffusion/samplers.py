@@ -1,124 +1,204 @@
-"""Samplers: a `lax.scan` over the steps of a schedule, seeing nothing but a denoise function.
+"""Samplers: a `lax.scan` over the steps visited, seeing nothing but a denoise function.
 
 `denoise(x, t)` takes the noisy latent (b, ...) and the original steps (b,) and returns the model
 output: a prediction ('eps', 'v' or 'x0'), with the same number of variance channels after it if the
 model learned the variance. Whatever conditions the model is inside that function.
+
+Every sampler starts from x_t at the level of noise of step `start` - 1: a noised scan, or, with
+start = schedule.num_steps, standard normal noise. `start`, x_t and the key may be traced, so that
+several seeds or noise levels are one `jax.vmap`; `ensemble` is that call.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from fluidjax.diffusion import schedule as sch
-from fluidjax.diffusion.losses import learned_log_variance, split_variance
+from fluidjax.diffusion.losses import interpolated_log_variance, split_variance
 from fluidjax.diffusion.schedule import Schedule
-from fluidjax.errors import UserError
 
 Denoise = Callable[[jax.Array, jax.Array], jax.Array]
+Start = int | jax.Array
+TINY = 1e-20  # below every variance of a schedule, above what float32 flushes to zero
 
 
 def one_step(
-    denoise: Denoise, schedule: Schedule, x_t: jax.Array, start: int, prediction: str = 'eps'
+    denoise: Denoise, schedule: Schedule, x_t: jax.Array, start: Start, prediction: str = 'eps'
 ) -> jax.Array:
-    """x0 in a single evaluation, from x_t at the level of noise of step `start` - 1."""
-    _check_start(schedule, start)
-    t = _steps(start - 1, x_t)
-    output = _evaluate(denoise, schedule, x_t, t)
-    mean, _ = split_variance(output, x_t.shape[-1])
-    return sch.predict_x0(schedule, prediction, x_t, t, mean)
+    """x0 in a single evaluation."""
+    sch.check_start(schedule, start)
+    return _predict(denoise, schedule, x_t, _steps(start - 1, x_t), prediction, None)[0]
 
 
 def ddpm(
-    denoise: Denoise, schedule: Schedule, x_t: jax.Array, start: int, key: jax.Array,
-    prediction: str = 'eps', clip: float | None = None,
+    denoise: Denoise, schedule: Schedule, x_t: jax.Array, start: Start, key: jax.Array,
+    prediction: str = 'eps', clip: float | None = None, num_steps: int | None = None,
 ) -> jax.Array:
-    """Ancestral sampling: the steps start - 1, ..., 0 of `schedule` (Ho et al. 2020, alg. 2)."""
-    _check_start(schedule, start)
+    """Ancestral sampling (Ho et al. 2020, alg. 2).
+
+    Args:
+        clip: bound of |x0|, None for latents.
+        num_steps: evaluations, spread evenly over the steps (Nichol and Dhariwal 2021, section 4);
+            None for all of them, which needs a `start` that is not traced.
+    """
+    sch.check_start(schedule, start)
+    steps = sch.visited(schedule, start, int(start) if num_steps is None else num_steps)
 
     def body(x: jax.Array, step: tuple) -> tuple[jax.Array, None]:
-        index, step_key = step
+        t, s, step_key = step
         noise = jax.random.normal(step_key, x.shape, x.dtype)
-        return ddpm_step(denoise, schedule, x, index, noise, prediction, clip), None
+        return ddpm_step(denoise, schedule, x, t, noise, prediction, clip, s), None
 
-    xs = (jnp.arange(start)[::-1], jax.random.split(key, start))
+    xs = (steps, _following(steps), jax.random.split(key, len(steps)))
     return jax.lax.scan(body, x_t, xs)[0]
 
 
 def ddim(
-    denoise: Denoise, schedule: Schedule, x_t: jax.Array, start: int, num_steps: int,
+    denoise: Denoise, schedule: Schedule, x_t: jax.Array, start: Start, num_steps: int,
     prediction: str = 'eps', eta: float = 0.0, key: jax.Array | None = None,
-    clip: float | None = None,
+    clip: float | None = None, spacing: str = 'time',
 ) -> jax.Array:
-    """DDIM in `num_steps` steps spread evenly over start - 1, ..., 0 (Song et al. 2021, eq. 12).
+    """DDIM in `num_steps` evaluations (Song et al. 2021, eq. 12): first order in the step.
 
     Args:
-        x_t: latent at the level of noise of step `start` - 1; with start = schedule.num_steps
-            standard normal noise will do.
         eta: 0 deterministic, 1 as noisy as ancestral sampling; above 0 a `key` is needed.
         clip: bound of |x0|, None for latents.
+        spacing: of the steps, see `schedule.visited`.
     """
-    _check_start(schedule, start)
     if eta > 0 and key is None:
         raise ValueError('ddim with eta > 0 draws noise and needs a key')
-    short = sch.respace(schedule, sch.evenly_spaced(start, num_steps))
+    steps = sch.visited(schedule, start, num_steps, spacing)
 
     def body(x: jax.Array, step: tuple) -> tuple[jax.Array, None]:
-        index, step_key = step
+        t, s, step_key = step
         noise = jax.random.normal(step_key, x.shape, x.dtype) if eta > 0 else jnp.zeros_like(x)
-        return ddim_step(denoise, short, x, index, noise, prediction, eta, clip), None
+        return ddim_step(denoise, schedule, x, t, noise, prediction, eta, clip, s), None
 
     keys = jax.random.split(jax.random.key(0) if key is None else key, num_steps)
-    return jax.lax.scan(body, x_t, (jnp.arange(num_steps)[::-1], keys))[0]
+    return jax.lax.scan(body, x_t, (steps, _following(steps), keys))[0]
+
+
+def dpmpp(
+    denoise: Denoise, schedule: Schedule, x_t: jax.Array, start: Start, num_steps: int,
+    prediction: str = 'eps', clip: float | None = None, spacing: str = 'log_snr',
+) -> jax.Array:
+    """DPM-Solver++(2M) in `num_steps` evaluations (Lu et al. 2022, arXiv:2211.01095, alg. 2).
+
+    Deterministic, second order in the step h of lambda = log(signal / sigma). The first step is
+    first order, for want of a step before it, and so is the last, from step 0 to the clean x0.
+
+    Args:
+        clip: bound of |x0|, None for latents.
+        spacing: of the steps, see `schedule.visited`. With 'time' the steps in lambda grow towards
+            the end, and a few of them extrapolate too far.
+    """
+    steps = sch.visited(schedule, start, num_steps, spacing)
+
+    def body(carry: tuple, step: tuple) -> tuple[tuple[jax.Array, jax.Array], None]:
+        (x, x0_before), (t, s, weight) = carry, step
+        t, s = _steps(t, x), _steps(s, x)
+        x0, _ = _predict(denoise, schedule, x, t, prediction, clip)
+        signal_t, sigma_t = sch.signal_and_noise(schedule, t, x.ndim)
+        signal_s, sigma_s = sch.signal_and_noise(schedule, s, x.ndim)
+        D = x0 + weight * (x0 - x0_before)
+        # signal_s (1 - exp(-h)) without the infinite h of a clean s
+        x = sigma_s / sigma_t * x + (signal_s - signal_t * sigma_s / sigma_t) * D
+        return (x, x0), None
+
+    xs = (steps, _following(steps), multistep_weights(schedule, steps))
+    return jax.lax.scan(body, (x_t, jnp.zeros_like(x_t)), xs)[0][0]
+
+
+def multistep_weights(schedule: Schedule, steps: jax.Array) -> jax.Array:
+    """1 / (2 r_i) = h_i / (2 h_{i-1}) for each step visited (n,), h_i = lambda_{i+1} - lambda_i.
+
+    Zero, which is first order, for the first step, the last, and after a repeated one.
+    """
+    lam = sch.lookup(0.5 * np.log(schedule.snr), steps, 1)
+    h = jnp.append(jnp.diff(lam), 0.0)
+    before = jnp.append(0.0, h[:-1])
+    return jnp.where(before > 0, h / (2.0 * jnp.where(before > 0, before, 1.0)), 0.0)
+
+
+def ensemble(
+    sample: Callable[[jax.Array, jax.Array, jax.Array], jax.Array], schedule: Schedule,
+    x0: jax.Array, starts: int | Sequence[int], keys: jax.Array,
+) -> jax.Array:
+    """Samples (n, b, ...) from x0 (b, ...) noised n times, all in one vmapped call.
+
+    Args:
+        sample: `sample(x_t, start, key)`, a sampler with all else fixed.
+        starts: one noise level for all, or one each; x0 is noised to step start - 1.
+        keys: n keys; each draws the noise of its start, then that of its steps.
+
+    Raises:
+        UserError: a start that is no step of the schedule.
+    """
+    starts = np.broadcast_to(np.asarray(starts), keys.shape)
+    for start in starts.tolist():
+        sch.check_start(schedule, start)
+
+    def one(start: jax.Array, key: jax.Array) -> jax.Array:
+        k_start, k_steps = jax.random.split(key)
+        noise = jax.random.normal(k_start, x0.shape, x0.dtype)
+        return sample(sch.q_sample(schedule, x0, _steps(start - 1, x0), noise), start, k_steps)
+
+    return jax.vmap(one)(jnp.asarray(starts, jnp.int32), keys)
 
 
 def ddpm_step(
-    denoise: Denoise, schedule: Schedule, x: jax.Array, step: jax.Array, noise: jax.Array,
-    prediction: str = 'eps', clip: float | None = None,
+    denoise: Denoise, schedule: Schedule, x: jax.Array, step: Start, noise: jax.Array,
+    prediction: str = 'eps', clip: float | None = None, to: Start | None = None,
 ) -> jax.Array:
-    """x_{t-1} = mean + [t > 0] exp(log_variance / 2) noise; `step` one number or (b,)."""
+    """x_to = mean + [to >= 0] exp(log_variance / 2) noise; `step`, `to` one number or (b,).
+
+    `to` is the step before, if not given. A learned variance is interpolated between those of this
+    step, however long it is.
+    """
     t = _steps(step, x)
+    s = t - 1 if to is None else _steps(to, x)
     x0, v = _predict(denoise, schedule, x, t, prediction, clip)
-    mean, log_variance = sch.q_posterior(schedule, x0, x, t)
+    mean, variance, beta = sch.q_between(schedule, x0, x, t, s)
+    log_variance = jnp.log(jnp.maximum(variance, TINY))
     if v is not None:
-        log_variance = learned_log_variance(schedule, v, t)
-    alive = sch.lookup(np.arange(schedule.num_steps) > 0, t, x.ndim)
-    return mean + alive * jnp.exp(0.5 * log_variance) * noise
+        log_beta = jnp.log(jnp.maximum(beta, TINY))
+        log_variance = interpolated_log_variance(v, log_variance, log_beta)
+    alive = (s >= 0).reshape(s.shape + (1,) * (x.ndim - 1))
+    return mean + jnp.where(alive, jnp.exp(0.5 * log_variance), 0.0) * noise
 
 
 def ddim_step(
-    denoise: Denoise, schedule: Schedule, x: jax.Array, step: jax.Array, noise: jax.Array,
-    prediction: str = 'eps', eta: float = 0.0, clip: float | None = None,
+    denoise: Denoise, schedule: Schedule, x: jax.Array, step: Start, noise: jax.Array,
+    prediction: str = 'eps', eta: float = 0.0, clip: float | None = None, to: Start | None = None,
 ) -> jax.Array:
-    """One DDIM step of `schedule`; the learned variance, where there is one, is not used."""
+    """One DDIM step, to the step before or to `to`; a learned variance is not used."""
     t = _steps(step, x)
+    s = t - 1 if to is None else _steps(to, x)
     x0, _ = _predict(denoise, schedule, x, t, prediction, clip)
     eps = sch.predict_eps(schedule, x, t, x0)
-    abar_prev = schedule.alphas_cumprod_prev
-    sigma = eta * np.sqrt(schedule.posterior_variance)
-    direction = np.sqrt(np.maximum(1.0 - abar_prev - sigma**2, 0.0))
-    return (sch.lookup(np.sqrt(abar_prev), t, x.ndim) * x0
-            + sch.lookup(direction, t, x.ndim) * eps + sch.lookup(sigma, t, x.ndim) * noise)
+    _, variance, _ = sch.q_between(schedule, x0, x, t, s)
+    signal_s, sigma_s = sch.signal_and_noise(schedule, s, x.ndim)
+    direction = jnp.sqrt(jnp.maximum(jnp.square(sigma_s) - eta**2 * variance, 0.0))
+    return signal_s * x0 + direction * eps + eta * jnp.sqrt(variance) * noise
 
 
 def _predict(denoise: Denoise, schedule: Schedule, x: jax.Array, t: jax.Array, prediction: str,
              clip: float | None) -> tuple[jax.Array, jax.Array | None]:
-    output, v = split_variance(_evaluate(denoise, schedule, x, t), x.shape[-1])
-    x0 = sch.predict_x0(schedule, prediction, x, t, output)
+    """x0 and the variance channels, if there are any."""
+    output = denoise(x, jnp.asarray(schedule.timestep_map)[t])
+    mean, v = split_variance(output, x.shape[-1])
+    x0 = sch.predict_x0(schedule, prediction, x, t, mean)
     return (x0 if clip is None else jnp.clip(x0, -clip, clip)), v
 
 
-def _evaluate(denoise: Denoise, schedule: Schedule, x: jax.Array, t: jax.Array) -> jax.Array:
-    return denoise(x, jnp.asarray(schedule.timestep_map)[t])
+def _following(steps: jax.Array) -> jax.Array:
+    """For each step visited the one it goes to; the last goes to the clean x0, -1."""
+    return jnp.append(steps[1:], -1)
 
 
-def _steps(step: int | jax.Array, x: jax.Array) -> jax.Array:
+def _steps(step: Start, x: jax.Array) -> jax.Array:
     return jnp.broadcast_to(jnp.asarray(step, jnp.int32), x.shape[:1])
-
-
-def _check_start(schedule: Schedule, start: int) -> None:
-    if not 1 <= start <= schedule.num_steps:
-        raise UserError(f'diffusion start step: {start} is not within 1..{schedule.num_steps}')

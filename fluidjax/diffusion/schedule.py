@@ -1,8 +1,8 @@
 """The noise schedule as an immutable value, and the Gaussians of the forward process.
 
 Notation of Ho et al. 2020: q(x_t | x_0) = N(sqrt(abar_t) x_0, (1 - abar_t) I). A step t counts from
-0 (nearly clean) to num_steps - 1 (nearly pure noise). Tables are float64 and become float32 when
-looked up.
+0 (nearly clean) to num_steps - 1 (nearly pure noise); -1 is x_0 itself. Tables are float64 and
+become float32 when looked up.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import numpy as np
 from fluidjax.errors import UserError
 
 PREDICTIONS = ('eps', 'v', 'x0')
+SPACINGS = ('time', 'log_snr')
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -42,6 +43,11 @@ class Schedule:
     @functools.cached_property
     def alphas_cumprod_prev(self) -> np.ndarray:
         return np.append(1.0, self.alphas_cumprod[:-1])
+
+    @functools.cached_property
+    def snr(self) -> np.ndarray:
+        """Signal-to-noise ratio abar_t / (1 - abar_t)."""
+        return self.alphas_cumprod / (1.0 - self.alphas_cumprod)
 
     @functools.cached_property
     def posterior_variance(self) -> np.ndarray:
@@ -101,6 +107,66 @@ def evenly_spaced(num_steps: int, count: int) -> list[int]:
     return [round(i * (num_steps - 1) / (count - 1)) for i in range(count)]
 
 
+def visited(
+    schedule: Schedule, start: int | jax.Array, count: int, spacing: str = 'time'
+) -> jax.Array:
+    """The `count` steps a sampler visits, (count,) int32 from `start` - 1 down to 0.
+
+    Args:
+        start: may be traced, as under `vmap`; then it is not checked, and with a start below
+            `count` steps repeat, which every sampler passes without moving.
+        spacing: 'time' as `evenly_spaced`; 'log_snr' evenly in lambda = log(signal / sigma)
+            (Lu et al. 2022, section 4), to the nearest steps that are all different.
+
+    Raises:
+        UserError: no such spacing, or a count or a start outside the schedule.
+    """
+    if spacing not in SPACINGS:
+        raise UserError(f'diffusion spacing: {spacing!r} is not one of {", ".join(SPACINGS)}')
+    check_start(schedule, start)
+    most = start if _is_known(start) else schedule.num_steps
+    if not 1 <= count <= most:
+        raise UserError(f'diffusion sampling steps: {count} is not within 1..{most}')
+    start = jnp.asarray(start, jnp.int32)
+    if count == 1:
+        return start[None] - 1
+    i = jnp.arange(count)
+    if spacing == 'time':
+        return _round_ratio(i * (start - 1), count - 1)[::-1]
+    return _nearest_in_log_snr(schedule, start, count)[::-1]
+
+
+def check_start(schedule: Schedule, start: int | jax.Array) -> None:
+    """See that `start` - 1 is a step of the schedule, unless it is traced.
+
+    Raises:
+        UserError: it is not.
+    """
+    if _is_known(start) and not 1 <= start <= schedule.num_steps:
+        raise UserError(f'diffusion start step: {start} is not within 1..{schedule.num_steps}')
+
+
+def _is_known(start: int | jax.Array) -> bool:
+    return not isinstance(start, jax.core.Tracer)
+
+
+def _round_ratio(numerator: jax.Array, denominator: int) -> jax.Array:
+    """Integers nearest to the ratio, halves to the even one, as Python rounds."""
+    low, rest = numerator // denominator, 2 * (numerator % denominator)
+    return low + ((rest > denominator) | ((rest == denominator) & (low % 2 == 1)))
+
+
+def _nearest_in_log_snr(schedule: Schedule, start: jax.Array, count: int) -> jax.Array:
+    """Ascending steps whose lambda is nearest to an even division of lambda_0..lambda_{start-1}."""
+    noise = jnp.asarray(-0.5 * np.log(schedule.snr), jnp.float32)  # -lambda, ascending with t
+    wanted = jnp.linspace(noise[0], noise[start - 1], count)
+    steps = jnp.interp(wanted, noise, jnp.arange(schedule.num_steps, dtype=jnp.float32))
+    i = jnp.arange(count)
+    # Near t = 0 lambda changes by 0.4 a step: what would repeat is moved up, then held below start.
+    different = i + jax.lax.cummax(jnp.int32(jnp.round(steps)) - i)
+    return jnp.maximum(jnp.minimum(different, start - count + i), 0)
+
+
 def strided(num_steps: int, count: int) -> list[int]:
     """The steps 0, s, 2s, ... of DDIM's published spacing; `count` divides `num_steps`."""
     if count < 1 or num_steps % count:
@@ -121,9 +187,9 @@ def q_sample(schedule: Schedule, x0: jax.Array, t: jax.Array, noise: jax.Array) 
 
 
 def signal_and_noise(schedule: Schedule, t: jax.Array, ndim: int) -> tuple[jax.Array, jax.Array]:
-    """sqrt(abar_t) and sqrt(1 - abar_t), ready to broadcast."""
-    abar = schedule.alphas_cumprod
-    return lookup(np.sqrt(abar), t, ndim), lookup(np.sqrt(1.0 - abar), t, ndim)
+    """sqrt(abar_t) and sqrt(1 - abar_t), ready to broadcast; 1 and 0 at t = -1."""
+    abar = np.append(1.0, schedule.alphas_cumprod)
+    return lookup(np.sqrt(abar), t + 1, ndim), lookup(np.sqrt(1.0 - abar), t + 1, ndim)
 
 
 def q_posterior(
@@ -134,6 +200,23 @@ def q_posterior(
     weight_xt = lookup(schedule.posterior_mean_coef2, t, x_t.ndim)
     log_variance = lookup(schedule.posterior_log_variance_clipped, t, x_t.ndim)
     return weight_x0 * x0 + weight_xt * x_t, log_variance
+
+
+def q_between(
+    schedule: Schedule, x0: jax.Array, x_t: jax.Array, t: jax.Array, s: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Mean and variance of q(x_s | x_t, x_0) for any s < t, and the beta of that one long step.
+
+    `q_posterior` of the process that visits s and t and nothing between; with s = -1 (clean) the
+    mean is x_0 and the variance 0, with s = t the mean is x_t.
+    """
+    log_abar = np.append(0.0, np.log(schedule.alphas_cumprod))
+    beta = -jnp.expm1(lookup(log_abar, t + 1, x_t.ndim) - lookup(log_abar, s + 1, x_t.ndim))
+    _, sigma_t = signal_and_noise(schedule, t, x_t.ndim)
+    signal_s, sigma_s = signal_and_noise(schedule, s, x_t.ndim)
+    left = jnp.square(sigma_s / sigma_t)
+    mean = beta * signal_s / jnp.square(sigma_t) * x0 + jnp.sqrt(1.0 - beta) * left * x_t
+    return mean, beta * left, beta
 
 
 def target(

@@ -65,7 +65,7 @@ def place_mask(
       settings: shift and share.
 
     Returns:
-      P0 (x, y (, z)) in [0, 1], 1 at its maximum in the brain.
+      P0 (x, y (, z)) in [0, 1], 1 at its maximum in the brain; zero where the mask is empty.
     """
     key_points, key_shift, key_brain = jax.random.split(draw.key, 3)
     points = random_voxels(key_points, mask, _POINTS).astype(jnp.float32)
@@ -95,7 +95,8 @@ def place_mask(
     anchor = jnp.where(hits[chosen].any(), landed[chosen, jnp.argmax(hits[chosen])], far[0])
     speck = jnp.zeros(grid.shape).at[tuple(anchor)].set(1.0)
     peak = inside.max()
-    return jnp.where(peak > 1e-3, jnp.minimum(P0 / jnp.maximum(peak, _TINY), 1.0), speck)
+    P0 = jnp.where(peak > 1e-3, jnp.minimum(P0 / jnp.maximum(peak, _TINY), 1.0), speck)
+    return jnp.where(mask.any(), P0, 0.0)
 
 
 def _scale_to(size_ml: jax.Array, mask: jax.Array, grid: Grid) -> jax.Array:

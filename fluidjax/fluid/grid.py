@@ -32,12 +32,12 @@ class Grid:
     boundary: str = 'neumann'
 
     def __post_init__(self) -> None:
-        shape = tuple(self.shape)
+        shape = _as_tuple(self.shape)
         if len(shape) not in (2, 3) or not all(_is_count(n) and n >= 2 for n in shape):
             raise UserError(f'grid shape {shape}: give two or three whole numbers, each 2 or more')
         if math.prod(int(n) for n in shape) > _MOST_VOXELS:
             raise UserError(f'grid shape {shape}: has more than 2^31 voxels; resample or crop it')
-        spacing = (1.0,) * len(shape) if self.spacing is None else tuple(self.spacing)
+        spacing = (1.0,) * len(shape) if self.spacing is None else _as_tuple(self.spacing)
         if len(spacing) != len(shape) or not all(_is_positive(h) for h in spacing):
             raise UserError(f'grid spacing {spacing}: give {len(shape)} positive numbers, in mm')
         if self.boundary not in BOUNDARIES:
@@ -70,6 +70,10 @@ class Grid:
     def voxel_ml(self) -> float:
         """Volume of a voxel in millilitres; in 2-D that of a slice 1 mm thick."""
         return math.prod(self.spacing) / 1000.0
+
+
+def _as_tuple(values: object) -> tuple:
+    return tuple(values) if hasattr(values, '__iter__') else (values,)
 
 
 def _is_count(n: object) -> bool:

@@ -68,7 +68,7 @@ def paint(
 
 def lesion_texture(key: jax.Array, grid: Grid, length_mm: float = 0.0) -> jax.Array:
     """Normal noise of unit variance in every voxel (x, y (, z)); smooth over `length_mm`."""
-    if length_mm <= max(grid.spacing):
+    if length_mm <= min(grid.spacing):
         return jax.random.normal(key, grid.shape)
     nodes = [2 + int(np.ceil(n * h / length_mm)) for n, h in zip(grid.shape, grid.spacing)]
     noise = jax.random.normal(key, nodes)

@@ -28,7 +28,7 @@ from fluidjax.fluid.transport import displacement, transport
 
 _BRAIN_INTENSITY = 1e-3  # published: voxels below this are outside the brain
 _LARGEST_SHARE = 0.5  # of the brain, for a Perlin seed of a wanted volume
-_MASS_EFFECT_REACH_MM = 12.0
+_MASS_EFFECT_MM = 4.0  # the push falls by e over this length, and is nothing three times as far
 
 
 class Randomized(NamedTuple):
@@ -79,7 +79,8 @@ def _one_seed(
         perlin = _noise_seed(seed, brain, grid, settings)
     if share == 0.0:
         return perlin
-    real = place_mask(seed, lesion_bank[seed.bank_index] > 0, brain, grid, settings)
+    mask = jnp.asarray(lesion_bank)[seed.bank_index] > 0
+    real = place_mask(seed, mask, brain, grid, settings)
     return real if share == 1.0 else jnp.where(seed.from_bank, real, perlin)
 
 
@@ -202,14 +203,19 @@ def _pushed(
 ) -> jax.Array:
     """Mass effect: the tissue around a lesion follows the flow that made it, less so farther off.
 
-    The displacement is that of the flow times a weight, 1 where the lesion is densest and falling
-    to 0 over `_MASS_EFFECT_REACH_MM`.
+    The displacement is that of the flow times a weight, 1 where the lesion is densest and 0 about
+    12 mm away from it. What comes from outside the brain is left out of the interpolation.
     """
     moved, nodes = displacement(draw.key_flow, draw.time, grid, settings, brain)
-    near = blurred(mask, grid, node_fractions(nodes, grid), _MASS_EFFECT_REACH_MM)
-    near = settings.mass_effect * near / jnp.maximum(near.max(), 1e-6)
+    near = blurred(mask, grid, node_fractions(nodes, grid), _MASS_EFFECT_MM)
+    far = 0.05  # exp(-3)
+    near = jnp.maximum(near / jnp.maximum(near.max(), 1e-6) - far, 0.0) / (1.0 - far)
+    near = settings.mass_effect * near
     fine = flow_map.to_voxels(moved * near[..., None], nodes, grid)
-    return jnp.where(brain, flow_map.carry(image, fine, grid), image)
+    tissue = brain.astype(image.dtype)
+    share = flow_map.carry(tissue, fine, grid)
+    pushed = flow_map.carry(image * tissue, fine, grid) / jnp.maximum(share, 0.5)
+    return jnp.where(brain & (share >= 0.5) & jnp.any(fine != 0.0, axis=-1), pushed, image)
 
 
 def _check_shapes(

@@ -52,8 +52,9 @@ def perlin_seed(
                  for _ in noise.shape)
     peak = jnp.max(jnp.where(within, noise, -jnp.inf))
     level = jnp.minimum(upper_threshold(noise[thin], share, within[thin]), peak)
-    if not rescaled:
-        return jnp.where(noise >= level, jnp.maximum(noise, 0.0), 0.0)
+    level = jnp.where(jnp.any(within[thin]), level, peak)  # few voxels can all be thinned away
     # The floor keeps a seed where the noise is negative in all of a very small brain.
+    if not rescaled:
+        return jnp.where(noise >= level, jnp.maximum(noise, _TINY), 0.0)
     scaled = jnp.maximum(noise, _TINY) / jnp.maximum(peak, _TINY)
     return jnp.where(noise >= level, jnp.minimum(scaled, 1.0), 0.0)

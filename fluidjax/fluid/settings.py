@@ -112,6 +112,11 @@ class FluidSettings:
         self._check_numbers()
         self._check_ranges()
         self._check_choices()
+        for name in ('perlin_octaves', 'max_steps'):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, int(getattr(self, name)))
+        for name in ('perlin_periods', 'lesion_count'):
+            object.__setattr__(self, name, tuple(int(n) for n in getattr(self, name)))
 
     def _check_numbers(self) -> None:
         for name in ('bank_probability', 'diseased_probability', 'bright_probability',
@@ -168,7 +173,7 @@ class FluidSettings:
         """
         self._require(len(self.perlin_periods) >= ndim, 'perlin_periods',
                       f'give {ndim} numbers for a {ndim}-D grid')
-        return tuple(int(p) for p in self.perlin_periods[:ndim])
+        return self.perlin_periods[:ndim]
 
     def _smallest_cell(self, grid: Grid) -> float:
         """Length of the shortest Perlin cell of the last octave, mm."""
@@ -190,7 +195,7 @@ class FluidSettings:
         A flow that would need more is transported for a shorter time, and stays stable.
         """
         if self.max_steps is not None:
-            return int(self.max_steps)
+            return self.max_steps
         faces = 2.0 if self.scheme == 'koren' and not self.parity else 1.0
         rate = faces * self.peak_speed(grid) / min(grid.spacing) + self.peak_diffusion_rate(grid)
         return max(1, math.ceil(rate * self.transport_time[1] / self.cfl))
@@ -220,7 +225,7 @@ class FluidSettings:
 def _within(value: object, low: float, high: float) -> bool:
     try:
         return bool(low <= value <= high)
-    except TypeError:
+    except (TypeError, ValueError):
         return False
 
 

@@ -1,8 +1,9 @@
-"""Stage one: the KL autoencoder with its adversarial loss, trained on healthy scans."""
+"""Stage one: the KL autoencoder with its adversarial and perceptual losses, on healthy scans."""
 
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,28 +13,72 @@ import numpy as np
 from fluidjax.augment import AugmentSettings, augment_batch
 from fluidjax.errors import UserError
 from fluidjax.fluid.grid import Grid
+from fluidjax.models import perceptual
 from fluidjax.models.autoencoder import Autoencoder, AutoencoderConfig
-from fluidjax.models.discriminator import Discriminator
+from fluidjax.models.discriminator import (
+    GAN_LOSSES,
+    Discriminator,
+    discriminator_loss,
+    feature_matching,
+    generator_loss,
+)
 from fluidjax.models.linear_code import principal_components, with_linear_start
+from fluidjax.published_weights import read_state_dict
 
 Params = dict[str, Any]
+RECONSTRUCTIONS = ('squared', 'absolute')
 
 
 @dataclasses.dataclass(frozen=True)
 class AutoencoderLoss:
-    """Weights of the loss's terms beside the mean squared error (METHOD.md, "Networks").
+    """Terms of the loss and their weights beside the reconstruction's (METHOD.md, "Networks").
 
     Attributes:
         kl: of KL(q(z|x) || N(0, 1)), summed over the latent.
-        adversarial: of the least-squares GAN's term.
+        adversarial: of both players' terms.
         discriminator_features: width of the patch discriminator.
         discriminator_layers: its stride-2 convolutions.
+        reconstruction: mean 'squared' (published) or 'absolute' error.
+        gan: 'least_squares' (published) or 'hinge'.
+        perceptual: of the perceptual term (published: 0.002); 0 leaves it out.
+        perceptual_weights: files that together hold torchvision's squeezenet1_1 and the lpips
+            package's squeeze.pth (.npz, .safetensors, .pt or .pth): the term is LPIPS. Without
+            them it is feature matching on the discriminator.
+        perceptual_share: of the slices of each axis that LPIPS sees in a step.
     """
 
     kl: float = 1e-8
     adversarial: float = 1e-3
     discriminator_features: int = 96
     discriminator_layers: int = 3
+    reconstruction: str = 'squared'
+    gan: str = 'least_squares'
+    perceptual: float = 0.0
+    perceptual_weights: tuple[str, ...] = ()
+    perceptual_share: float = 0.25
+
+    def __post_init__(self) -> None:
+        for name, choices in (('reconstruction', RECONSTRUCTIONS), ('gan', GAN_LOSSES)):
+            self._require(getattr(self, name) in choices, name, f'one of {", ".join(choices)}')
+        for name in ('kl', 'adversarial', 'perceptual'):
+            self._require(getattr(self, name) >= 0, name, '0 or more')
+        for name in ('discriminator_features', 'discriminator_layers'):
+            self._require(getattr(self, name) >= 1, name, '1 or more')
+        self._require(0 < self.perceptual_share <= 1, 'perceptual_share', 'in (0, 1]')
+        self._require(isinstance(self.perceptual_weights, tuple), 'perceptual_weights',
+                      "file names in parentheses, ('squeezenet1_1.pth', 'squeeze.pth')")
+
+    def _require(self, holds: bool, name: str, must_be: str) -> None:
+        if not holds:
+            raise UserError(f'config.autoencoder.losses.{name}: is {getattr(self, name)!r}, must '
+                            f'be {must_be}')
+
+    @property
+    def perceptual_kind(self) -> str | None:
+        """'lpips', 'feature_matching' or None."""
+        if not self.perceptual:
+            return None
+        return 'lpips' if self.perceptual_weights else 'feature_matching'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +104,11 @@ class AutoencoderMethod:
         if any(n % self.network.factor for n in self.grid.shape):
             raise UserError(f'config.autoencoder.network: the grid {self.grid.shape} does not '
                             f'divide by {self.network.factor}, the side of a latent voxel')
+        lpips = self.losses.perceptual_kind == 'lpips'
+        if lpips and min(self.grid.shape) < perceptual.SMALLEST_SIDE:
+            raise UserError('config.autoencoder.losses.perceptual_weights: LPIPS needs sides of '
+                            f'{perceptual.SMALLEST_SIDE} voxels, the grid is {self.grid.shape}; '
+                            'leave it empty for feature matching')
 
     @property
     def latent_shape(self) -> tuple[int, int, int, int]:
@@ -75,16 +125,27 @@ class AutoencoderMethod:
         return Discriminator(self.losses.discriminator_features, self.losses.discriminator_layers)
 
     def init(self, key: jax.Array) -> Params:
-        """Random parameters of the autoencoder and the discriminator."""
+        """Random parameters of the autoencoder and the discriminator; a place for LPIPS's."""
         k_auto, k_disc = jax.random.split(key)
         volume = jnp.zeros((1, *self.grid.shape, 1))
-        return {
+        params = {
             'autoencoder': self._network.init(k_auto, volume)['params'],
             'discriminator': self._discriminator.init(k_disc, volume)['params'],
         }
+        if self.losses.perceptual_kind == 'lpips':
+            params['perceptual'] = perceptual.blank_params()
+        return params
 
     def prepare(self, params: Params, volumes: np.ndarray) -> Params:
-        """Start from the principal components of the scans' patches, where the network can."""
+        """Start from the principal components of the scans' patches, where the network can.
+
+        Also reads the weights of LPIPS, which are kept in the checkpoint from here on.
+
+        Raises:
+            UserError: they cannot be read, or are not those of LPIPS.
+        """
+        if self.losses.perceptual_kind == 'lpips':
+            params = {**params, 'perceptual': _read_lpips(self.losses.perceptual_weights)}
         if not self.network.linear_path:
             return params
         weights = (volumes[..., 0] > 0).astype(np.float32)
@@ -108,32 +169,67 @@ class AutoencoderMethod:
         """Loss of both players in one value, each blind to the other's parameters.
 
         With the other's parameters behind `stop_gradient`, the gradient of the sum is the pair of
-        gradients of the two least-squares GAN losses.
+        gradients of the two players' losses.
         """
         k_augment, k_eps = jax.random.split(key)
         x, _ = augment_batch(
             k_augment, batch['image'], batch['brain'], self.grid.spacing, self.augment)
         eps = jax.random.normal(k_eps, (x.shape[0], *self.latent_shape))
-        recon, z_mu, z_log_var = self._network.apply({'params': params['autoencoder']}, x, eps)
-
-        def judge(discriminator: Any, volume: jax.Array) -> jax.Array:
-            return self._discriminator.apply({'params': discriminator}, volume)
-
-        fixed = jax.lax.stop_gradient(params['discriminator'])
-        # 1. reconstruction, 2. KL, 3. fooling the discriminator, 4. the discriminator's own
-        mse = jnp.mean((x - recon) ** 2)
+        x_hat, z_mu, z_log_var = self._network.apply({'params': params['autoencoder']}, x, eps)
+        # 1. reconstruction
+        mse = jnp.mean((x - x_hat) ** 2)
+        error, errors = mse, {'mse': mse, 'psnr': -10.0 * jnp.log10(mse)}
+        if self.losses.reconstruction == 'absolute':
+            error = errors['l1'] = jnp.mean(jnp.abs(x - x_hat))
+        # 2. KL(N(z_mu, z_sigma^2) || N(0, 1))
         kl = 0.5 * jnp.mean(jnp.sum(
             z_mu**2 + jnp.exp(z_log_var) - 1.0 - z_log_var, axis=(1, 2, 3, 4)))
-        generator = jnp.mean((judge(fixed, recon) - 1.0) ** 2)
-        real = judge(params['discriminator'], x)
-        fake = judge(params['discriminator'], jax.lax.stop_gradient(recon))
-        discriminator = 0.5 * (jnp.mean((real - 1.0) ** 2) + jnp.mean(fake**2))
-        weights = self.losses
-        loss = mse + weights.kl * kl + weights.adversarial * (generator + discriminator)
-        return loss, {'mse': mse, 'psnr': -10.0 * jnp.log10(mse), 'kl': kl,
-                      'generator': generator, 'discriminator': discriminator}
+        # 3. fooling the discriminator, 4. the discriminator's own, 5. the perceptual one
+        players, matching = self._adversarial_terms(params['discriminator'], x, x_hat)
+        weights, seen = self.losses, {}
+        if weights.perceptual_kind == 'feature_matching':
+            seen = {'feature_matching': matching}
+        elif weights.perceptual_kind == 'lpips':
+            k_slices = jax.random.fold_in(k_eps, 1)
+            seen = {'lpips': perceptual.slice_distance(
+                params['perceptual'], k_slices, x, x_hat, weights.perceptual_share)}
+        loss = (error + weights.kl * kl + weights.adversarial * sum(players.values())
+                + weights.perceptual * sum(seen.values()))
+        return loss, {**errors, 'kl': kl, **players, **seen}
+
+    def _adversarial_terms(
+        self, theta: Params, x: jax.Array, x_hat: jax.Array
+    ) -> tuple[dict[str, jax.Array], jax.Array]:
+        """The two players' losses, and the distance of the discriminator's features.
+
+        Args:
+            theta: the discriminator's parameters.
+            x, x_hat: scans and reconstructions (b, x, y, z, 1).
+        """
+
+        def judge(theta: Params, volume: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
+            return self._discriminator.apply({'params': theta}, volume, return_features=True)
+
+        fixed = jax.lax.stop_gradient
+        fooled, fake_features = judge(fixed(theta), x_hat)
+        real, real_features = judge(theta, x)
+        fake, _ = judge(theta, fixed(x_hat))
+        kind = self.losses.gan
+        players = {'generator': generator_loss(kind, fooled),
+                   'discriminator': discriminator_loss(kind, real, fake)}
+        return players, feature_matching(fixed(real_features), fake_features)
 
     def reconstruct(self, params: Params, volumes: jax.Array, key: jax.Array) -> jax.Array:
         """The volumes after encoding and decoding; `key` is not used."""
         del key
         return self.decode(params, self.encode(params, volumes))
+
+
+def _read_lpips(files: tuple[str, ...]) -> Params:
+    """Parameters of LPIPS from the files of a setting, all read into one."""
+    try:
+        weights = {name: array for file in files
+                   for name, array in read_state_dict(Path(file)).items()}
+        return perceptual.lpips_params(weights)
+    except UserError as error:
+        raise UserError(f'config.autoencoder.losses.perceptual_weights: {error}') from error

@@ -26,7 +26,7 @@ from fluidjax.methods.autoencoder import AutoencoderMethod
 from fluidjax.models.unet import UNet, UNetConfig
 
 Params = dict[str, Any]
-SAMPLERS = ('ddpm', 'ddim', 'one_step')
+SAMPLERS = ('ddpm', 'ddim', 'dpmpp', 'one_step')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,11 +41,13 @@ class DiffusionProcess:
             'v' and a zero output the reconstruction is then the mean brain: training starts there.
         time_bias: training draws the step as T u^(1 / time_bias), u uniform: 1 is uniform
             (published), larger spends the training where a few-step sampler works.
+        min_snr: weigh the squared error by min(SNR, min_snr) of x0 (Hang et al. 2023: 5); 0 not.
         start_step: sampling starts from the scan's latent noised to this step (published: 250 of
             1000, where the lesion is still in it; num_steps starts from pure noise).
-        sampler: 'ddpm', 'ddim' or 'one_step'.
-        sampler_steps: evaluations of 'ddim'; 'ddpm' takes start_step of them.
-        num_samples: counterparts averaged, each from noise of its own.
+        start_steps: several such steps, to average the counterparts of all; empty: start_step.
+        sampler: 'ddpm', 'ddim', 'dpmpp' or 'one_step'.
+        sampler_steps: evaluations of the network, but for 'one_step'.
+        num_samples: counterparts averaged at each start, each from noise of its own.
     """
 
     num_steps: int = 1000
@@ -53,7 +55,9 @@ class DiffusionProcess:
     learned_variance: bool = True
     centre_latents: bool = False
     time_bias: float = 1.0
+    min_snr: float = 0.0
     start_step: int = 250
+    start_steps: tuple[int, ...] = ()
     sampler: str = 'ddpm'
     sampler_steps: int = 250
     num_samples: int = 1
@@ -63,13 +67,23 @@ class DiffusionProcess:
             if getattr(self, field) not in choices:
                 raise UserError(f'config.diffusion.process.{field}: {getattr(self, field)!r} is '
                                 f'not one of {", ".join(choices)}')
-        for field, most in (('start_step', self.num_steps), ('sampler_steps', self.start_step)):
-            if not 1 <= getattr(self, field) <= most:
-                raise UserError(f'config.diffusion.process.{field}: {getattr(self, field)} is not '
-                                f'within 1..{most}')
+        limits = [('start_step', self.start_step, self.num_steps),
+                  ('sampler_steps', self.sampler_steps, min(self.starts))]
+        limits += [('start_steps', start, self.num_steps) for start in self.start_steps]
+        for field, value, most in limits:
+            if not 1 <= value <= most:
+                raise UserError(
+                    f'config.diffusion.process.{field}: {value} is not within 1..{most}')
+        if not self.min_snr >= 0:
+            raise UserError(f'config.diffusion.process.min_snr: {self.min_snr} must be 0 or more')
         for field in ('time_bias', 'num_samples'):
             if getattr(self, field) < 1:
                 raise UserError(f'config.diffusion.process.{field}: must be 1 or more')
+
+    @property
+    def starts(self) -> tuple[int, ...]:
+        """The noise levels to sample from."""
+        return self.start_steps or (self.start_step,)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,7 +177,8 @@ class LatentDiffusion:
         eps = jax.random.normal(k_eps, z.shape)
         z_t = q_sample(self._schedule, z, t, eps)
         output = UNet(self.network).apply({'params': params['unet']}, z_t, t, cond)
-        terms = denoising_loss(self._schedule, self.process.prediction, output, z, z_t, t, eps)
+        terms = denoising_loss(self._schedule, self.process.prediction, output, z, z_t, t, eps,
+                               self.process.min_snr)
         terms = {name: jnp.mean(value) for name, value in terms.items()}
         loss = terms.pop('loss')
         return loss, {**terms, 'lesion_share': jnp.mean(pair.mask)}
@@ -182,24 +197,27 @@ class LatentDiffusion:
         # Both images of a training pair are divided by their maximum, so the scan is here, too.
         peak = jnp.maximum(volumes.max(axis=(1, 2, 3, 4), keepdims=True), 1e-6)
         z_scan = self.encode(params, volumes / peak)
-        keys = jax.random.split(key, self.process.num_samples)
-        z = jax.lax.map(lambda k: self._sample(params, z_scan, k), keys).mean(axis=0)
-        return peak * self.decode(params, z)
+        return peak * self.decode(params, self._samples(params, z_scan, key).mean(axis=0))
 
-    def _sample(self, params: Params, z_scan: jax.Array, key: jax.Array) -> jax.Array:
-        k_start, k_steps = jax.random.split(key)
+    def _samples(self, params: Params, z_scan: jax.Array, key: jax.Array) -> jax.Array:
+        """Latents `(n, batch, ...)`: `num_samples` from each noise level, in one vmapped call."""
         process, schedule = self.process, self._schedule
         cond = z_scan if self.conditional else None
 
         def denoise(z_t: jax.Array, t: jax.Array) -> jax.Array:
             return UNet(self.network).apply({'params': params['unet']}, z_t, t, cond)
 
-        start = process.start_step
-        t = jnp.full(z_scan.shape[:1], start - 1, jnp.int32)
-        z_T = q_sample(schedule, z_scan, t, jax.random.normal(k_start, z_scan.shape))
-        if process.sampler == 'one_step':
-            return samplers.one_step(denoise, schedule, z_T, start, process.prediction)
-        if process.sampler == 'ddim':
-            return samplers.ddim(
-                denoise, schedule, z_T, start, process.sampler_steps, process.prediction)
-        return samplers.ddpm(denoise, schedule, z_T, start, k_steps, process.prediction)
+        def sample(z_t: jax.Array, start: jax.Array, key: jax.Array) -> jax.Array:
+            common = (denoise, schedule, z_t, start)
+            steps, prediction = process.sampler_steps, process.prediction
+            if process.sampler == 'one_step':
+                return samplers.one_step(*common, prediction)
+            if process.sampler == 'ddim':
+                return samplers.ddim(*common, steps, prediction)
+            if process.sampler == 'dpmpp':
+                return samplers.dpmpp(*common, steps, prediction)
+            return samplers.ddpm(*common, key, prediction, num_steps=steps)
+
+        starts = np.repeat(process.starts, process.num_samples)
+        return samplers.ensemble(
+            sample, schedule, z_scan, starts, jax.random.split(key, len(starts)))

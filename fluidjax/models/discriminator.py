@@ -1,10 +1,13 @@
 """Patch discriminator of the autoencoder's adversarial loss (pix2pix in 3-D; published sizes).
 
 Convolutions of kernel 4: `num_layers` with stride 2, then two with stride 1. Batch norm uses the
-statistics of the batch always, so the network is a pure function without running state.
+statistics of the batch always, so the network is a pure function without running state. Below it
+the losses of the two players, and feature matching.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
@@ -12,6 +15,8 @@ import jax.numpy as jnp
 
 from fluidjax.errors import UserError
 from fluidjax.models.conv import Conv3D
+
+GAN_LOSSES = ('least_squares', 'hinge')
 
 
 class BatchNorm(nn.Module):
@@ -38,16 +43,53 @@ class Discriminator(nn.Module):
     num_layers: int = 3
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, return_features: bool = False
+    ) -> jax.Array | tuple[jax.Array, list[jax.Array]]:
+        """The logits; with `return_features` also the `num_layers` + 1 hidden activations."""
         smallest = 3 * 2**self.num_layers
         if min(x.shape[1:4]) < smallest:
             raise UserError(f'discriminator input: sides {x.shape[1:4]} are below {smallest}; '
                             'use fewer num_layers or a larger grid')
-        h = Conv3D(self.features, 4, 2, 1, name='conv_0')(x)
+        features = [nn.leaky_relu(Conv3D(self.features, 4, 2, 1, name='conv_0')(x), 0.2)]
         for layer in range(1, self.num_layers + 1):
-            h = nn.leaky_relu(h, 0.2)
             width = self.features * min(2**layer, 8)
             strides = 2 if layer < self.num_layers else 1
-            h = Conv3D(width, 4, strides, 1, use_bias=False, name=f'conv_{layer}')(h)
-            h = BatchNorm(name=f'norm_{layer}')(h)
-        return Conv3D(1, 4, 1, 1, name=f'conv_{self.num_layers + 1}')(nn.leaky_relu(h, 0.2))
+            h = Conv3D(width, 4, strides, 1, use_bias=False, name=f'conv_{layer}')(features[-1])
+            features.append(nn.leaky_relu(BatchNorm(name=f'norm_{layer}')(h), 0.2))
+        logits = Conv3D(1, 4, 1, 1, name=f'conv_{self.num_layers + 1}')(features[-1])
+        return (logits, features) if return_features else logits
+
+
+def generator_loss(kind: str, fake: jax.Array) -> jax.Array:
+    """What the autoencoder pays for the logits D(x_hat) of its reconstructions, a scalar.
+
+    'least_squares': E (D(x_hat) - 1)^2 (Mao et al. 2017, eq. 9, without its 1/2, as published);
+    'hinge': -E D(x_hat) (Lim and Ye 2017).
+    """
+    return -jnp.mean(fake) if _is_hinge(kind) else jnp.mean(jnp.square(fake - 1.0))
+
+
+def discriminator_loss(kind: str, real: jax.Array, fake: jax.Array) -> jax.Array:
+    """What the discriminator pays for its logits D(x) and D(x_hat), a scalar.
+
+    'least_squares': 1/2 E (D(x) - 1)^2 + 1/2 E D(x_hat)^2;
+    'hinge': 1/2 E max(0, 1 - D(x)) + 1/2 E max(0, 1 + D(x_hat)), with the halves of VQGAN
+    (Esser et al. 2021, code), so that both kinds weigh alike.
+    """
+    if _is_hinge(kind):
+        terms = nn.relu(1.0 - real), nn.relu(1.0 + fake)
+    else:
+        terms = jnp.square(real - 1.0), jnp.square(fake)
+    return 0.5 * (jnp.mean(terms[0]) + jnp.mean(terms[1]))
+
+
+def feature_matching(real: Sequence[jax.Array], fake: Sequence[jax.Array]) -> jax.Array:
+    """Sum over layers of the mean |D_i(x) - D_i(x_hat)| (Wang et al. 2018, pix2pixHD, eq. 4)."""
+    return sum(jnp.mean(jnp.abs(r - f)) for r, f in zip(real, fake, strict=True))
+
+
+def _is_hinge(kind: str) -> bool:
+    if kind not in GAN_LOSSES:
+        raise UserError(f'discriminator loss: {kind!r} is not one of {", ".join(GAN_LOSSES)}')
+    return kind == 'hinge'

@@ -256,8 +256,8 @@ def test_a_damaged_configuration_is_one_line(tmp_path, content, message):
 
 def test_run_sh_knows_its_verbs(checkout):
     listed = subprocess.run(['./run.sh', 'help'], cwd=checkout, capture_output=True, text=True)
-    for verb in ('setup', 'demo', 'test', 'train', 'eval', 'predict', 'randomize', 'bench', 'sweep',
-                 'help'):
+    for verb in ('setup', 'demo', 'test', 'train', 'eval', 'predict', 'randomize', 'convert',
+                 'bench', 'sweep', 'help'):
         assert re.search(rf'^  {verb}\b', listed.stdout, re.M), verb
     wrong = subprocess.run(['./run.sh', 'dance'], cwd=checkout, capture_output=True, text=True)
     assert wrong.returncode == 2 and "no verb 'dance'" in wrong.stderr

@@ -141,6 +141,12 @@ def test_finer_grids_get_proportionally_more_steps(scheme):
     assert FluidSettings(scheme=scheme, max_steps=3).num_steps(Grid((8, 8, 8))) == 3
 
 
+def test_limited_differences_need_twice_the_steps_of_upwind_ones():
+    grid = Grid((80, 80, 80), (2.0,) * 3)
+    koren, upwind = (FluidSettings(scheme=name).num_steps(grid) for name in ('koren', 'upwind'))
+    assert koren == pytest.approx(2 * upwind, abs=1)
+
+
 def test_steps_grow_with_the_flow_and_its_time_and_the_map_does_not_ask_for_more_than_64():
     grid = Grid((40, 40, 40), (4.0,) * 3)
     fast, slow, long = (FluidSettings(scheme='koren', velocity_scale=v, transport_time=(0.0, t))

@@ -3,15 +3,16 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from heads import places_mm
+from heads import places_mm, quick_jit
 
-from fluidjax.fluid import Grid
-from fluidjax.fluid.operators import curl, divergence, gradient
+from fluidjax.fluid import Grid, operators
 from fluidjax.fluid.published import replicate_interior, upwind_operator, upwind_rate
 
 GRID = Grid((9, 11, 7), (1.0, 2.0, 0.5))
 FLAT = Grid((9, 11), (1.0, 2.0))
 ROUND = Grid((9, 11, 7), (1.0, 2.0, 0.5), 'periodic')
+curl, divergence, gradient = (quick_jit(f, static_argnums=1) for f in (
+    operators.curl, operators.divergence, operators.gradient))
 
 
 def _random(*shape, seed=0):

@@ -15,7 +15,7 @@ COARSE = {3: Grid((12, 14, 12), (8.0,) * 3), 2: Grid((18, 20), (8.0,) * 2)}
 FINE = {3: Grid((24, 28, 24), (4.0,) * 3), 2: Grid((36, 40), (4.0,) * 2)}
 ROUND = Grid((18, 20), (8.0, 8.0), 'periodic')
 MAP, KOREN = FluidSettings(), FluidSettings(scheme='koren')
-DRAWS = 24
+DRAWS = 12
 TIMES = np.linspace(0.1, 0.9, DRAWS, dtype=np.float32)
 
 
@@ -87,6 +87,7 @@ def test_the_map_and_the_steps_agree_and_lose_little_through_the_surface(ndim):
     assert _total(by_map - by_steps).sum() < 0.2 * moved.sum()
     np.testing.assert_allclose(_total(by_map), P0.sum(), rtol=0.02)
     np.testing.assert_allclose(_total(by_steps), P0.sum(), rtol=1e-5)
+    assert min(by_map.min(), by_steps.min()) > -1e-6 and max(by_map.max(), by_steps.max()) < 1.0001
     for P in (by_map, by_steps):  # what lay outside stays there, and nothing joins it
         assert (_total(P[:, ~brain]) / _total(P)).max() < 1.5 * P0[~brain].sum() / P0.sum() + 1e-4
 
@@ -104,8 +105,7 @@ def test_a_confined_lesion_stays_in_the_brain_and_an_open_flow_carries_some_out(
 
 
 @pytest.mark.parametrize(('scheme', 'integrator', 'scale'), [
-    ('flow_map', 'ssp_rk3', 25_000.0), ('flow_map', 'ssp_rk3', 1e6),
-    ('koren', 'ssp_rk3', 25_000.0), ('upwind', 'euler', 1e6)])
+    ('flow_map', 'ssp_rk3', 1e6), ('koren', 'ssp_rk3', 25_000.0), ('upwind', 'euler', 1e6)])
 def test_no_value_leaves_the_bounds_even_in_a_violent_flow(scheme, integrator, scale):
     grid = COARSE[2]
     P0 = _voxels(grid)

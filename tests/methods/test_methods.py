@@ -167,7 +167,8 @@ def test_a_lesion_bank_in_the_batch_is_used(batch):
 
     method = stages_of('conddiff').diffusion
     fluid = dataclasses.replace(method.fluid, bank_probability=1.0, diseased_probability=1.0,
-                                transport_time=(0.0, 0.0), bank_shift_mm=0.0)
+                                transport_time=(0.0, 0.0), bank_shift_mm=0.0,
+                                bank_rotation_degrees=0.0, bank_scale=(1.0, 1.0))
     mask = np.zeros((2, *GRID.shape), np.uint8)
     mask[:, 9:12, 6:9, 6:9] = 1
     pair = dataclasses.replace(method, fluid=fluid).pairs(

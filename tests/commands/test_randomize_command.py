@@ -138,6 +138,24 @@ def test_many_draws_without_volumes_give_their_distribution(made, tmp_path):
     assert len(set(volumes)) == 20 and min(volumes) > 0
 
 
+def test_scans_of_one_name_get_folders_that_tell_them_apart(made, tmp_path):
+    scans = [str(write_brain(tmp_path / who / 'T1w.nii.gz')) for who in ('anna', 'ben')]
+    pseudo_pathology.make(pseudo_pathology.Request(tuple(scans), SETTINGS, 1), tmp_path / 'out')
+    assert {p.name for p in (tmp_path / 'out').iterdir() if p.is_dir()} == {'anna_T1w', 'ben_T1w'}
+
+
+def test_a_broken_mask_is_left_out_and_named(made, tmp_path, capsys):
+    folder = tmp_path / 'masks'
+    folder.mkdir()
+    (folder / 'broken.nii').write_bytes(b'no')
+    (folder / 'good.nii.gz').write_bytes((made[0] / 'masks' / 'a.nii.gz').read_bytes())
+    assert len(pseudo_pathology.MaskFiles(str(folder))) == 1
+    assert 'broken.nii' in capsys.readouterr().err
+    (folder / 'good.nii.gz').unlink()
+    with pytest.raises(UserError, match='no mask in'):
+        pseudo_pathology.MaskFiles(str(folder))
+
+
 def test_a_scan_that_fails_does_not_stop_the_others(made, tmp_path):
     broken = tmp_path / 'broken.nii.gz'
     broken.write_bytes(b'not a scan')
@@ -208,7 +226,13 @@ def test_a_brain_mask_must_lie_on_the_scan(made, tmp_path):
     (lambda r: r['scans'][0]['pairs'][0]['draw'].pop('time'), "'time' is unknown or missing"),
     (lambda r: r['scans'][0]['pairs'][0]['draw'].update(time='late'), 'not a draw'),
     (lambda r: r['scans'][0]['pairs'][0]['draw'].update(time=float('nan')), 'not finite'),
-    (lambda r: r['scans'][0]['pairs'][0]['draw'].update(seeds=[]), '0 seeds'),
+    (lambda r: r['scans'][0]['pairs'][0]['draw'].update(seeds=[], count=0), '0 seeds'),
+    (lambda r: r['scans'][0]['pairs'][0]['draw'].update(count=9), 'count is 9'),
+    (lambda r: r['scans'][0]['pairs'][0]['draw'].update(diseased='no'), 'true or false'),
+    (lambda r: r['scans'][0]['pairs'][0]['draw'].update(key_flow=[1, 2, 3]), 'key_flow'),
+    (lambda r: r['scans'][0]['pairs'][0]['draw']['seeds'][0].update(
+        from_bank=True, bank_index=99), 'bank_index 99'),
+    (lambda r: r.pop('seed'), 'is not a draws.json'),
     (lambda r: r['settings'].update(threshold=7), 'threshold'),
 ])
 def test_a_damaged_json_is_one_line(made, tmp_path, change, message):
@@ -222,7 +246,7 @@ def test_a_damaged_json_is_one_line(made, tmp_path, change, message):
 
 def test_what_is_there_is_not_overwritten(made):
     folder, scans, _ = made
-    with pytest.raises(UserError, match='holds pairs already'):
+    with pytest.raises(UserError, match='holds files already'):
         pseudo_pathology.make(
             pseudo_pathology.Request((str(scans[0]),), SETTINGS, 1), folder / 'out')
 
@@ -233,9 +257,10 @@ def test_what_is_there_is_not_overwritten(made):
     (['x.nii', '--out={tmp}', '--n=0'], 'n'),
     (['x.nii', '--out={tmp}', '--config.treshold=0.1'], "no field 'treshold'"),
     (['x.nii', '--out={tmp}', '--config.threshold=7.0'], 'threshold = 7.0'),
-    (['a/x.nii', 'b/x.nii.gz', '--out={tmp}'], "called 'x'"),
+    (['x.nii', 'x.nii', '--out={tmp}/o'], 'given twice'),
+    (['--replay=d.json', '--n=3', '--out={tmp}/o'], '--n has no part in --replay'),
     (['x.nii', 'y.nii', '--out={tmp}', '--brain=b.nii'], '--brain belongs to one scan'),
-    (['x.nii', '--out={tmp}', '--lesions={tmp}'], 'found no scans'),
+    (['x.nii', '--out={tmp}/o', '--lesions={tmp}'], 'found no scans'),
 ])
 def test_a_mistake_is_one_line(checkout, tmp_path, arguments, message):
     done = call(checkout, *(a.format(tmp=tmp_path) for a in arguments))

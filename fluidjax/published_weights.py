@@ -1,0 +1,318 @@
+"""Weights of the published PyTorch code: from a file to our networks with their parameters.
+
+    file -> state dict -> which networks, of which sizes -> parameters, checked by name and shape
+
+The published files hold an autoencoder with its discriminator (Lightning: `state_dict`), or a U-Net
+and its moving average (`model`, `ema`; the average is taken). What is not used is no part of our
+networks: the perceptual loss, and batch norm's running statistics.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import pickle
+import re
+import zipfile
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import numpy as np
+
+from fluidjax.errors import UserError
+from fluidjax.models import Autoencoder, AutoencoderConfig, Discriminator, UNet, UNetConfig
+from fluidjax.published_names import Params, Tensor, our_params, published_tensors
+
+Weights = dict[str, np.ndarray]
+CONDITION_CHANNELS = 64  # numbers per slice that the published condition encoder gives
+# Where a file keeps its weights, the best of them first.
+WRAPPERS = ('ema', 'ema_state_dict', 'state_dict', 'model_state_dict', 'model', 'module')
+# Names by which a network is known; what stands before them is its prefix in the file.
+SIGNATURES = {
+    'autoencoder': r'(?:encoders|decoders)\.0\.blocks\.\d+\.',
+    'discriminator': r'main\.\d+\.(?:weight|bias|running)',
+    'unet': r'(?:down_blocks|up_blocks)\.\d+\.(?:resnets|attentions)\.',
+}
+UNUSED = re.compile(r'(?:.*\.)?(?:running_mean|running_var|num_batches_tracked)'
+                    r'|(?:.*\.)?perceptual_loss\..*')
+LISTED = 8  # names of each kind in one message
+
+
+@dataclasses.dataclass(frozen=True)
+class Untold:
+    """What the shapes of the weights do not tell; the defaults are the published ones.
+
+    Attributes:
+        autoencoder_groups, unet_groups: groups of their group norms.
+        num_head_channels: channels per attention head of the U-Net. Where it does not divide its
+            attention levels there is one head.
+    """
+
+    autoencoder_groups: int = 32
+    unet_groups: int = 32
+    num_head_channels: int = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """A published network in our terms: the module with its sizes, and its parameters."""
+
+    kind: str
+    model: nn.Module
+    params: Params
+
+
+def read_state_dict(path: Path) -> Weights:
+    """The tensors of a .npz, .safetensors, .pt, .pth or .ckpt file, by name.
+
+    Raises:
+        UserError: no such file, one that cannot be read, or a package that is not installed.
+    """
+    if not path.is_file():
+        raise UserError(f'{path}: no such file; name a checkpoint of the published code')
+    readers = {'.npz': _read_npz, '.safetensors': _read_safetensors, '.pt': _read_torch,
+               '.pth': _read_torch, '.ckpt': _read_torch}
+    if path.suffix.lower() not in readers:
+        raise UserError(f'{path}: not a checkpoint by its name; there are {", ".join(readers)}')
+    arrays = readers[path.suffix.lower()](path)
+    try:
+        return {name: np.asarray(array, np.float32) for name, array in arrays.items()}
+    except (TypeError, ValueError) as error:
+        raise UserError(f'{path}: holds entries that are no numbers ({_brief(error)}); leave the '
+                        'weights alone in it') from error
+
+
+def _read_npz(path: Path) -> Weights:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f'{path}: not a readable .npz file ({_brief(error)}); write it with '
+                        'numpy.savez, one array a tensor') from error
+    marked = {name[3:]: array for name, array in arrays.items() if name.startswith('sd/')}
+    return marked or arrays  # 'sd/' marks the weights among the inputs and outputs of a test file
+
+
+def _read_safetensors(path: Path) -> Weights:
+    try:
+        from safetensors.numpy import load_file
+    except ImportError:
+        raise UserError(f"{path}: reading it needs the package safetensors, the extra 'safetensors'"
+                        " of fluidjax; pip install 'safetensors>=0.4'") from None
+    try:
+        return dict(load_file(path))
+    except Exception as error:  # the package's own exception type is not public in all versions
+        raise UserError(f'{path}: not a readable .safetensors file ({_brief(error)}); write it '
+                        'again as float32') from error
+
+
+def _read_torch(path: Path) -> Weights:
+    try:
+        import torch
+    except ImportError:
+        raise UserError(f"{path}: reading it needs PyTorch, the extra 'torch' of fluidjax; pip "
+                        "install 'torch>=2.2', or save its state dict as .safetensors or .npz"
+                        ) from None
+    try:
+        content = torch.load(path, map_location='cpu', weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(f'{path}: cannot be read as tensors alone ({_brief(error)}); if you trust '
+                        "it, save its state dict on its own: torch.save(torch.load(FILE, "
+                        "weights_only=False)['state_dict'], 'weights.pt')") from error
+    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        raise UserError(f'{path}: not a readable PyTorch file ({_brief(error)}); copy or save it '
+                        'again') from error
+    return {name: value.detach().float().numpy()
+            for name, value in _unwrap(content, path).items() if isinstance(value, torch.Tensor)}
+
+
+def _unwrap(content: Any, path: Path) -> dict[str, Any]:
+    """The state dict in a checkpoint, flat; several networks side by side keep their names."""
+    if not isinstance(content, Mapping):
+        raise UserError(f'{path}: holds {type(content).__name__}, not tensors by name; save the '
+                        "model's state_dict()")
+    for wrapper in WRAPPERS:
+        if isinstance(content.get(wrapper), Mapping):
+            return _unwrap(content[wrapper], path)
+    flat = {}
+    for name, value in content.items():
+        if not isinstance(value, Mapping):
+            flat[str(name)] = value
+        elif not str(name).startswith(('opt', 'lr_')):
+            flat |= {f'{name}.{inner}': v for inner, v in _unwrap(value, path).items()}
+    return flat
+
+
+def _brief(error: Exception) -> str:
+    return ' '.join(str(error).split())[:120] or type(error).__name__
+
+
+def read_networks(path: Path, untold: Untold = Untold()) -> dict[str, Network]:
+    """The published networks in a file, by kind: 'autoencoder', 'discriminator', 'unet'.
+
+    Raises:
+        UserError: the file cannot be read, holds none of them, or has unknown, missing, misshapen
+            or non-finite tensors, which are named.
+    """
+    weights = {name: array for name, array in read_state_dict(path).items()
+               if not UNUSED.fullmatch(name)}
+    prefixes = _prefixes(weights)
+    if not prefixes:
+        raise UserError(f'{path}: none of the published networks (autoencoder, discriminator, '
+                        f'U-Net) is in it; it holds {_listed(sorted(weights)) or "no tensors"}')
+    parts: dict[str, Weights] = {kind: {} for kind in prefixes}
+    unknown = []
+    for name, array in weights.items():
+        owners = [kind for kind, prefix in prefixes.items() if name.startswith(prefix)]
+        if owners:
+            owner = max(owners, key=lambda kind: len(prefixes[kind]))
+            parts[owner][name[len(prefixes[owner]):]] = array
+        elif not _is_spare_copy(name, prefixes):
+            unknown.append(name)
+    problems: dict[str, list[str]] = {'unknown': unknown}
+    networks = {}
+    for kind, part in parts.items():
+        model = _MODELS[kind](part, untold, path)
+        tensors = published_tensors(model)
+        for what, names in _differences(tensors, part).items():
+            problems.setdefault(what, []).extend(prefixes[kind] + name for name in names)
+        if not any(problems.values()):
+            networks[kind] = Network(kind, model, our_params(tensors, part))
+    wrong = [f'{len(names)} {what}: {_listed(names)}' for what, names in problems.items() if names]
+    if wrong:
+        raise UserError(f'{path}: does not fit the published {" and ".join(parts)}, so nothing '
+                        f'is written; {"; ".join(wrong)}')
+    return networks
+
+
+def _differences(tensors: dict[str, Tensor], weights: Weights) -> dict[str, list[str]]:
+    """Names that do not fit, by what is wrong with them."""
+    both = [name for name in tensors if name in weights]
+    return {
+        'unknown': [name for name in weights if name not in tensors],
+        'missing': [name for name in tensors if name not in weights],
+        'misshapen': [f'{name} (is {weights[name].shape}, must be {tensors[name].shape})'
+                      for name in both if weights[name].shape != tensors[name].shape],
+        'not finite': [name for name in both if not np.isfinite(weights[name]).all()],
+    }
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f' and {len(names) - LISTED} more' if len(names) > LISTED else ''
+    return ', '.join(names[:LISTED]) + more
+
+
+def _prefixes(weights: Weights) -> dict[str, str]:
+    """What stands before the names of each network found; a moving average before all else."""
+    found = {}
+    for kind, signature in SIGNATURES.items():
+        pattern = re.compile(rf'((?:.*\.)?){signature}')
+        counts = Counter(match[1] for name in weights if (match := pattern.match(name)))
+        if counts:
+            found[kind] = max(counts, key=lambda prefix: (prefix.endswith('ema.'), counts[prefix]))
+    return found
+
+
+def _is_spare_copy(name: str, prefixes: dict[str, str]) -> bool:
+    """Whether a tensor is the raw one of a moving average that was found."""
+    return prefixes.get('unet', '').endswith('ema.') and name.startswith(
+        prefixes['unet'].removesuffix('ema.') + 'model.')
+
+
+def _autoencoder(weights: Weights, untold: Untold, path: Path) -> Autoencoder:
+    part = r'encoders\.0\.blocks\.'
+    levels: list[list[str]] = [[]]  # numbers of the residual blocks of each level
+    for index in sorted(_indices(weights, rf'{part}(\d+)\..*')):
+        if _sizes(weights, rf'{part}{index}\.conv\..*'):
+            levels.append([])
+        elif _sizes(weights, rf'{part}{index}\.(?:norm|conv)[12]\..*'):
+            levels[-1].append(str(index))
+    levels = [blocks for blocks in levels if blocks] or levels[:1]
+    channels = [_most(weights, rf'{part}(?:{"|".join(blocks)})\.conv[12]\..*', 0, path)
+                for blocks in levels]
+    return Autoencoder(_checked(
+        AutoencoderConfig, path, channels=tuple(channels),
+        num_res_blocks=_most_common([len(blocks) for blocks in levels]),
+        latent_channels=_most(weights, r'(?:quant_conv_mu|post_quant_conv)\..*', 0, path),
+        norm_num_groups=untold.autoencoder_groups))
+
+
+def _discriminator(weights: Weights, untold: Untold, path: Path) -> Discriminator:
+    del untold
+    norms = [index for index in _indices(weights, r'main\.(\d+)\..*') if index and index % 3 == 0]
+    return Discriminator(_most(weights, r'main\.0\..*', 0, path), max(1, len(norms)))
+
+
+def _unet(weights: Weights, untold: Untold, path: Path) -> UNet:
+    found = _indices(weights, r'down_blocks\.(\d+)\..*')
+    levels = next(n for n in range(1, len(found) + 2) if n not in found)
+    channels = [_most(weights, rf'down_blocks\.{level}\.resnets\.\d+\.'
+                      r'(?:conv1|conv2|out_layers\.3)\..*', 0, path) for level in range(levels)]
+    attention = [bool(_sizes(weights, rf'down_blocks\.{level}\.attentions\..*'))
+                 for level in range(levels)]
+    blocks = [len(_indices(weights, rf'down_blocks\.{level}\.resnets\.(\d+)\..*'))
+              for level in range(levels)]
+    attended = [channels[-1], *(c for c, on in zip(channels, attention) if on)]
+    latent, variance, doubled = _latent_channels(weights)
+    condition, slices = 'concat' if doubled else 'none', UNetConfig.condition_slices
+    if told := _sizes(weights, r'.*\.cond_emb_proj\.weight', 1):
+        condition, slices = 'vector', max(1, _most_common(told) // CONDITION_CHANNELS)
+    heads = untold.num_head_channels
+    return UNet(_checked(
+        UNetConfig, path, in_channels=latent, out_channels=latent * (2 if variance else 1),
+        channels=tuple(channels), attention_levels=tuple(attention),
+        num_res_blocks=_most_common(blocks),
+        num_head_channels=math.gcd(*attended) if any(c % heads for c in attended) else heads,
+        norm_num_groups=untold.unet_groups, condition=condition, condition_slices=slices))
+
+
+_MODELS = {'autoencoder': _autoencoder, 'discriminator': _discriminator, 'unet': _unet}
+
+
+def _latent_channels(weights: Weights) -> tuple[int, bool, bool]:
+    """Channels of the latent; whether the variance is learned; whether the input is two latents."""
+    for c in _sizes(weights, r'conv_in\.weight', 1):
+        for out in _sizes(weights, r'out\.2\..*'):
+            fits = {(c, True, False): out == 2 * c, (c // 2, True, True): out == c and c % 2 == 0,
+                    (c, False, False): out == c, (c // 2, False, True): 2 * out == c}
+            if any(fits.values()):
+                return next(case for case, fit in fits.items() if fit)
+    outs = _sizes(weights, r'out\.2\..*')  # conv_in is missing or wrong: it is named later
+    return max(1, _most_common(outs) // 2) if outs else UNetConfig.in_channels, True, False
+
+
+def _sizes(weights: Weights, pattern: str, axis: int = 0) -> list[int]:
+    """Sizes along an axis of all tensors of a name."""
+    return [array.shape[axis] for name, array in weights.items()
+            if re.fullmatch(pattern, name) and array.ndim > axis]
+
+
+def _most(weights: Weights, pattern: str, axis: int, path: Path) -> int:
+    """The size most of the tensors of a name agree on, so that a wrong one is found out."""
+    sizes = _sizes(weights, pattern, axis)
+    if not sizes:
+        raise UserError(f'{path}: part of a published network alone, so its sizes are not known: '
+                        f'no tensor is called like {pattern.replace(chr(92), "")}')
+    return _most_common(sizes)
+
+
+def _most_common(sizes: Sequence[int]) -> int:
+    return Counter(sizes).most_common(1)[0][0]
+
+
+def _indices(weights: Weights, pattern: str) -> set[int]:
+    return {int(match[1]) for name in weights if (match := re.fullmatch(pattern, name))} or {0}
+
+
+def _checked(kind: type, path: Path, **fields: Any) -> Any:
+    """A network's configuration; what is wrong with it is said of the file and its flags."""
+    try:
+        return kind(**fields)
+    except UserError as error:
+        raise UserError(f'{path}: {error}; what the weights do not tell is set by '
+                        '--config.autoencoder.network.norm_num_groups, '
+                        '--config.diffusion.network.norm_num_groups and .num_head_channels'
+                        ) from error
