@@ -122,7 +122,8 @@ def randomize_drawn(
     settings: FluidSettings = FluidSettings(), lesion_bank: jax.Array | None = None,
 ) -> Randomized:
     """`randomize` with its random numbers given."""
-    brain = image > _BRAIN_INTENSITY if brain is None else brain > 0
+    image = jnp.asarray(image)
+    brain = image > _BRAIN_INTENSITY if brain is None else jnp.asarray(brain) > 0
     _check_shapes(image, brain, grid, lesion_bank)
     P, mask = lesion_of(draw, brain, grid, settings, lesion_bank)
     painted = paint_drawn(draw, image, brain, P, mask, grid, settings)
