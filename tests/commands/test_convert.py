@@ -22,6 +22,8 @@ from fluidjax.published_weights import Untold, read_networks
 from fluidjax.training import checkpoint
 from fluidjax.training.loop import is_done, train_stage
 
+pytestmark = pytest.mark.slow
+
 GROUPS = 4
 UNTOLD = Untold(GROUPS, GROUPS, 8)
 AUTOENCODER = Autoencoder(AutoencoderConfig((8, 16), 1, 3, GROUPS))

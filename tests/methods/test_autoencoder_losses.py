@@ -22,6 +22,8 @@ from fluidjax.models.discriminator import (
     generator_loss,
 )
 
+pytestmark = pytest.mark.slow
+
 UNCHANGED = AugmentSettings(0.0, 0.0, 0.0, 0.0, 0.0, 32.0, 0.0, 0.0, 0.0)
 SMALL = AutoencoderLoss(kl=1e-3, adversarial=0.1, discriminator_features=2, discriminator_layers=1)
 EVERYTHING = dataclasses.replace(SMALL, reconstruction='absolute', gan='hinge', perceptual=0.5)

@@ -14,6 +14,8 @@ import pytest
 from fluidjax.errors import UserError
 from fluidjax.models import perceptual
 
+pytestmark = pytest.mark.slow
+
 # Rows of torchvision's squeezenet1_1: number in `features`, channels in, squeeze, each expand.
 FIRES = [(3, 64, 16, 64), (4, 128, 16, 64), (6, 128, 32, 128), (7, 256, 32, 128),
          (9, 256, 48, 192), (10, 384, 48, 192), (11, 384, 64, 256), (12, 512, 64, 256)]
