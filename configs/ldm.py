@@ -65,7 +65,8 @@ def _paper(method: str) -> ConfigDict:
     })
     config.autoencoder = ConfigDict({
         'network': {'channels': (64, 128, 128, 128), 'num_res_blocks': 2, 'latent_channels': 3,
-                    'norm_num_groups': 32, 'patch': 1, 'linear_path': False},
+                    'norm_num_groups': 32, 'patch': 1, 'linear_path': False,
+                    'dtype': 'bfloat16', 'remat': True},
         'losses': {'kl': 1e-8, 'adversarial': 1e-3, 'discriminator_features': 96,
                    'discriminator_layers': 3, 'reconstruction': 'squared', 'gan': 'least_squares',
                    'perceptual': 0.0, 'perceptual_weights': (), 'perceptual_share': 0.25},
@@ -77,7 +78,7 @@ def _paper(method: str) -> ConfigDict:
         'network': {'channels': (128, 256, 256), 'num_res_blocks': 1,
                     'attention_levels': (False, False, True), 'num_head_channels': 256,
                     'norm_num_groups': 32, 'condition': PUBLISHED_CONDITION[method],
-                    'position_bias': False},
+                    'position_bias': False, 'dtype': 'bfloat16', 'remat': False},
         'process': {'num_steps': 1000, 'prediction': 'eps', 'learned_variance': True,
                     'centre_latents': False, 'time_bias': 1.0, 'min_snr': 0.0, 'start_step': 250,
                     'start_steps': (), 'sampler': 'ddpm', 'sampler_steps': 250, 'num_samples': 1},
@@ -105,7 +106,8 @@ def _shrink_to_demo(config: ConfigDict) -> None:
     config.fluid.seed_percentiles = (96.0, 99.9)
     config.autoencoder.network.update({'channels': (48,), 'latent_channels': 16,
                                        'norm_num_groups': 8, 'patch': 4, 'linear_path': True,
-                                       'num_res_blocks': 1})
+                                       'num_res_blocks': 1, 'dtype': 'float32',
+                                       'remat': False})
     config.autoencoder.losses.update({'discriminator_features': 8, 'discriminator_layers': 2})
     config.autoencoder.training.update({'steps': 160, 'batch_size': 4, 'ema_decay': 0.95,
                                         'log_every': 20, 'checkpoint_every': 80})
@@ -114,7 +116,7 @@ def _shrink_to_demo(config: ConfigDict) -> None:
     config.diffusion.network.update({'channels': (32, 64), 'attention_levels': (False, True),
                                      'num_head_channels': 32, 'norm_num_groups': 8,
                                      'condition': SMALL_CONDITION[config.method],
-                                     'position_bias': True})
+                                     'position_bias': True, 'dtype': 'float32'})
     config.diffusion.process.update({'prediction': 'v', 'learned_variance': False,
                                      'centre_latents': True, 'time_bias': 4.0, 'start_step': 1000,
                                      'sampler': 'one_step', 'sampler_steps': 1})

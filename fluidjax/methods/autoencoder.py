@@ -122,7 +122,9 @@ class AutoencoderMethod:
 
     @property
     def _discriminator(self) -> Discriminator:
-        return Discriminator(self.losses.discriminator_features, self.losses.discriminator_layers)
+        losses = self.losses
+        return Discriminator(losses.discriminator_features, losses.discriminator_layers,
+                             self.network.dtype)
 
     def init(self, key: jax.Array) -> Params:
         """Random parameters of the autoencoder and the discriminator; a place for LPIPS's."""

@@ -16,12 +16,14 @@ import jax.numpy as jnp
 from fluidjax.errors import UserError
 from fluidjax.models.conv import Conv3D
 from fluidjax.models.layers import (
+    Dense,
     Downsample,
     GroupNorm,
-    ResBlock,
     Upsample,
+    compute_dtype,
     depth_to_space,
     require_divisible,
+    res_block,
     space_to_depth,
 )
 
@@ -41,6 +43,10 @@ class AutoencoderConfig:
         patch: side of the space-to-depth patches before the first convolution (1: none).
         linear_path: add a linear map of patches to the mean and to the reconstruction.
         in_channels: channels of the volume.
+        dtype: of the computation, 'float32' or 'bfloat16'; parameters, norms and what goes in and
+            out are float32.
+        remat: compute the residual blocks again in the backward pass instead of keeping their
+            insides: less memory, about a third more work.
     """
 
     channels: tuple[int, ...] = (64, 128, 128, 128)
@@ -50,9 +56,12 @@ class AutoencoderConfig:
     patch: int = 1
     linear_path: bool = False
     in_channels: int = 1
+    dtype: str = 'float32'
+    remat: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, 'channels', tuple(self.channels))
+        compute_dtype(self.dtype)
         if not self.channels or self.patch < 1 or self.num_res_blocks < 1:
             raise UserError('autoencoder: channels, patch and num_res_blocks must be at least 1')
         for channels in self.channels:
@@ -80,7 +89,8 @@ class Encoder(nn.Module):
                 h = Downsample(h.shape[-1], padding=END_PADDING,
                                name=f'down_{level - 1}_downsample')(h)
             for block in range(c.num_res_blocks):
-                h = ResBlock(channels, c.norm_num_groups, name=f'down_{level}_res_{block}')(h)
+                h = res_block(c.remat)(
+                    channels, c.norm_num_groups, name=f'down_{level}_res_{block}')(h)
         h = GroupNorm(c.norm_num_groups, name='norm_out')(h)  # no SiLU follows, as published
         return Conv3D(c.latent_channels, zero_init=c.linear_path, name='conv_out')(h)
 
@@ -98,7 +108,8 @@ class Decoder(nn.Module):
             if level:
                 h = Upsample(h.shape[-1], name=f'up_{level - 1}_upsample')(h)
             for block in range(c.num_res_blocks):
-                h = ResBlock(channels, c.norm_num_groups, name=f'up_{level}_res_{block}')(h)
+                h = res_block(c.remat)(
+                    channels, c.norm_num_groups, name=f'up_{level}_res_{block}')(h)
         h = GroupNorm(c.norm_num_groups, name='norm_out')(h)
         out = c.patch**3 * c.in_channels
         return Conv3D(out, zero_init=c.linear_path, name='conv_out')(h)
@@ -117,14 +128,15 @@ class Autoencoder(nn.Module):
         self.quant_log_var = Conv3D(c.latent_channels, kernel_size=1)
         self.post_quant = Conv3D(c.latent_channels, kernel_size=1)
         if c.linear_path:
-            self.linear_encode = nn.Dense(c.latent_channels)
-            self.linear_decode = nn.Dense(c.factor**3 * c.in_channels)
+            self.linear_encode = Dense(c.latent_channels)
+            self.linear_decode = Dense(c.factor**3 * c.in_channels)
 
     def encode(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """z_mu and z_log_var, the latter clamped to [-30, 20]."""
         c = self.config
         require_divisible('autoencoder input', x.shape[1:4], c.factor)
-        h = self.encoder(space_to_depth(x, c.patch))
+        h = self.encoder(space_to_depth(x, c.patch).astype(compute_dtype(c.dtype)))
+        h = h.astype(jnp.float32)
         z_mu, z_log_var = self.quant_mu(h), self.quant_log_var(h)
         if c.linear_path:
             z_mu = z_mu + self.linear_encode(space_to_depth(x, c.factor))
@@ -134,7 +146,8 @@ class Autoencoder(nn.Module):
     def decode(self, z: jax.Array) -> jax.Array:
         """Volume of a latent; linear output, not clipped to [0, 1]."""
         c = self.config
-        x = depth_to_space(self.decoder(self.post_quant(z)), c.patch)
+        h = self.decoder(self.post_quant(z).astype(compute_dtype(c.dtype)))
+        x = depth_to_space(h, c.patch).astype(jnp.float32)
         if c.linear_path:
             x = x + depth_to_space(self.linear_decode(z), c.factor)
         return x

@@ -95,4 +95,4 @@ class SpatialConditionEncoder(nn.Module):
             raise UserError(f'condition: grid {h.shape[1:4]} differs from position_shape '
                             f'{tuple(self.position_shape)}; set it to the latent grid, or to None')
         shape = (*self.position_shape, h.shape[-1])
-        return h + self.param('position', nn.initializers.zeros, shape)
+        return h + self.param('position', nn.initializers.zeros, shape).astype(h.dtype)

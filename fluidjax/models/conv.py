@@ -49,7 +49,9 @@ def conv3d(
     """Cross-correlates (b, x, y, z, in) with a kernel (kx, ky, kz, in, out), zeros outside.
 
     Both algorithms give the same sum in another order of additions. A 1x1x1 kernel is a matmul.
+    Computed in the dtype of x, which the result has.
     """
+    kernel = kernel.astype(x.dtype)
     if kernel.shape[:3] == (1, 1, 1) and tuple(strides) == (1, 1, 1) and not any(map(sum, padding)):
         return jnp.einsum('bxyzi,io->bxyzo', x, kernel[0, 0, 0])
     if (algorithm or default_algorithm()) == 'taps':
@@ -82,7 +84,7 @@ def _conv2d(
 
 
 class Conv3D(nn.Module):
-    """A convolution with bias; parameters `kernel` (kx, ky, kz, in, out) and `bias` (out,).
+    """A convolution with bias; float32 parameters `kernel` (kx, ky, kz, in, out), `bias` (out,).
 
     Attributes:
         features: channels out.
@@ -107,7 +109,8 @@ class Conv3D(nn.Module):
         kernel = self.param('kernel', init, (*size, x.shape[-1], self.features))
         out = conv3d(x, kernel, strides, self._pads(size), self.algorithm)
         if self.use_bias:
-            out = out + self.param('bias', nn.initializers.zeros, (self.features,))
+            bias = self.param('bias', nn.initializers.zeros, (self.features,))
+            out = out + bias.astype(out.dtype)
         return out
 
     def _pads(self, size: Triple) -> Pads:

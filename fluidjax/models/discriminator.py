@@ -15,12 +15,13 @@ import jax.numpy as jnp
 
 from fluidjax.errors import UserError
 from fluidjax.models.conv import Conv3D
+from fluidjax.models.layers import compute_dtype
 
 GAN_LOSSES = ('least_squares', 'hinge')
 
 
 class BatchNorm(nn.Module):
-    """Normalises each channel over batch and space with the (biased) statistics of the batch."""
+    """Normalises each channel with the (biased) statistics of the batch, computed in float32."""
 
     eps: float = 1e-5
 
@@ -28,9 +29,11 @@ class BatchNorm(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         scale = self.param('scale', nn.initializers.ones, (x.shape[-1],))
         bias = self.param('bias', nn.initializers.zeros, (x.shape[-1],))
-        centred = x - x.mean((0, 1, 2, 3))
+        whole = x.astype(jnp.float32)
+        centred = whole - whole.mean((0, 1, 2, 3))
         variance = jnp.square(centred).mean((0, 1, 2, 3))
-        return centred * jax.lax.rsqrt(variance + self.eps) * scale + bias
+        normed = centred * jax.lax.rsqrt(variance + self.eps) * scale + bias
+        return normed.astype(x.dtype)
 
 
 class Discriminator(nn.Module):
@@ -41,16 +44,18 @@ class Discriminator(nn.Module):
 
     features: int = 96
     num_layers: int = 3
+    dtype: str = 'float32'
 
     @nn.compact
     def __call__(
         self, x: jax.Array, return_features: bool = False
     ) -> jax.Array | tuple[jax.Array, list[jax.Array]]:
-        """The logits; with `return_features` also the `num_layers` + 1 hidden activations."""
+        """The logits, float32; with `return_features` also the `num_layers` + 1 activations."""
         smallest = 3 * 2**self.num_layers
         if min(x.shape[1:4]) < smallest:
             raise UserError(f'discriminator input: sides {x.shape[1:4]} are below {smallest}; '
                             'use fewer num_layers or a larger grid')
+        x = x.astype(compute_dtype(self.dtype))
         features = [nn.leaky_relu(Conv3D(self.features, 4, 2, 1, name='conv_0')(x), 0.2)]
         for layer in range(1, self.num_layers + 1):
             width = self.features * min(2**layer, 8)
@@ -58,6 +63,7 @@ class Discriminator(nn.Module):
             h = Conv3D(width, 4, strides, 1, use_bias=False, name=f'conv_{layer}')(features[-1])
             features.append(nn.leaky_relu(BatchNorm(name=f'norm_{layer}')(h), 0.2))
         logits = Conv3D(1, 4, 1, 1, name=f'conv_{self.num_layers + 1}')(features[-1])
+        logits = logits.astype(jnp.float32)
         return (logits, features) if return_features else logits
 
 

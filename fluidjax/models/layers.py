@@ -1,4 +1,9 @@
-"""Building blocks shared by the networks; volumes are (batch, x, y, z, channel), float32."""
+"""Building blocks shared by the networks; volumes are (batch, x, y, z, channel).
+
+Parameters are float32. A block computes in the dtype of what it is given, but for norms and the
+softmax of attention, which are always float32: a network runs in bfloat16 where its input is cast
+to it (`compute_dtype`), and nowhere else is a dtype named.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +13,33 @@ import jax.numpy as jnp
 
 from fluidjax.errors import UserError
 from fluidjax.models.conv import Conv3D, Pads, Triple
+
+DTYPES = ('float32', 'bfloat16')
+
+
+def compute_dtype(name: str) -> jnp.dtype:
+    """The dtype of a network's `dtype` setting.
+
+    Raises:
+        UserError: it is neither float32 nor bfloat16.
+    """
+    if name not in DTYPES:
+        raise UserError(f"network.dtype: '{name}' is not one of {', '.join(DTYPES)}")
+    return jnp.dtype(name)
+
+
+class Dense(nn.Module):
+    """A linear layer on the last axis, computed in the dtype of its input."""
+
+    features: int
+    zero_init: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        init = nn.initializers.zeros if self.zero_init else nn.initializers.lecun_normal()
+        kernel = self.param('kernel', init, (x.shape[-1], self.features))
+        bias = self.param('bias', nn.initializers.zeros, (self.features,))
+        return x @ kernel.astype(x.dtype) + bias.astype(x.dtype)
 
 
 class GroupNorm(nn.Module):
@@ -65,16 +97,21 @@ class ResBlock(nn.Module):
         h = nn.silu(GroupNorm(self.num_groups, self.eps, name='norm1')(x))
         h = Conv3D(self.features, name='conv1')(h)
         if emb is not None and not self.scale_shift:
-            h = h + _over_space(nn.Dense(self.features, name='time_proj')(nn.silu(emb)))
+            h = h + _over_space(Dense(self.features, name='time_proj')(nn.silu(emb)))
         h = GroupNorm(self.num_groups, self.eps, name='norm2')(h)
         if emb is not None and self.scale_shift:
-            h = _modulate(h, nn.Dense(2 * self.features, name='time_proj')(nn.silu(emb)))
+            h = _modulate(h, Dense(2 * self.features, name='time_proj')(nn.silu(emb)))
         if cond is not None:
-            h = _modulate(h, nn.Dense(2 * self.features, name='cond_proj')(nn.silu(cond)))
+            h = _modulate(h, Dense(2 * self.features, name='cond_proj')(nn.silu(cond)))
         h = Conv3D(self.features, zero_init=self.zero_init, name='conv2')(nn.silu(h))
         if x.shape[-1] != self.features:
             x = Conv3D(self.features, kernel_size=1, name='skip')(x)
         return x + h
+
+
+def res_block(remat: bool) -> type[ResBlock]:
+    """`ResBlock`, or the same one computed again in the backward pass (parameters alike)."""
+    return nn.remat(ResBlock) if remat else ResBlock
 
 
 def _over_space(vector: jax.Array) -> jax.Array:
@@ -135,12 +172,11 @@ class SelfAttention(nn.Module):
                             'choose a divisor of the channels at every attention level')
         h = GroupNorm(self.num_groups, self.eps, name='norm')(x).reshape((b, -1, c))
         q, k, v = (
-            nn.Dense(c, name=name)(h).reshape((b, -1, c // per_head, per_head))
+            Dense(c, name=name)(h).reshape((b, -1, c // per_head, per_head))
             for name in ('to_q', 'to_k', 'to_v')
         )
         out = jax.nn.dot_product_attention(q, k, v).reshape((b, -1, c))
-        init = nn.initializers.zeros if self.zero_init else nn.initializers.lecun_normal()
-        projection = nn.Dense(c, kernel_init=init, name='proj_attn')
+        projection = Dense(c, zero_init=self.zero_init, name='proj_attn')
         # Unused, the projection still sees one token, which is what makes its parameters.
         projected = projection(out if self.project else out[:, :1])
         return x + (projected if self.project else out).reshape(x.shape)

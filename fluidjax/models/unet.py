@@ -16,12 +16,15 @@ from fluidjax.errors import UserError
 from fluidjax.models.condition import SpatialConditionEncoder, VectorConditionEncoder
 from fluidjax.models.conv import Conv3D
 from fluidjax.models.layers import (
+    Dense,
     Downsample,
     GroupNorm,
     ResBlock,
     SelfAttention,
     Upsample,
+    compute_dtype,
     require_divisible,
+    res_block,
     time_embedding,
 )
 
@@ -44,6 +47,7 @@ class UNetConfig:
         condition_num_res_blocks: residual blocks per level of the 'spatial' encoder.
         condition_slices: first side of the condition's grid, fixed for 'vector'.
         position_shape: grid of the learned position bias of the 'spatial' encoder, or None.
+        dtype, remat: as in `AutoencoderConfig`.
     """
 
     in_channels: int = 3
@@ -58,11 +62,14 @@ class UNetConfig:
     condition_num_res_blocks: int = 1
     condition_slices: int = 20
     position_shape: tuple[int, int, int] | None = None
+    dtype: str = 'float32'
+    remat: bool = False
 
     def __post_init__(self) -> None:
         for name in ('channels', 'attention_levels', 'condition_channels', 'position_shape'):
             value = getattr(self, name)
             object.__setattr__(self, name, None if value is None else tuple(value))
+        compute_dtype(self.dtype)
         if self.condition not in CONDITIONS:
             raise UserError(f'unet.condition: {self.condition!r} is not one of {CONDITIONS}')
         if not self.channels or len(self.attention_levels) != len(self.channels):
@@ -100,7 +107,9 @@ class UNet(nn.Module):
         """x (b, x, y, z, in_channels) noisy latent; t (b,) step; cond (b, x, y, z, c) latent."""
         c = self.config
         _check_input(c, x, cond)
-        emb = self._embed_time(t)
+        dtype = compute_dtype(c.dtype)
+        emb = self._embed_time(t).astype(dtype)
+        x, cond = x.astype(dtype), None if cond is None else cond.astype(dtype)
         conds = self._encode_condition(cond)
         if c.condition == 'concat':
             x = jnp.concatenate([x, cond], axis=-1)
@@ -108,12 +117,13 @@ class UNet(nn.Module):
         h = self._middle(skips[-1], emb, conds[-1])
         h = self._up(h, skips, emb, conds)
         h = nn.silu(GroupNorm(c.norm_num_groups, name='norm_out')(h))
-        return Conv3D(c.out_channels, zero_init=True, name='conv_out')(h)
+        h = Conv3D(c.out_channels, zero_init=True, name='conv_out')(h)
+        return h.astype(jnp.float32)
 
     def _embed_time(self, t: jax.Array) -> jax.Array:
         width = 4 * self.config.channels[0]
-        emb = nn.Dense(width, name='time_0')(time_embedding(t, self.config.channels[0]))
-        return nn.Dense(width, name='time_1')(nn.silu(emb))
+        emb = Dense(width, name='time_0')(time_embedding(t, self.config.channels[0]))
+        return Dense(width, name='time_1')(nn.silu(emb))
 
     def _encode_condition(self, cond: jax.Array | None) -> tuple[jax.Array | None, ...]:
         """What the residual blocks of each level are told of the condition."""
@@ -165,8 +175,8 @@ class UNet(nn.Module):
     def _block(self, channels: int, name: str) -> ResBlock:
         c = self.config
         scale_shift = c.condition in ('vector', 'spatial')
-        return ResBlock(channels, c.norm_num_groups, scale_shift=scale_shift, zero_init=True,
-                        name=name)
+        return res_block(c.remat)(channels, c.norm_num_groups, scale_shift=scale_shift,
+                                  zero_init=True, name=name)
 
     def _attention(self, name: str) -> SelfAttention:
         c = self.config

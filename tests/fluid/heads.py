@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from fluidjax.fluid import Grid
@@ -33,10 +32,10 @@ def places_mm(grid: Grid) -> np.ndarray:
     return np.stack(np.meshgrid(*axes, indexing='ij'))
 
 
-def blob(grid: Grid, centre: tuple[float, ...], radius: float) -> jax.Array:
+def blob(grid: Grid, centre: tuple[float, ...], radius: float) -> np.ndarray:
     """A Gaussian of a radius about a centre, both in mm: smooth, with maximum 1."""
     offset = (places_mm(grid).T - np.asarray(centre)).T
-    return jnp.asarray(np.exp(-np.sum(offset**2, axis=0) / radius**2), jnp.float32)
+    return np.float32(np.exp(-np.sum(offset**2, axis=0) / radius**2))
 
 
 def box(grid: Grid, *corners: slice) -> np.ndarray:

@@ -1,16 +1,16 @@
 """The flow's own map: tracing, interpolation and the one gather, on flows known exactly."""
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from heads import blob, orders, places_mm, quick_jit
 
 from fluidjax.fluid import Grid, flow_map
-from fluidjax.fluid.flow_map import cubic_weights, to_voxels
+from fluidjax.fluid.flow_map import cubic_weights
 
 MESHES = [Grid((9, 11), (4.0, 3.2)), Grid((9, 11, 7), (4.0, 3.2, 5.0))]
 carry = quick_jit(flow_map.carry, static_argnums=2)
 trace_back = quick_jit(flow_map.trace_back, static_argnums=(1, 2, 4))
+to_voxels = quick_jit(flow_map.to_voxels, static_argnums=(1, 2))
 
 
 def _middle(grid):
@@ -28,7 +28,7 @@ def _spin(grid):
     offset = np.zeros((3, *grid.shape))
     offset[:grid.ndim] = places_mm(grid) - _middle(grid)
     V = np.cross(_axis(grid.ndim), offset, axisb=0)[..., :grid.ndim]
-    return jnp.asarray(V, jnp.float32)
+    return np.float32(V)
 
 
 def _came_from(grid, angle):
@@ -70,7 +70,7 @@ def test_no_time_is_no_displacement():
 def test_carrying_along_an_exact_map_is_of_second_order():
     def apart(n, angle):
         grid = Grid((n + 1, n + 1), (96.0 / n, 96.0 / n))
-        displacement = jnp.asarray(_came_from(grid, angle), jnp.float32)
+        displacement = np.float32(_came_from(grid, angle))
         moved = carry(blob(grid, (62.0, 48.0), 16.0), displacement, grid)
         there = (48.0 + 14.0 * np.cos(angle), 48.0 + 14.0 * np.sin(angle))
         return np.abs(moved - blob(grid, there, 16.0))[_held(grid)].max()
@@ -95,7 +95,7 @@ def test_a_turn_about_the_middle_brings_a_blob_back(ndim):
 def test_a_move_by_whole_voxels_is_exact_and_holds_the_face_beyond_it():
     grid = Grid((6, 7, 5), (1.0, 2.0, 0.5))
     P0 = np.random.default_rng(0).random(grid.shape).astype(np.float32)
-    move = jnp.broadcast_to(jnp.array([-2.0, 2.0, 0.0]), (*grid.shape, 3))
+    move = np.broadcast_to(np.float32([-2.0, 2.0, 0.0]), (*grid.shape, 3))
     held = P0[np.ix_(np.clip(np.arange(6) - 2, 0, None), np.clip(np.arange(7) + 1, 0, 6),
                      np.arange(5))]
     np.testing.assert_allclose(carry(P0, move, grid), held, atol=1e-6)
@@ -103,10 +103,10 @@ def test_a_move_by_whole_voxels_is_exact_and_holds_the_face_beyond_it():
 
 def test_a_pattern_that_leaves_one_face_enters_at_the_other():
     grid = Grid((16, 18), (9.0, 8.0), 'periodic')
-    P0 = jnp.asarray(np.random.default_rng(0).random(grid.shape), jnp.float32)
-    V = jnp.broadcast_to(jnp.array([9.0, -8.0]), (*grid.shape, 2))  # a voxel a unit of time
+    P0 = np.random.default_rng(0).random(grid.shape).astype(np.float32)
+    V = np.broadcast_to(np.float32([9.0, -8.0]), (*grid.shape, 2))  # a voxel a unit of time
     moved = trace_back(V, grid, grid, 21.0, 3)
-    expected = jnp.roll(P0, (21, -21), axis=(0, 1))
+    expected = np.roll(P0, (21, -21), axis=(0, 1))
     np.testing.assert_allclose(carry(P0, moved, grid), expected, atol=1e-4)
 
 
@@ -132,7 +132,7 @@ def test_a_smooth_field_is_brought_to_the_voxels_at_third_order():
     grid, errors = Grid((49, 3), (2.0, 48.0)), []
     for n in (12, 24, 48):
         nodes = Grid((n + 1, 2), (96.0 / n, 96.0))
-        field = jnp.asarray(np.sin(places_mm(nodes)[0] / 12.0), jnp.float32)
+        field = np.float32(np.sin(places_mm(nodes)[0] / 12.0))
         found = to_voxels(field, nodes, grid)
         errors.append(np.abs(found - np.sin(places_mm(grid)[0] / 12.0))[8:-8].max())
     assert errors[-1] < 1e-6  # the nodes are the voxels

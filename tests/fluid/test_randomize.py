@@ -31,34 +31,24 @@ ALWAYS = FluidSettings(diseased_probability=1.0)
 
 
 @functools.cache
-def _compiled(settings):
-    one = lambda draw, image, brain, bank: randomize_drawn(draw, image, brain, GRID, settings, bank)
-    return quick_jit(jax.vmap(one, in_axes=(0, None, None, None)))
+def _programs():
+    """The draws of many keys, and the pairs of given draws."""
+    draw = jax.vmap(lambda key: draw_pair(key, ALWAYS, len(BANK)))
+    pair = lambda draw, image, brain, bank: randomize_drawn(draw, image, brain, GRID, ALWAYS, bank)
+    return quick_jit(draw)(split(0, DRAWS)), quick_jit(jax.vmap(pair, in_axes=(0, *[None] * 3)))
 
 
-@functools.cache
-def _drawn(settings, bank_size, seed=0):
-    draw = lambda key: draw_pair(key, settings, bank_size)
-    return quick_jit(jax.vmap(draw))(split(seed, DRAWS))
-
-
-def _pairs(settings=ALWAYS, image=IMAGE, brain=BRAIN, bank=None, **changed):
-    """Pairs of many draws, (draws, x, y) NumPy arrays, and the draws; their fields can be set."""
-    draws = _drawn(settings, 0 if bank is None else len(bank))
-    like = lambda value, field: np.broadcast_to(np.asarray(value, field.dtype), field.shape)
-    draws = draws._replace(**{name: like(value, getattr(draws, name))
-                              for name, value in changed.items()})
-    pairs = _compiled(settings)(draws, image, brain, bank)
+def _pairs(image=IMAGE, brain=BRAIN, bank=BANK, from_bank=False, bank_index=None, **changed):
+    """Pairs of many draws, (draws, x, y) NumPy arrays, and the draws; what is named is set."""
+    draws, pair = _programs()
+    set_ = lambda numbers, named: numbers._replace(**{
+        name: np.broadcast_to(np.asarray(value, getattr(numbers, name).dtype),
+                              getattr(numbers, name).shape)
+        for name, value in named.items() if value is not None})
+    seeds = set_(draws.seeds, {'from_bank': from_bank, 'bank_index': bank_index})
+    draws = set_(draws, changed)._replace(seeds=seeds)
+    pairs = pair(draws, image, brain, bank)
     return type(pairs)(*map(np.asarray, pairs)), draws
-
-
-def _from_bank(bank, index=0):
-    """Pairs whose seed is that mask of the bank."""
-    draws = _drawn(ALWAYS, len(bank))
-    seeds = draws.seeds._replace(from_bank=np.ones((DRAWS, 1), bool),
-                                 bank_index=np.full((DRAWS, 1), index, np.int32))
-    return [np.asarray(v) for v in _compiled(ALWAYS)(draws._replace(seeds=seeds), IMAGE, BRAIN,
-                                                     bank)]
 
 
 def _check(pairs, brain, settings=ALWAYS):
@@ -86,23 +76,27 @@ def test_a_batch_is_the_draws_of_its_keys():
 BRAINS = {'head': BRAIN, 'corner': box(GRID, np.s_[:2], np.s_[:3]), 'one voxel': box(GRID, 23, 25)}
 
 
+@pytest.mark.parametrize('from_bank', [False, True])
 @pytest.mark.parametrize('brain', BRAINS)
-def test_a_lesion_that_was_asked_for_is_never_empty(brain):
-    pairs, _ = _pairs(ALWAYS, (0.5 * BRAINS[brain]).astype(np.float32), BRAINS[brain], BANK)
+def test_a_lesion_that_was_asked_for_is_never_empty(brain, from_bank):
+    image = np.float32(0.5 * BRAINS[brain])
+    pairs, _ = _pairs(image, BRAINS[brain], from_bank=from_bank)
     assert _check(pairs, BRAINS[brain]).all()
 
 
 def test_an_empty_brain_gives_healthy_pairs():
-    pairs, _ = _pairs(ALWAYS, 0.0 * IMAGE, BRAIN & False, BANK)
+    pairs, _ = _pairs(0.0 * IMAGE, BRAIN & False, from_bank=None)
     assert not any(volume.any() for volume in pairs)
 
 
 def test_an_empty_mask_of_the_bank_gives_healthy_pairs():
-    assert not _check(_from_bank(BANK & False), BRAIN).any()
+    pairs, _ = _pairs(bank=BANK & False, from_bank=True)
+    assert not _check(pairs, BRAIN).any()
 
 
 def test_lesions_of_the_bank_keep_their_size():
-    sizes = np.sum(_from_bank(BANK)[2], axis=(1, 2))
+    pairs, _ = _pairs(from_bank=True, bank_index=0)
+    sizes = pairs.mask.sum(axis=(1, 2))
     assert 0.8 * BANK[0].sum() < np.median(sizes) < 1.6 * BANK[0].sum()
 
 
@@ -156,7 +150,7 @@ def test_the_healthy_image_is_the_image_over_its_maximum():
 
 def _painted(image, settings, **changed):
     """`paint_drawn` of many lesions with no spread: images, the lesions P, the draws."""
-    pairs, draws = _pairs(ALWAYS, image, **changed, u_spread=0.0)
+    pairs, draws = _pairs(image, **changed, u_spread=0.0)
     one = lambda draw, P, mask: paint_drawn(draw, image, BRAIN, P, mask, GRID, settings)
     painted = quick_jit(jax.vmap(one))(draws, pairs.probability, pairs.mask)
     return np.asarray(painted), pairs.probability, draws
@@ -196,8 +190,8 @@ def test_mu_is_the_mean_under_the_lesion_strength_multiplies_and_the_maximum_div
 
 
 def test_the_spread_is_a_quarter_of_the_mean_at_most():
-    smooth, _ = _pairs(ALWAYS, GREY, u_spread=0.0, strength=0.0)
-    rough, _ = _pairs(ALWAYS, GREY, u_spread=1.0, strength=0.0)
+    smooth, _ = _pairs(GREY, u_spread=0.0, strength=0.0)
+    rough, _ = _pairs(GREY, u_spread=1.0, strength=0.0)
     np.testing.assert_array_equal(smooth.diseased, smooth.healthy)
     P = rough.probability
     scale = [0.5 / d[(p == 0) & BRAIN].mean() for d, p in zip(rough.diseased, P)]
@@ -205,23 +199,35 @@ def test_the_spread_is_a_quarter_of_the_mean_at_most():
     assert n.std() == pytest.approx(1.0, abs=0.05) and abs(n.mean()) < 0.05
 
 
+@functools.cache
+def _pusher(share):
+    settings = FluidSettings(mass_effect=share, border_mm=0.0)
+    one = lambda draw, image, P, mask: paint_drawn(draw, image, BRAIN, P, mask, GRID, settings)
+    return quick_jit(jax.vmap(one, in_axes=(0, None, 0, 0)))
+
+
+def _pushed(share, image):
+    """An image (draws, x, y) after the mass effect of many lesions that paint nothing; masks."""
+    pairs, draws = _pairs(strength=0.0, u_spread=0.0)
+    return np.asarray(_pusher(share)(draws, image, pairs.probability, pairs.mask)), pairs.mask
+
+
 def test_mass_effect_moves_the_tissue_near_the_lesion_alone_and_by_its_share_of_the_flow():
     ramp = np.float32(places_mm(GRID)[0] + 50.0) / 300.0  # it shows its displacement
-    pairs, draws = _pairs(strength=0.0, u_spread=0.0)
-    change = {}
-    for share in (0.0, 0.4, 0.8):
-        settings = dataclasses.replace(ALWAYS, mass_effect=share)
-        one = lambda draw, P, mask: paint_drawn(draw, ramp, BRAIN, P, mask, GRID, settings)
-        pushed = quick_jit(jax.vmap(one))(draws, pairs.probability, pairs.mask)
-        change[share] = np.asarray(pushed) - ramp
-        assert not change[share][:, ~BRAIN].any()
-    assert not change[0.0].any() and np.abs(change[0.8]).max() > 0.01  # 3 mm
+    half, whole = (_pushed(share, ramp)[0] - ramp for share in (0.5, 1.0))
+    assert not whole[:, ~BRAIN].any() and np.abs(whole).max() > 0.01  # 3 mm
     # At the brain's border what lies outside it is left out of the interpolation.
     inner = ndimage.binary_erosion(BRAIN, iterations=2)
-    np.testing.assert_allclose(change[0.8][:, inner], 2.0 * change[0.4][:, inner], atol=1e-4)
-    away = np.stack([ndimage.distance_transform_edt(mask == 0) for mask in pairs.mask]) * 7.0
-    near, far = (np.abs(change[0.8][at & BRAIN]).mean() for at in (away < 10.0, away > 50.0))
+    np.testing.assert_allclose(whole[:, inner], 2.0 * half[:, inner], atol=1e-4)
+    masks = _pushed(1.0, ramp)[1]
+    away = np.stack([ndimage.distance_transform_edt(mask == 0) for mask in masks]) * 7.0
+    near, far = (np.abs(whole[at & BRAIN]).mean() for at in (away < 10.0, away > 50.0))
     assert far < 0.05 * near, (near, far)
+
+
+def test_mass_effect_lets_no_darkness_in_from_outside_the_brain():
+    pushed, _ = _pushed(1.0, np.float32(0.7 * BRAIN))
+    np.testing.assert_allclose(pushed[:, BRAIN], 0.7, atol=1e-5)
 
 
 def test_transport_changes_the_lesion_and_no_time_leaves_the_seed():
@@ -234,7 +240,7 @@ def test_transport_changes_the_lesion_and_no_time_leaves_the_seed():
 def test_a_lesion_that_left_the_brain_is_painted_where_it_was_seeded():
     settings = dataclasses.replace(ALWAYS, border_mm=0.0, velocity_scale=10_000.0, min_peak=1.0)
     lesion = quick_jit(jax.vmap(lambda draw: lesion_of(draw, BRAIN, GRID, settings)[0]))
-    draws = _drawn(settings, 0)
+    draws = _programs()[0]
     moved, still = (np.asarray(lesion(draws._replace(time=time * draws.time))) for time in (1, 0))
     assert np.mean((moved == still).all(axis=(1, 2))) > 0.5
     assert np.all(moved.max(axis=(1, 2)) >= still.max(axis=(1, 2)))  # a peak of 1, or the seed
@@ -255,12 +261,3 @@ def test_wrong_shapes_are_named(images, brains, bank, message):
     with pytest.raises(UserError, match=message):
         jax.eval_shape(lambda key: randomize_batch(key, jnp.zeros(images), brains, GRID,
                                                    lesion_bank=bank), jax.random.key(0))
-
-
-def test_mass_effect_lets_no_darkness_in_from_outside_the_brain():
-    flat = np.float32(0.7 * BRAIN)
-    pairs, draws = _pairs(strength=0.0, u_spread=0.0)
-    settings = dataclasses.replace(ALWAYS, mass_effect=1.0, border_mm=0.0)
-    one = lambda draw, P, mask: paint_drawn(draw, flat, BRAIN, P, mask, GRID, settings)
-    pushed = np.asarray(quick_jit(jax.vmap(one))(draws, pairs.probability, pairs.mask))
-    np.testing.assert_allclose(pushed[:, BRAIN], 0.7, atol=1e-5)
