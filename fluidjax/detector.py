@@ -54,11 +54,16 @@ class Detector:
             raise UserError(f'config.detect.batch_size: {self._batch} must be 1 or more')
         self._seed = derived_seed(run.config.seed, 'sampling')
         self._reconstruct = jax.jit(run.method.reconstruct)
-        self._autoencode = jax.jit(run.method.autoencoder.reconstruct)
+        coder = getattr(run.method, 'autoencoder', None)
+        if detect.reference == 'autoencoder' and coder is None:
+            raise UserError(f'config.detect.reference: {run.config.method} has no autoencoder; '
+                            "set it to 'scan'")
+        self._autoencode = None if coder is None else jax.jit(coder.reconstruct)
 
     def reconstruct(self, cases: Sequence[Subject]) -> np.ndarray:
         """Healthy counterparts `(n, x, y, z)`, zero outside the brain."""
-        return self._batched(self._reconstruct, cases, self.run.config.method)
+        told = [masks_of(cases)] if self.run.method.needs_mask else []
+        return self._batched(self._reconstruct, cases, self.run.name, *told)
 
     def autoencode(self, cases: Sequence[Subject]) -> np.ndarray:
         """The cases after the autoencoder alone `(n, x, y, z)`."""
@@ -93,10 +98,11 @@ class Detector:
     def rows(self, cases: Sequence[Subject], darker: bool) -> dict[str, Output]:
         """Every row of the table: the method, then the trivial ones."""
         images = images_of(cases)
-        rows = {self.run.config.method: self.detect(cases)}
-        autoencoded, coding = _timed(lambda: self.autoencode(cases))
-        maps, seconds = _timed(lambda: self.maps(images, autoencoded, cases))
-        rows['autoencoder'] = Output(maps, autoencoded, (coding + seconds) / len(cases))
+        rows = {self.run.name: self.detect(cases)}
+        if self._autoencode is not None:
+            autoencoded, coding = _timed(lambda: self.autoencode(cases))
+            maps, seconds = _timed(lambda: self.maps(images, autoencoded, cases))
+            rows['autoencoder'] = Output(maps, autoencoded, (coding + seconds) / len(cases))
         if self._mean is not None:
             means = np.broadcast_to(self._mean, images.shape)
             maps, seconds = _timed(lambda: self.maps(images, means, cases))
@@ -106,17 +112,23 @@ class Detector:
         rows['intensity'] = Output(maps, None, seconds / len(cases))
         return rows
 
-    def _batched(self, function: Callable, cases: Sequence[Subject], name: str) -> np.ndarray:
-        """Run over the cases in batches of one size, so that it compiles once."""
+    def _batched(
+        self, function: Callable, cases: Sequence[Subject], name: str, *told: np.ndarray
+    ) -> np.ndarray:
+        """Run over the cases in batches of one size, so that it compiles once.
+
+        Args:
+            told: volumes `(n, x, y, z)` that the function is given beside the scans.
+        """
         images, size = images_of(cases)[..., None], self._batch
         done = []
         for start in tqdm(range(0, len(cases), size), desc=name, unit='batch', mininterval=5.0,
                           leave=False):
-            chunk = images[start:start + size]
-            blank = np.zeros((size - len(chunk), *images.shape[1:]), images.dtype)
-            padded = np.concatenate([chunk, blank])
+            chunk, *others = (_padded(v[start:start + size], size)
+                              for v in (images, *(v[..., None] for v in told)))
             key = jax.random.fold_in(jax.random.key(self._seed), start)
-            done.append(np.asarray(function(self.run.params, padded, key))[:len(chunk), ..., 0])
+            made = np.asarray(function(self.run.params, chunk, key, *others))
+            done.append(made[:len(images) - start, ..., 0])
         return np.concatenate(done) * np.stack([case.brain for case in cases])
 
 
@@ -125,6 +137,18 @@ def _timed(function: Callable[[], Any]) -> tuple[Any, float]:
     began = time.perf_counter()
     result = function()
     return result, time.perf_counter() - began
+
+
+def _padded(volumes: np.ndarray, size: int) -> np.ndarray:
+    """As many volumes as a batch holds, blank ones at the end."""
+    blank = np.zeros((size - len(volumes), *volumes.shape[1:]), volumes.dtype)
+    return np.concatenate([volumes, blank])
+
+
+def masks_of(cases: Sequence[Subject]) -> np.ndarray:
+    """Lesion masks `(n, x, y, z)`, empty where nobody drew one."""
+    return np.stack([np.zeros(case.image.shape) if case.lesion is None else case.lesion
+                     for case in cases]).astype(np.float32)
 
 
 def images_of(cases: Sequence[Subject]) -> np.ndarray:

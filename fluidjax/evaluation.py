@@ -30,6 +30,7 @@ from fluidjax.experiment import (
 )
 from fluidjax.files import write_bytes, write_text
 from fluidjax.fluid.randomize import randomize_batch
+from fluidjax.stages import fluid_settings
 
 MAX_PICTURED = 12
 
@@ -45,7 +46,7 @@ def with_simulated_lesions(
         seed: of the draws.
         bank: real lesion masks `(n, x, y, z)` uint8, as in training, or None.
     """
-    settings = dataclasses.replace(run.method.fluid, diseased_probability=1.0)
+    settings = dataclasses.replace(fluid_settings(run.config), diseased_probability=1.0)
     randomize = jax.jit(lambda key, image, brain, bank: randomize_batch(
         key, image, brain, run.grid, settings, bank))
     made = []
@@ -144,7 +145,7 @@ def _panels(
     cohort: str, run: Run, rows: dict[str, Output], cases: Sequence[Subject],
     thresholds: dict[str, float],
 ) -> list[Panel]:
-    method = run.config.method
+    method = run.name
     return [
         Panel(cohort, method, case, rows[method].counterparts[i], rows[method].maps[i],
               thresholds[method], {name: row.maps[i] for name, row in rows.items()})
@@ -160,9 +161,9 @@ def _write(
     evaluate.write_subjects_csv(folder / 'subjects.csv', table)
     write_text(folder / 'thresholds.json',
                json.dumps(evaluate.json_safe(thresholds), indent=2) + '\n')
-    facts = {'run': workdir.name, 'method': run.config.method, 'step': run.step,
+    facts = {'run': workdir.name, 'method': run.name, 'step': run.step,
              'seed': run.config.seed, 'grid': f'{run.grid.shape} voxels of {run.grid.spacing} mm'}
-    write_report(folder / 'report.html', f'fluidjax: {run.config.method}', run.config.to_dict(),
+    write_report(folder / 'report.html', f'fluidjax: {run.name}', run.config.to_dict(),
                  summary, table, panels, thresholds, facts)
 
 
@@ -187,9 +188,10 @@ def scores_text(summary: dict) -> str:
              'seconds')
     lines = []
     for cohort, methods in summary.items():
-        lines.append(cohort.ljust(16) + ''.join(s.rjust(16) for s in shown))
+        width = max(map(len, (*methods, cohort))) + 1
+        lines.append(cohort.ljust(width) + ''.join(s.rjust(16) for s in shown))
         for method, scores in methods.items():
             cells = (scores[s]['mean'] for s in shown)
-            lines.append(method.ljust(16) + ''.join(
+            lines.append(method.ljust(width) + ''.join(
                 ('-' if v is None else f'{v:.3f}').rjust(16) for v in cells))
     return '\n'.join(lines)

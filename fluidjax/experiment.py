@@ -1,4 +1,4 @@
-"""A run from its configuration: the cohort, the two stages, and the folder they live in.
+"""A run from its configuration: the cohort, the stages, and the folder they live in.
 
 Here the top floor joins what the rooms below do not know of each other: cohorts (data_pipelines),
 methods, and training. `main`, `eval`, `predict`, `bench` and `sweep` all come through here.
@@ -10,7 +10,7 @@ import dataclasses
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,89 +19,20 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from fluidjax import cli
-from fluidjax.augment import AugmentSettings
 from fluidjax.config import differences, load_config, save_config, settings_from
 from fluidjax.detect.anomaly_map import MapSettings
 from fluidjax.errors import UserError
 from fluidjax.files import write_text
 from fluidjax.fluid.grid import Grid
-from fluidjax.fluid.settings import FluidSettings
-from fluidjax.methods.autoencoder import AutoencoderLoss, AutoencoderMethod
-from fluidjax.methods.latent_diffusion import DiffusionProcess, LatentDiffusion
-from fluidjax.models.autoencoder import AutoencoderConfig
-from fluidjax.models.unet import UNetConfig
+from fluidjax.stages import Stage, build_stages, fluid_settings
 from fluidjax.training import checkpoint
-from fluidjax.training.loop import StageSettings, is_done, state_template, train_stage
+from fluidjax.training.loop import is_done, state_template, train_stage
 
 Params = dict[str, Any]
-# The ways each method of the paper is told of the scan.
-METHODS = {'conddiff': ('vector', 'spatial'), 'cldm': ('concat',), 'ldm': ('none',)}
 # Random numbers of a run: each purpose has a seed of its own, made from the run's.
-PURPOSES = ('autoencoder', 'diffusion', 'validation lesions', 'test lesions', 'sampling')
+PURPOSES = ('first stage', 'second stage', 'validation lesions', 'test lesions', 'sampling')
 # Volumes that the data-dependent starts (principal components, latent mean) look at.
 PREPARE_VOLUMES = 64
-
-
-@dataclasses.dataclass(frozen=True)
-class Stages:
-    """Both stages of a run and how long each is trained."""
-
-    autoencoder: AutoencoderMethod
-    autoencoder_training: StageSettings
-    diffusion: LatentDiffusion
-    diffusion_training: StageSettings
-
-
-def build_stages(config: ConfigDict, grid: Grid) -> Stages:
-    """The methods of a configuration on a grid.
-
-    Raises:
-        UserError: naming the field that does not fit.
-    """
-    try:
-        return _build_stages(config, grid)
-    except (AttributeError, KeyError) as error:  # a config.json edited by hand
-        raise UserError(f'the configuration lacks a field: {error}; train again') from error
-
-
-def _build_stages(config: ConfigDict, grid: Grid) -> Stages:
-    if METHODS.get(config.method) is None:
-        raise UserError(f"config.method: '{config.method}' is not one of {', '.join(METHODS)}")
-    if config.diffusion.network.condition not in METHODS[config.method]:
-        raise UserError(f'config.diffusion.network.condition: {config.method} is conditioned by '
-                        f'{" or ".join(METHODS[config.method])}; choose the method after the '
-                        f"config file's colon, ldm.py:method={config.method}")
-    augment = settings_from(AugmentSettings, config.augment, 'augment')
-    auto = config.autoencoder
-    autoencoder = AutoencoderMethod(
-        grid=grid,
-        network=settings_from(AutoencoderConfig, auto.network, 'autoencoder.network'),
-        losses=settings_from(AutoencoderLoss, auto.losses, 'autoencoder.losses'),
-        augment=augment,
-    )
-    process = settings_from(DiffusionProcess, config.diffusion.process, 'diffusion.process')
-    network = dict(config.diffusion.network)
-    channels = autoencoder.network.latent_channels
-    position = autoencoder.latent_shape[:3] if network.pop('position_bias') else None
-    network |= {
-        'in_channels': channels,
-        'out_channels': channels * (2 if process.learned_variance else 1),
-        'position_shape': position if network['condition'] == 'spatial' else None,
-        'condition_slices': autoencoder.latent_shape[0],
-    }
-    diffusion = LatentDiffusion(
-        autoencoder=autoencoder,
-        network=settings_from(UNetConfig, network, 'diffusion.network'),
-        process=process,
-        fluid=settings_from(FluidSettings, config.fluid, 'fluid'),
-        augment=augment,
-    )
-    return Stages(
-        autoencoder,
-        settings_from(StageSettings, auto.training, 'autoencoder.training'),
-        diffusion,
-        settings_from(StageSettings, config.diffusion.training, 'diffusion.training'),
-    )
 
 
 def open_cohort(config: ConfigDict) -> Any:
@@ -126,11 +57,7 @@ def open_cohort(config: ConfigDict) -> Any:
 
 
 def _check_cohort(config: ConfigDict) -> None:
-    from data_pipelines.grids import GRIDS
-
     chosen, folders = config.cohort, ('data_dir', 'test_dir', 'lesion_dir')
-    if config.size not in GRIDS:
-        raise UserError(f"config.size: '{config.size}' is not one of {', '.join(GRIDS)}")
     if config.seed < 0:
         raise UserError(f'config.seed: {config.seed} must be 0 or more')
     if chosen.name not in ('template', 'nifti'):
@@ -144,9 +71,18 @@ def _check_cohort(config: ConfigDict) -> None:
                         '--config.cohort.data_dir=DIR')
 
 
-def grid_of(cohort: Any) -> Grid:
-    """The model's grid of a cohort."""
-    return Grid(tuple(cohort.grid.shape), tuple(cohort.grid.spacing))
+def model_grid(config: ConfigDict) -> Grid:
+    """The grid of a configuration's size.
+
+    Raises:
+        UserError: there is no such size.
+    """
+    from data_pipelines.grids import GRIDS
+
+    if config.get('size') not in GRIDS:
+        raise UserError(f"config.size: '{config.get('size')}' is not one of {', '.join(GRIDS)}")
+    grid = GRIDS[config.size]
+    return Grid(tuple(grid.shape), tuple(grid.spacing))
 
 
 class Feed:
@@ -182,7 +118,7 @@ def derived_seed(seed: int, purpose: str) -> int:
 
 
 def train(config: ConfigDict, workdir: Path) -> None:
-    """Train both stages of a configuration; skip what is done, resume what is not.
+    """Train the stages of a configuration; skip what is done, resume what is not.
 
     Writes `config.json`, `cohort.json`, `checkpoints/<stage>`, `metrics.jsonl` and TensorBoard
     events. All settings are checked before anything is written or trained.
@@ -191,43 +127,45 @@ def train(config: ConfigDict, workdir: Path) -> None:
         UserError: a field that does not fit, data that cannot be read, a workdir that holds
             another run, or a loss that is not finite.
     """
-    _refuse_another_run(config, workdir)
+    grid = model_grid(config)
+    stages = build_stages(config, grid)
+    _refuse_another_run(config, workdir, grid)
     cohort = open_cohort(config)
-    stages = build_stages(config, grid_of(cohort))
     settings_from(MapSettings, config.detect.map, 'detect.map')
-    for method, settings in ((stages.autoencoder, stages.autoencoder_training),
-                             (stages.diffusion, stages.diffusion_training)):
-        state_template(method.init, method.trainable, settings)  # shapes that do not fit say so
-    feeds = {stage: Feed(cohort, settings.batch_size, derived_seed(config.seed, stage))
-             for stage, settings in (('autoencoder', stages.autoencoder_training),
-                                     ('diffusion', stages.diffusion_training))}
+    fluid = fluid_settings(config)
+    for stage in stages:  # shapes that do not fit say so
+        state_template(stage.method.init, stage.method.trainable, stage.training)
+    seeds = [derived_seed(config.seed, purpose) for purpose in PURPOSES[:len(stages)]]
+    feeds = [Feed(cohort, stage.training.batch_size, seed) for stage, seed in zip(stages, seeds)]
     check_cohort_of(workdir, cohort)
     save_config(workdir / 'config.json', config)
     write_text(workdir / 'cohort.json', json.dumps(_identity(cohort), indent=2) + '\n')
     cli.tell(f'{config.method} on {cohort.name}: '
              + ', '.join(f'{n} {split}' for split, n in cohort.sizes.items())
              + f'; {jax.device_count()} {jax.devices()[0].platform} device(s)')
-    if jax.default_backend() == 'tpu' and stages.diffusion.fluid.scheme == 'flow_map':
+    if jax.default_backend() == 'tpu' and fluid.scheme == 'flow_map':
         cli.tell('fluid.scheme flow_map reads memory by gathers, which TPUs do slowly: '
                  '--config.fluid.scheme=koren carries the same lesions by stencils')
-    if is_done(workdir / 'checkpoints' / 'diffusion', stages.diffusion_training):
-        cli.tell(f'{workdir}: both stages are done')
+    if is_done(workdir / 'checkpoints' / stages[-1].method.stage, stages[-1].training):
+        cli.tell(f'{workdir}: all stages are done')
         return
-    trained = _train(stages.autoencoder, stages.autoencoder_training, feeds['autoencoder'],
-                     lambda params: stages.autoencoder.prepare(params, some_volumes(cohort)),
-                     config, workdir)
-    _train(stages.diffusion, stages.diffusion_training, feeds['diffusion'],
-           lambda params: stages.diffusion.prepare(
-               {**params, 'autoencoder': trained['autoencoder']}, some_volumes(cohort)),
-           config, workdir)
+    trained: Params = {}
+    for stage, feed, seed in zip(stages, feeds, seeds):
+        trained |= _train(stage, feed, seed, trained, cohort, workdir)
 
 
 def _train(
-    method: Any, settings: StageSettings, feed: Feed, prepare: Callable[[Params], Params],
-    config: ConfigDict, workdir: Path,
+    stage: Stage, feed: Feed, seed: int, trained: Params, cohort: Any, workdir: Path
 ) -> Params:
+    """Train one stage, which starts from the parameter groups it shares with those before it."""
+    method = stage.method
+
+    def prepare(params: Params) -> Params:
+        shared = {name: group for name, group in trained.items() if name in params}
+        return method.prepare({**params, **shared}, some_volumes(cohort))
+
     return train_stage(method.stage, method.loss, method.trainable, method.init, prepare, feed,
-                       settings, workdir, derived_seed(config.seed, method.stage))
+                       stage.training, workdir, seed)
 
 
 def some_volumes(cohort: Any) -> np.ndarray:
@@ -256,16 +194,28 @@ def check_cohort_of(workdir: Path, cohort: Any) -> None:
                         'changed or removed); restore them, or train in another --workdir')
 
 
-def _refuse_another_run(config: ConfigDict, workdir: Path) -> None:
-    """A workdir with checkpoints belongs to its configuration; only `detect` may change."""
+def _refuse_another_run(config: ConfigDict, workdir: Path, grid: Grid) -> None:
+    """A workdir with checkpoints belongs to its configuration; only `detect` may change.
+
+    Fields that an older fluidjax did not know are taken at their defaults.
+    """
     path = workdir / 'config.json'
     if not path.is_file() or not (workdir / 'checkpoints').is_dir():
         return
-    changed = [name for name in differences(load_config(path), ConfigDict(config.to_dict()))
-               if not name.startswith('detect.')]
-    if changed:
+    old, new = load_config(path), ConfigDict(config.to_dict())
+    changed = [name for name in differences(old, new) if not name.startswith('detect.')]
+    outside = [name for name in changed if name.partition('.')[0] in ('seed', 'size', 'cohort')]
+    if changed and (outside or not _same_stages(old, new, grid)):
         raise UserError(f'{workdir} holds a run with another configuration (it differs in '
                         f'{", ".join(changed[:4])}); choose another --workdir')
+
+
+def _same_stages(old: ConfigDict, new: ConfigDict, grid: Grid) -> bool:
+    """Whether two configurations come to the same methods, trained alike."""
+    try:
+        return build_stages(old, grid) == build_stages(new, grid)
+    except UserError:
+        return False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -275,41 +225,41 @@ class Run:
     Attributes:
         config: what it was trained with.
         grid: the model's grid.
-        method: the diffusion stage.
+        method: its last stage.
         params: its averaged parameters.
         step: the step of the checkpoint they come from.
     """
 
     config: ConfigDict
     grid: Grid
-    method: LatentDiffusion
+    method: Any
     params: Params
     step: int
 
+    @property
+    def name(self) -> str:
+        """The method's, as tables show it; one that is told the answer is marked."""
+        return f'{self.config.method}{" (mask given)" if self.method.needs_mask else ""}'
+
 
 def load_run(workdir: Path) -> Run:
-    """The newest checkpoint of a run's diffusion stage.
+    """The newest checkpoint of a run's last stage.
 
     Raises:
         UserError: no such run, or no checkpoint of it.
     """
-    from data_pipelines.grids import GRIDS
-
     config = load_config(workdir / 'config.json')
-    if config.get('size') not in GRIDS:
-        raise UserError(f'{workdir}/config.json: no usable field size; train again')
-    grid = Grid(GRIDS[config.size].shape, GRIDS[config.size].spacing)
-    stages = build_stages(config, grid)
-    folder = workdir / 'checkpoints' / 'diffusion'
+    grid = model_grid(config)
+    stage = build_stages(config, grid)[-1]
+    method = stage.method
+    folder = workdir / 'checkpoints' / method.stage
     step = checkpoint.latest_step(folder)
     if step is None:
-        raise UserError(f'{workdir}: no checkpoint of the diffusion stage yet; train it with the '
-                        'command it was started with (python -m fluidjax.main), it goes on from '
-                        'where it stopped')
-    if step < stages.diffusion_training.steps:
-        cli.tell(f'{workdir}: not trained to its end (step {step} of '
-                 f'{stages.diffusion_training.steps})')
-    method = stages.diffusion
-    template = state_template(method.init, method.trainable, stages.diffusion_training)
+        raise UserError(f'{workdir}: no checkpoint of the {method.stage} stage yet; train it with '
+                        'the command it was started with (python -m fluidjax.main), it goes on '
+                        'from where it stopped')
+    if step < stage.training.steps:
+        cli.tell(f'{workdir}: not trained to its end (step {step} of {stage.training.steps})')
+    template = state_template(method.init, method.trainable, stage.training)
     state = checkpoint.restore(folder, template, step)
     return Run(config, grid, method, jax.device_put(state.averaged()), step)

@@ -80,6 +80,9 @@ def predict(scans: Sequence[str], workdir: Path, out: Path) -> None:
         raise UserError(f"two scans are called '{twice[0]}' and would overwrite each other in "
                         f'{out}; rename one, or predict them apart')
     run = load_run(workdir)
+    if run.method.needs_mask:
+        raise UserError(f'{workdir}: {run.config.method} must be told where the lesion is, so it '
+                        'finds none; predict with a run of another method')
     threshold = load_threshold(workdir, run.config.method)
     detector = Detector(run)
     failed = []

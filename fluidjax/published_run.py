@@ -22,12 +22,11 @@ from fluidjax import cli
 from fluidjax.compiling import run_once
 from fluidjax.config import differences, save_config
 from fluidjax.errors import UserError
-from fluidjax.experiment import METHODS, Stages, build_stages
-from fluidjax.fluid.grid import Grid
+from fluidjax.experiment import model_grid
 from fluidjax.published_names import Params
 from fluidjax.published_weights import Network, Untold, read_networks
+from fluidjax.stages import CONDITIONS, Stage, build_stages
 from fluidjax.training import checkpoint
-from fluidjax.training.loop import StageSettings
 from fluidjax.training.optimizer import make_optimizer
 from fluidjax.training.state import create_state
 
@@ -59,9 +58,9 @@ def convert(checkpoints: Sequence[Path], out: Path, config: ConfigDict) -> str:
         return (f'{out}/weights: parameters alone. A run needs the autoencoder beside them: give '
                 'its checkpoint in the same command')
     stages = _stages(networks, made)
-    states = {'autoencoder': _autoencoder_stage(networks, stages, made)}
+    states = {'autoencoder': _autoencoder_stage(networks, stages[0], made)}
     if 'unet' in networks:
-        states['diffusion'] = _diffusion_stage(networks, stages)
+        states['diffusion'] = _diffusion_stage(networks, stages[1])
 
     def write(folder: Path) -> None:
         for stage, (state, step) in states.items():
@@ -126,7 +125,7 @@ def config_of(networks: dict[str, Network], config: ConfigDict) -> ConfigDict:
             'discriminator_features': model.features, 'discriminator_layers': model.num_layers})
     if 'unet' in networks:
         c = networks['unet'].model.config
-        made.method = next(name for name, ways in METHODS.items() if c.condition in ways)
+        made.method = next(name for name, ways in CONDITIONS.items() if c.condition in ways)
         made.diffusion.network.update({
             'channels': c.channels, 'num_res_blocks': c.num_res_blocks,
             'attention_levels': c.attention_levels, 'num_head_channels': c.num_head_channels,
@@ -138,16 +137,12 @@ def config_of(networks: dict[str, Network], config: ConfigDict) -> ConfigDict:
     return made
 
 
-def _stages(networks: dict[str, Network], config: ConfigDict) -> Stages:
+def _stages(networks: dict[str, Network], config: ConfigDict) -> tuple[Stage, ...]:
     """Both stages on the run's grid, on which the networks must fit each other."""
-    from data_pipelines.grids import GRIDS
-
-    if config.size not in GRIDS:
-        raise UserError(f"config.size: '{config.size}' is not one of {', '.join(GRIDS)}")
-    grid = GRIDS[config.size]
-    stages = build_stages(config, Grid(tuple(grid.shape), tuple(grid.spacing)))
+    grid = model_grid(config)
+    stages = build_stages(config, grid)
     if 'unet' in networks:
-        found, latent = networks['unet'].model.config, stages.autoencoder.latent_shape
+        found, latent = networks['unet'].model.config, stages[0].method.latent_shape
         if found.in_channels != latent[-1]:
             raise UserError(f'the U-Net is made for latents of {found.in_channels} channels, the '
                             f'autoencoder has {latent[-1]}; give the ones trained together')
@@ -160,34 +155,32 @@ def _stages(networks: dict[str, Network], config: ConfigDict) -> Stages:
 
 
 def _autoencoder_stage(
-    networks: dict[str, Network], stages: Stages, config: ConfigDict
+    networks: dict[str, Network], stage: Stage, config: ConfigDict
 ) -> tuple[Any, int]:
     """Stage one at its last step; a discriminator that was not given is drawn."""
-    method = stages.autoencoder
+    method = stage.method
     params = {kind: networks[kind].params for kind in method.trainable if kind in networks}
     key = jax.random.key(config.seed)
     if set(jax.eval_shape(method.init, key)) - set(params):
         params = {**run_once(method.init, key), **params}
-    return _finished(params, method.trainable, stages.autoencoder_training)
+    return _finished(params, stage)
 
 
-def _diffusion_stage(networks: dict[str, Network], stages: Stages) -> tuple[Any, int]:
+def _diffusion_stage(networks: dict[str, Network], stage: Stage) -> tuple[Any, int]:
     """Stage two at its last step, with the published scale of the latents."""
-    method = stages.diffusion
-    latent = jax.eval_shape(method.init, jax.random.key(0))['latent']
+    latent = jax.eval_shape(stage.method.init, jax.random.key(0))['latent']
     params = {
         'unet': networks['unet'].params,
         'autoencoder': networks['autoencoder'].params,
         'latent': {'mean': np.zeros(latent['mean'].shape, np.float32),
                    'scale': np.full(latent['scale'].shape, PUBLISHED_LATENT_SCALE, np.float32)},
     }
-    return _finished(params, method.trainable, stages.diffusion_training)
+    return _finished(params, stage)
 
 
-def _finished(
-    params: Params, trainable: tuple[str, ...], settings: StageSettings
-) -> tuple[Any, int]:
+def _finished(params: Params, stage: Stage) -> tuple[Any, int]:
     """The state after the last step, and that step."""
+    trainable, settings = stage.method.trainable, stage.training
     optimizer = make_optimizer(settings.optimizer, settings.steps, trainable)
     state = create_state(jax.tree.map(jnp.asarray, params), trainable, optimizer)
     return state.replace(step=jnp.int32(settings.steps)), settings.steps

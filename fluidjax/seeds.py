@@ -47,7 +47,7 @@ def as_markdown(table: dict[str, dict[str, list[float | None]]]) -> str:
 def is_evaluated(folder: Path) -> bool:
     """Whether the scores of a run are younger than its newest checkpoint."""
     scores = folder / 'eval' / 'metrics.json'
-    checkpoints = [p.stat().st_mtime for p in (folder / 'checkpoints' / 'diffusion').iterdir()]
+    checkpoints = [p.stat().st_mtime for p in (folder / 'checkpoints').glob('*/*')]
     return scores.is_file() and scores.stat().st_mtime > max(checkpoints)
 
 

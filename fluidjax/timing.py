@@ -11,11 +11,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from data_pipelines.grids import GRIDS
 from fluidjax import cli, experiment
 from fluidjax.compiling import run_once
-from fluidjax.fluid.grid import Grid
 from fluidjax.fluid.randomize import randomize_batch
+from fluidjax.stages import build_stages, fluid_settings
 
 
 def time_part(function: Callable, *arguments: Any, repeats: int) -> dict[str, float]:
@@ -33,11 +32,12 @@ def time_part(function: Callable, *arguments: Any, repeats: int) -> dict[str, fl
 
 
 class Bench:
-    """Both stages of a configuration with random parameters and brains, ready to be timed."""
+    """The stages of a configuration with random parameters and brains, ready to be timed."""
 
     def __init__(self, config: Any) -> None:
-        self.grid = Grid(GRIDS[config.size].shape, GRIDS[config.size].spacing)
-        self.stages = experiment.build_stages(config, self.grid)
+        self.grid = experiment.model_grid(config)
+        self.stages = build_stages(config, self.grid)
+        self.fluid = fluid_settings(config)
         self.key = jax.random.key(0)
 
     def batch(self, size: int) -> dict[str, jax.Array]:
@@ -65,48 +65,49 @@ def split(method: Any, params: Any) -> tuple[Any, Any]:
 
 
 def time_all(config: Any, repeats: int) -> dict[str, dict[str, float]]:
-    """Every part of both stages on random brains of the configuration's grid."""
+    """Every part of all stages on random brains of the configuration's grid."""
     bench = Bench(config)
-    stages, key = bench.stages, bench.key
-    auto, diffusion = stages.autoencoder, stages.diffusion
-    small = bench.batch(stages.autoencoder_training.batch_size)
-    large = bench.batch(stages.diffusion_training.batch_size)
-    auto_params, params = run_once(auto.init, key), run_once(diffusion.init, key)
-    one = large['image'][:1]
-    parts = {
-        f'draw {len(large["image"])} pairs': (diffusion.pairs, large, key),
-        f'encode {len(large["image"])}': (diffusion.encode, params, large['image']),
-        f'autoencoder gradient, batch {len(small["image"])}':
-            (gradient_of(auto), *split(auto, auto_params), small, key),
-        f'diffusion gradient, batch {len(large["image"])}':
-            (gradient_of(diffusion), *split(diffusion, params), large, key),
-        'reconstruct 1': (diffusion.reconstruct, params, one, key),
-    }
+    key, parts = bench.key, {}
+    for stage in bench.stages:
+        method, batch = stage.method, bench.batch(stage.training.batch_size)
+        size, params = len(batch['image']), run_once(method.init, key)
+        if hasattr(method, 'pairs'):
+            parts[f'draw {size} pairs'] = (method.pairs, batch, key)
+        parts[f'{method.stage} gradient, batch {size}'] = (
+            gradient_of(method), *split(method, params), batch, key)
+    if hasattr(method, 'autoencoder'):
+        parts[f'encode {size}'] = (method.autoencoder.encode, params, batch['image'])
+    one = batch['image'][:1]
+    told = [one] if method.needs_mask else []
+    parts['reconstruct 1'] = (method.reconstruct, params, one, key, *told)
     return _time_parts(parts, repeats)
 
 
 def time_step_shares(config: Any, repeats: int) -> dict[str, Any]:
-    """A training step of the diffusion stage with and without fluid randomization.
+    """A training step of the last stage with and without fluid randomization.
 
     Without, the pairs are healthy; all else is the same: augmentation, encoding of both images,
     U-Net, gradient. The share is what the step with it takes longer; where that drowns in the
     timer's scatter, the randomization timed alone is the better number, and both are given.
     """
     bench = Bench(config)
-    diffusion = bench.stages.diffusion
-    plain = dataclasses.replace(diffusion, fluid=None)
-    batch = bench.batch(bench.stages.diffusion_training.batch_size)
-    groups = split(diffusion, run_once(diffusion.init, bench.key))
+    method, training = bench.stages[-1].method, bench.stages[-1].training
+    pairs = getattr(method, 'pairs', None)
+    if pairs is None or pairs.randomization is None:
+        raise cli.UserError(f'config.method: {config.method} is trained without randomization')
+    plain = dataclasses.replace(method, pairs=dataclasses.replace(pairs, randomization=None))
+    batch = bench.batch(training.batch_size)
+    groups = split(method, run_once(method.init, bench.key))
     size = len(batch['image'])
 
     def alone(batch: dict[str, jax.Array], key: jax.Array) -> Any:
-        return randomize_batch(key, batch['image'], batch['brain'], bench.grid, diffusion.fluid,
+        return randomize_batch(key, batch['image'], batch['brain'], bench.grid, bench.fluid,
                                batch['lesions'])
 
     table = _time_parts({
         f'randomization alone, batch {size}': (alone, batch, bench.key),
         f'step without, batch {size}': (gradient_of(plain), *groups, batch, bench.key),
-        f'step with, batch {size}': (gradient_of(diffusion), *groups, batch, bench.key),
+        f'step with, batch {size}': (gradient_of(method), *groups, batch, bench.key),
     }, repeats)
     only, without, with_it = (row['milliseconds'] for row in table.values())
     shares = {'share_by_difference': (with_it - without) / with_it, 'share_alone': only / with_it}

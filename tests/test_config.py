@@ -9,11 +9,12 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import ldm
+from configs.methods import config_of
 from data_pipelines.grids import GRIDS
 from fluidjax.config import differences, load_config, parse_argument, save_config, settings_from
 from fluidjax.errors import UserError
-from fluidjax.experiment import build_stages
 from fluidjax.fluid.grid import Grid
+from fluidjax.stages import METHODS, build_stages
 from fluidjax.training.loop import StageSettings, state_template
 from fluidjax.training.optimizer import OptimizerSettings
 
@@ -63,34 +64,59 @@ def test_no_configuration_says_how_to_train(tmp_path):
         load_config(tmp_path / 'config.json')
 
 
-@pytest.mark.parametrize('method,unet', [
-    ('conddiff', 54_923_910), ('ldm', 46_640_134), ('cldm', 46_650_502)])
-def test_the_papers_size_has_the_papers_parameters_and_shapes(method, unet):
-    """Built and shape-checked without allocating: METHOD.md's counts, latents of 20^3."""
-    config = ldm.get_config(f'paper,method={method}')
+@pytest.mark.parametrize('method,groups', [
+    # METHOD.md's counts, the parts of the paper's system and of its rivals
+    ('conddiff', {'unet': 54_923_910, 'autoencoder': 13_766_248}),
+    ('ldm', {'unet': 46_640_134, 'autoencoder': 13_766_248}),
+    ('cldm', {'unet': 46_650_502, 'autoencoder': 13_766_248}),
+    ('icdm', {'unet': 46_650_502, 'autoencoder': 13_766_248}),
+    # our own, and those of which the paper gives no sizes, as they were counted first
+    ('fluidjax', {'unet': 59_556_099, 'autoencoder': 13_766_248}),
+    ('vae', {'vae': 39_458_696}),
+    ('regression', {'unet': 7_115_777}),
+    ('inpainting', {'unet': 7_116_641}),
+])
+def test_the_papers_size_has_its_parameters_and_shapes(method, groups):
+    """Built and shape-checked at 160^3 without allocating; loss and counterpart included."""
     grid = Grid(GRIDS['paper'].shape, GRIDS['paper'].spacing)
-    stages = build_stages(config, grid)
+    trained = build_stages(config_of(method, 'paper'), grid)[-1].method
     key = jax.random.key(0)
-    params = jax.eval_shape(stages.diffusion.init, key)
-    assert count(params['unet']) == unet
-    assert count(params['autoencoder']) == 13_766_248
-    assert count(jax.eval_shape(stages.autoencoder.init, key)['discriminator']) == 24_830_689
+    params = jax.eval_shape(trained.init, key)
+    assert {name: count(params[name]) for name in groups} == groups
     volume = jax.ShapeDtypeStruct((1, *grid.shape, 1), jnp.float32)
-    latent = jax.eval_shape(stages.diffusion.encode, params, volume)
-    assert latent.shape == (1, 20, 20, 20, 3)
-    loss, metrics = jax.eval_shape(
-        stages.diffusion.loss, params, {'image': volume, 'brain': volume}, key)
-    assert loss.shape == () and {'mse', 'vb'} <= set(metrics)
-    assert jax.eval_shape(stages.diffusion.reconstruct, params, volume, key).shape == volume.shape
+    loss, _ = jax.eval_shape(trained.loss, params, {'image': volume, 'brain': volume}, key)
+    assert loss.shape == ()
+    told = [volume] if trained.needs_mask else []
+    counterpart = jax.eval_shape(trained.reconstruct, params, volume, key, *told)
+    assert counterpart.shape == volume.shape and counterpart.dtype == volume.dtype
 
 
+def test_the_published_parts_have_their_parameters():
+    """METHOD.md: encoder, decoder, the three 1x1x1 convolutions, discriminator, condition."""
+    grid = Grid(GRIDS['paper'].shape, GRIDS['paper'].spacing)
+    first, second = build_stages(config_of('conddiff', 'paper'), grid)
+    params = jax.eval_shape(first.method.init, jax.random.key(0))
+    assert count(params['discriminator']) == 24_830_689
+    coder = params['autoencoder']
+    assert {name: count(part) for name, part in coder.items()} == {
+        'encoder': 6_551_235, 'decoder': 7_214_977, 'quant_mu': 12, 'quant_log_var': 12,
+        'post_quant': 12}
+    unet = jax.eval_shape(second.method.init, jax.random.key(0))['unet']
+    assert count(unet['condition']) == 805_376
+    volume = jax.ShapeDtypeStruct((1, *grid.shape, 1), jnp.float32)
+    latent = jax.eval_shape(first.method.encode, params, volume)
+    assert latent.shape == (1, 20, 20, 20, 3) and latent.dtype == jnp.float32
+
+
+@pytest.mark.parametrize('method', METHODS)
 @pytest.mark.parametrize('size', ['demo', 'smoke'])
-def test_small_sizes_build_and_have_a_state(size):
-    config = ldm.get_config(size)
-    stages = build_stages(config, Grid(GRIDS[size].shape, GRIDS[size].spacing))
-    state = state_template(
-        stages.diffusion.init, stages.diffusion.trainable, stages.diffusion_training)
-    assert set(state.params) == {'unet'} and set(state.frozen) == {'autoencoder', 'latent'}
+def test_small_sizes_build_and_have_a_state(method, size):
+    stages = build_stages(config_of(method, size), Grid(GRIDS[size].shape, GRIDS[size].spacing))
+    last = stages[-1]
+    state = state_template(last.method.init, last.method.trainable, last.training)
+    assert set(state.params) == set(last.method.trainable)
+    shared = {'autoencoder'} if len(stages) == 2 else set()
+    assert shared <= set(state.frozen) <= {'autoencoder', 'latent', 'mean'}
 
 
 @pytest.mark.parametrize('change,message', [

@@ -1,8 +1,8 @@
 """Stage two: diffusion of the healthy latent, told of the scan or not (arXiv:2506.10233).
 
-One method in three guises, by `network.condition`: `vector` and `spatial` are CondDiff (a second
-scale and shift), `concat` is cLDM, `none` is LDM. The first three see pairs made by the fluid
-randomization inside the step; LDM sees healthy scans alone.
+One method in four guises. By `network.condition`: `vector`, `spatial` and `both` are CondDiff (a
+second scale and shift), `concat` is cLDM, `none` is LDM, which sees healthy scans alone. ICDM-3D is
+cLDM whose pairs are made by corruptions instead of the flow.
 """
 
 from __future__ import annotations
@@ -14,15 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fluidjax.augment import AugmentSettings, augment_batch
 from fluidjax.diffusion import samplers
 from fluidjax.diffusion.losses import denoising_loss
 from fluidjax.diffusion.schedule import PREDICTIONS, Schedule, linear_schedule, q_sample
 from fluidjax.errors import UserError
-from fluidjax.fluid.painting import divide_by_maximum
-from fluidjax.fluid.randomize import Randomized, randomize_batch
-from fluidjax.fluid.settings import FluidSettings
+from fluidjax.methods import latents
 from fluidjax.methods.autoencoder import AutoencoderMethod
+from fluidjax.methods.pairs import PairMaker, by_its_maximum
 from fluidjax.models.unet import UNet, UNetConfig
 
 Params = dict[str, Any]
@@ -94,18 +92,17 @@ class LatentDiffusion:
         autoencoder: stage one.
         network: the U-Net, with its way of being conditioned.
         process: noise, target and sampling.
-        fluid: how pseudo-pathology is drawn; None for healthy pairs alone.
-        augment: of the training scans.
+        pairs: how training pairs are made.
     """
 
     autoencoder: AutoencoderMethod
     network: UNetConfig
     process: DiffusionProcess
-    fluid: FluidSettings | None
-    augment: AugmentSettings
+    pairs: PairMaker
 
     stage = 'diffusion'
     trainable = ('unet',)
+    needs_mask = False
 
     @property
     def conditional(self) -> bool:
@@ -125,43 +122,20 @@ class LatentDiffusion:
         return {
             'unet': UNet(self.network).init(k_unet, z, jnp.zeros((1,), jnp.int32), cond)['params'],
             'autoencoder': self.autoencoder.init(k_auto)['autoencoder'],
-            'latent': {'mean': jnp.zeros(shape), 'scale': jnp.ones(())},
+            'latent': latents.unmeasured(shape),
         }
 
     def prepare(self, params: Params, volumes: np.ndarray) -> Params:
-        """Measure mean and scale of the latents of training scans `(n, x, y, z, 1)`.
-
-        One scale for all channels, that of their joint standard deviation: a scale each would make
-        noise of the fine components. (The published constant, 0.18215, is of another model.)
-        """
-        encode = jax.jit(lambda v: self.autoencoder.encode(params, divide_by_maximum(v)))
-        z = np.concatenate([np.asarray(encode(v[None])) for v in volumes])
-        centre = z.mean(axis=0) if self.process.centre_latents else np.zeros(z.shape[1:])
-        spread = max(float((z - centre).std()), 1e-6)
-        latent = {'mean': jnp.asarray(centre, jnp.float32), 'scale': jnp.float32(1.0 / spread)}
-        return {**params, 'latent': latent}
+        """Measure mean and scale of the latents of training scans; see `latents.prepare`."""
+        return latents.prepare(self.autoencoder, params, volumes, self.process.centre_latents)
 
     def encode(self, params: Params, volumes: jax.Array) -> jax.Array:
         """Normalised latents of volumes."""
-        z = self.autoencoder.encode(params, volumes)
-        return (z - params['latent']['mean']) * params['latent']['scale']
+        return latents.encode(self.autoencoder, params, volumes)
 
     def decode(self, params: Params, z: jax.Array) -> jax.Array:
         """Volumes of normalised latents."""
-        return self.autoencoder.decode(
-            params, z / params['latent']['scale'] + params['latent']['mean'])
-
-    def pairs(self, batch: dict[str, jax.Array], key: jax.Array) -> Randomized:
-        """Fresh pairs (healthy, pseudo-diseased) of a batch of healthy scans."""
-        k_augment, k_fluid = jax.random.split(key)
-        grid = self.autoencoder.grid
-        images, brains = augment_batch(
-            k_augment, batch['image'], batch['brain'], grid.spacing, self.augment)
-        if self.fluid is None:
-            images = jax.vmap(divide_by_maximum)(images)
-            return Randomized(images, images, jnp.zeros_like(images), jnp.zeros_like(images))
-        return randomize_batch(
-            k_fluid, images, brains, grid, self.fluid, batch.get('lesions'))
+        return latents.decode(self.autoencoder, params, z)
 
     def loss(
         self, params: Params, batch: dict[str, jax.Array], key: jax.Array
@@ -194,9 +168,8 @@ class LatentDiffusion:
         The scan's latent is noised to `start_step` and denoised with the scan as the condition;
         with several samples their mean latent is decoded.
         """
-        # Both images of a training pair are divided by their maximum, so the scan is here, too.
-        peak = jnp.maximum(volumes.max(axis=(1, 2, 3, 4), keepdims=True), 1e-6)
-        z_scan = self.encode(params, volumes / peak)
+        scans, peak = by_its_maximum(volumes)
+        z_scan = self.encode(params, scans)
         return peak * self.decode(params, self._samples(params, z_scan, key).mean(axis=0))
 
     def _samples(self, params: Params, z_scan: jax.Array, key: jax.Array) -> jax.Array:

@@ -11,7 +11,7 @@ import jax
 
 from fluidjax.errors import UserError
 from fluidjax.models.conv import Conv3D
-from fluidjax.models.layers import Downsample, GroupNorm, ResBlock, SelfAttention
+from fluidjax.models.layers import Dense, Downsample, GroupNorm, ResBlock, SelfAttention
 
 PUBLISHED_GROUPS, PUBLISHED_EPS = 32, 1e-5
 
@@ -69,12 +69,14 @@ class SpatialConditionEncoder(nn.Module):
         channels: features of each level; each level after the first halves the grid.
         position_shape: grid (x, y, z) of a learned bias of the first features, zero at the start,
             which lets the encoder know where it is (volumes are aligned to an atlas); None: none.
+        global_context: add to every map a vector of the whole, the mean of the deepest features.
     """
 
     channels: tuple[int, ...]
     num_res_blocks: int = 1
     norm_num_groups: int = 32
     position_shape: tuple[int, int, int] | None = None
+    global_context: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> tuple[jax.Array, ...]:
@@ -86,7 +88,12 @@ class SpatialConditionEncoder(nn.Module):
             for block in range(self.num_res_blocks):
                 h = ResBlock(channels, self.norm_num_groups, name=f'down_{level}_res_{block}')(h)
             features.append(GroupNorm(self.norm_num_groups, name=f'norm_{level}')(h))
-        return tuple(features)
+        return tuple(self._with_context(features) if self.global_context else features)
+
+    def _with_context(self, features: list[jax.Array]) -> list[jax.Array]:
+        whole = nn.silu(features[-1].mean((1, 2, 3), keepdims=True))
+        return [h + Dense(h.shape[-1], zero_init=True, name=f'context_{level}')(whole)
+                for level, h in enumerate(features)]
 
     def _with_position(self, h: jax.Array) -> jax.Array:
         if self.position_shape is None:

@@ -1,7 +1,8 @@
-"""The diffusion U-Net (DDPM in 3-D) and its four ways to be conditioned.
+"""The diffusion U-Net (DDPM in 3-D) and its ways to be conditioned.
 
 `none`, `concat` and `vector` are the published LDM (46,640,134 parameters), cLDM (46,650,502) and
-CondDiff (54,923,910). `spatial` is ours: CondDiff's second scale and shift, as maps.
+CondDiff (54,923,910). `spatial` is ours: CondDiff's second scale and shift, as maps; `both` adds a
+vector of the whole scan to every map.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from fluidjax.models.layers import (
     time_embedding,
 )
 
-CONDITIONS = ('none', 'concat', 'vector', 'spatial')
+CONDITIONS = ('none', 'concat', 'vector', 'spatial', 'both')
+SPATIAL = ('spatial', 'both')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,9 +43,10 @@ class UNetConfig:
         attention_levels: one flag a level; the middle always has attention.
         num_head_channels: channels per attention head (None: one head).
         condition: 'none'; 'concat' (on the channels of x); 'vector' (published CondDiff);
-            'spatial' (maps of scale and shift at every level).
+            'spatial' (maps of scale and shift at every level); 'both' (the maps, and in them a
+            vector of the whole scan).
         condition_channels: features of the condition encoder, one entry a level. None: the
-            published (32, 64, 64, 64) for 'vector', `channels` for 'spatial'.
+            published (32, 64, 64, 64) for 'vector', else `channels`.
         condition_num_res_blocks: residual blocks per level of the 'spatial' encoder.
         condition_slices: first side of the condition's grid, fixed for 'vector'.
         position_shape: grid of the learned position bias of the 'spatial' encoder, or None.
@@ -75,7 +78,7 @@ class UNetConfig:
         if not self.channels or len(self.attention_levels) != len(self.channels):
             raise UserError(f'unet.attention_levels: {len(self.attention_levels)} flags for '
                             f'{len(self.channels)} channels; give one a level')
-        if self.condition == 'spatial' and len(self.spatial_channels) != len(self.channels):
+        if self.condition in SPATIAL and len(self.spatial_channels) != len(self.channels):
             raise UserError(f'unet.condition_channels: {self.condition_channels} must have one '
                             f'entry a level, {len(self.channels)}')
         for channels in (*self.channels, *self._normed_condition_channels()):
@@ -84,7 +87,7 @@ class UNetConfig:
                                 f'{channels} channels; choose a common divisor')
 
     def _normed_condition_channels(self) -> tuple[int, ...]:
-        return self.spatial_channels if self.condition == 'spatial' else ()
+        return self.spatial_channels if self.condition in SPATIAL else ()
 
     @property
     def spatial_channels(self) -> tuple[int, ...]:
@@ -128,10 +131,10 @@ class UNet(nn.Module):
     def _encode_condition(self, cond: jax.Array | None) -> tuple[jax.Array | None, ...]:
         """What the residual blocks of each level are told of the condition."""
         c = self.config
-        if c.condition == 'spatial':
+        if c.condition in SPATIAL:
             return SpatialConditionEncoder(
                 c.spatial_channels, c.condition_num_res_blocks, c.norm_num_groups,
-                c.position_shape, name='condition',
+                c.position_shape, c.condition == 'both', name='condition',
             )(cond)
         if c.condition == 'vector':
             sizes = c.condition_channels or VectorConditionEncoder.channels
@@ -174,7 +177,7 @@ class UNet(nn.Module):
 
     def _block(self, channels: int, name: str) -> ResBlock:
         c = self.config
-        scale_shift = c.condition in ('vector', 'spatial')
+        scale_shift = c.condition in ('vector', *SPATIAL)
         return res_block(c.remat)(channels, c.norm_num_groups, scale_shift=scale_shift,
                                   zero_init=True, name=name)
 
@@ -182,7 +185,7 @@ class UNet(nn.Module):
         c = self.config
         # The published networks never use their output projection; ours has no reason not to.
         return SelfAttention(c.norm_num_groups, head_channels=c.num_head_channels,
-                             project=c.condition == 'spatial', name=name)
+                             project=c.condition in SPATIAL, name=name)
 
 
 def _check_input(c: UNetConfig, x: jax.Array, cond: jax.Array | None) -> None:
@@ -192,7 +195,7 @@ def _check_input(c: UNetConfig, x: jax.Array, cond: jax.Array | None) -> None:
     if (cond is None) != (c.condition == 'none'):
         state = 'missing' if cond is None else 'given'
         raise UserError(f'unet.condition: is {c.condition!r}, but a condition is {state}')
-    if c.condition in ('concat', 'spatial') and cond.shape[:4] != x.shape[:4]:
+    if c.condition in ('concat', *SPATIAL) and cond.shape[:4] != x.shape[:4]:
         raise UserError(f'condition: shape {cond.shape[:4]} differs from the latent {x.shape[:4]}')
     if c.condition == 'vector' and cond.shape[1] != c.condition_slices:
         raise UserError(f'unet.condition_slices: is {c.condition_slices}, the condition has '

@@ -104,7 +104,7 @@ def test_the_same_command_again_trains_nothing(trained, call):
     workdir, _, _ = trained
     before = (workdir / 'metrics.jsonl').read_text()
     again = call('main', CONFIG, f'--workdir={workdir}')
-    assert again.returncode == 0 and 'both stages are done' in again.stderr
+    assert again.returncode == 0 and 'all stages are done' in again.stderr
     assert (workdir / 'metrics.jsonl').read_text() == before
 
 
@@ -231,7 +231,7 @@ def test_only_the_map_settings_of_a_finished_run_may_change(
     config = ldm.get_config('smoke')
     config.detect.map.smoothing_mm = 0.0
     experiment.train(config, workdir)
-    assert 'both stages are done' in capsys.readouterr().err
+    assert 'all stages are done' in capsys.readouterr().err
     saved = json.loads((workdir / 'config.json').read_text())
     assert saved['detect']['map']['smoothing_mm'] == 0.0
 

@@ -108,7 +108,7 @@ def test_an_autoencoder_alone_is_a_finished_first_stage(config, files, tmp_path)
     assert saved['autoencoder']['network']['channels'] == [8, 16]
     stages = experiment.build_stages(
         experiment.load_config(out / 'config.json'), experiment.Grid((16, 16, 16), (12.0,) * 3))
-    method, settings = stages.autoencoder, stages.autoencoder_training
+    method, settings = stages[0].method, stages[0].training
     assert is_done(out / 'checkpoints' / 'autoencoder', settings)
     # Finished: neither a batch nor a loss is asked for.
     params = train_stage(method.stage, None, method.trainable, method.init, None, None, settings,

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from configs import ldm
+from configs.methods import config_of
 from fluidjax.compiling import run_once
-from fluidjax.experiment import build_stages
 from fluidjax.fluid.grid import Grid
+from fluidjax.methods.bridge import between
 from fluidjax.models.autoencoder import Autoencoder
+from fluidjax.stages import METHODS, build_stages
 from fluidjax.training.loop import StageSettings
 from fluidjax.training.optimizer import OptimizerSettings, make_optimizer
 
@@ -32,8 +33,13 @@ def brains(count: int, seed: int = 0) -> np.ndarray:
     return images[..., None].astype(np.float32)
 
 
-def stages_of(method: str):
-    return build_stages(ldm.get_config(f'smoke,method={method}'), GRID)
+def method_of(name: str):
+    """The last stage of a method's smoke configuration, with one level, on a grid of 16^3."""
+    config = config_of(name, 'smoke')
+    for section in ('diffusion', 'bridge'):
+        if section in config:
+            config[section].network.update({'channels': (8,), 'attention_levels': (False,)})
+    return build_stages(config, GRID)[-1].method
 
 
 def fit(method, params, batch, learning_rate=3e-3):
@@ -63,12 +69,14 @@ def fit(method, params, batch, learning_rate=3e-3):
 @pytest.fixture(scope='module')
 def batch():
     images = jnp.asarray(brains(2))
-    return {'image': images, 'brain': (images > 0).astype(jnp.float32)}
+    hole = np.zeros((2, *GRID.shape), np.uint8)
+    hole[:, 5:9, 6:10, 6:10] = 1
+    return {'image': images, 'brain': (images > 0).astype(jnp.float32), 'lesions': hole}
 
 
 @pytest.fixture(scope='module')
 def autoencoder():
-    method = stages_of('conddiff').autoencoder
+    method = method_of('conddiff').autoencoder
     return method, method.prepare(run_once(method.init, jax.random.key(0)), brains(8))
 
 
@@ -98,27 +106,63 @@ def test_autoencoder_starts_from_principal_components(autoencoder):
     assert best <= error * 1.0001 and error < 1.5 * best + 1e-4
 
 
-@pytest.mark.parametrize('name', ['conddiff', 'ldm', 'cldm'])
-def test_diffusion_learns_and_reconstructs(name, autoencoder, batch):
-    _, auto_params = autoencoder
-    method = stages_of(name).diffusion
-    params = {**run_once(method.init, jax.random.key(2)),
-              'autoencoder': auto_params['autoencoder']}
+@pytest.mark.parametrize('name', METHODS)
+def test_every_method_learns_and_reconstructs(name, autoencoder, batch):
+    """Its loss falls on a fixed batch, and a scan's counterpart is nearer to it than to noise."""
+    method = method_of(name)
+    params = run_once(method.init, jax.random.key(2))
+    if 'autoencoder' in params:
+        params['autoencoder'] = autoencoder[1]['autoencoder']
     params = method.prepare(params, brains(8))
-    z = method.encode(params, brains(8))
-    assert float(z.std()) == pytest.approx(1.0, rel=0.05)
-    assert float(jnp.abs(z.mean(0)).max()) < 1e-3
     losses, params = fit(method, params, batch)
     assert np.isfinite(losses).all() and losses[-1] < 0.95 * losses[0]
-    recon = run_once(method.reconstruct, params, batch['image'], jax.random.key(0))
-    assert recon.shape == batch['image'].shape
+    told = [batch['lesions'][..., None]] if method.needs_mask else []
+    recon = run_once(method.reconstruct, params, batch['image'], jax.random.key(0), *told)
+    assert recon.shape == batch['image'].shape and jnp.isfinite(recon).all()
     noise = jax.random.uniform(jax.random.key(1), recon.shape)
     assert jnp.mean((recon - batch['image']) ** 2) < jnp.mean((recon - noise) ** 2)
 
 
+def test_latents_are_centred_and_of_unit_variance(autoencoder):
+    method = method_of('conddiff')
+    params = {**run_once(method.init, jax.random.key(2)), **autoencoder[1]}
+    params = method.prepare(params, brains(8))
+    z = method.encode(params, brains(8))
+    assert float(z.std()) == pytest.approx(1.0, rel=0.05)
+    assert float(jnp.abs(z.mean(0)).max()) < 1e-3
+
+
+def test_inpainting_changes_nothing_outside_the_mask(batch):
+    method = method_of('inpainting')
+    params = run_once(method.init, jax.random.key(0))
+    mask = batch['lesions'][..., None].astype(jnp.float32)
+    filled = method.reconstruct(params, batch['image'], jax.random.key(0), mask)
+    np.testing.assert_array_equal(filled * (1 - mask), batch['image'] * (1 - mask))
+    assert jnp.abs(filled - batch['image']).max() > 0.1  # before training the hole is black
+
+
+def test_the_bridge_ends_in_both_images_and_is_noisiest_between():
+    z_0, z_1 = jnp.zeros((3, 4)), jnp.ones((3, 4))
+    eps = jnp.ones_like(z_0)
+    z_t = between(z_0, z_1, jnp.array([0.0, 1.0, 0.5]), 2.0, eps)
+    np.testing.assert_allclose(z_t[0], 0.0)
+    np.testing.assert_allclose(z_t[1], 1.0)
+    np.testing.assert_allclose(z_t[2], 0.5 + 2.0 * 0.5)
+
+
+def test_before_training_the_bridge_leaves_the_scan_alone(autoencoder, batch):
+    """Its counterpart is then what the autoencoder makes of the scan, whatever the steps."""
+    method = method_of('fluidjax')
+    params = {**run_once(method.init, jax.random.key(2)), **autoencoder[1]}
+    params = method.prepare(params, brains(8))
+    recon = run_once(method.reconstruct, params, batch['image'], jax.random.key(0))
+    alone = autoencoder[0].reconstruct(params, batch['image'], jax.random.key(0))
+    np.testing.assert_allclose(recon, alone, atol=1e-4)
+
+
 def test_decode_undoes_encode_but_for_the_autoencoder(autoencoder, batch):
     auto, auto_params = autoencoder
-    method = stages_of('conddiff').diffusion
+    method = method_of('conddiff')
     params = method.prepare(
         {**run_once(method.init, jax.random.key(2)), 'autoencoder': auto_params['autoencoder']},
         brains(8))
@@ -130,20 +174,19 @@ def test_decode_undoes_encode_but_for_the_autoencoder(autoencoder, batch):
 def test_a_scan_of_another_brightness_has_a_counterpart_as_bright(autoencoder, batch):
     """Training divides by the maximum; `reconstruct` does so too, and undoes it."""
     _, auto_params = autoencoder
-    method = stages_of('conddiff').diffusion
+    method = method_of('conddiff')
     params = method.prepare(
         {**run_once(method.init, jax.random.key(2)), 'autoencoder': auto_params['autoencoder']},
         brains(8))
-    reconstruct = jax.jit(method.reconstruct)
-    bright = reconstruct(params, batch['image'], jax.random.key(0))
-    dim = reconstruct(params, 0.5 * batch['image'], jax.random.key(0))
+    bright, dim = (run_once(method.reconstruct, params, scale * batch['image'], jax.random.key(0))
+                   for scale in (1.0, 0.5))
     np.testing.assert_allclose(dim, 0.5 * bright, atol=1e-4)
 
 
 def test_steps_are_drawn_where_the_setting_says():
     import dataclasses
 
-    method = stages_of('conddiff').diffusion
+    method = method_of('conddiff')
     for bias, mean in ((1.0, 500), (4.0, 800)):
         process = dataclasses.replace(method.process, time_bias=bias)
         t = dataclasses.replace(method, process=process)._draw_steps(jax.random.key(0), 4000)
@@ -152,9 +195,8 @@ def test_steps_are_drawn_where_the_setting_says():
 
 
 def test_pairs_are_fresh_and_half_of_each_is_the_scan(batch):
-    method = stages_of('conddiff').diffusion
-    first = method.pairs(batch, jax.random.key(0))
-    second = method.pairs(batch, jax.random.key(1))
+    method = method_of('conddiff')
+    first, second = (run_once(method.pairs, batch, jax.random.key(i)) for i in (0, 1))
     assert float(jnp.abs(first.diseased - second.diseased).max()) > 0.01
     outside = first.probability == 0
     np.testing.assert_allclose(
@@ -165,13 +207,13 @@ def test_a_lesion_bank_in_the_batch_is_used(batch):
     """With the bank as the only source and no transport, lesions are its masks, mirrored or not."""
     import dataclasses
 
-    method = stages_of('conddiff').diffusion
-    fluid = dataclasses.replace(method.fluid, bank_probability=1.0, diseased_probability=1.0,
-                                transport_time=(0.0, 0.0), bank_shift_mm=0.0,
-                                bank_rotation_degrees=0.0, bank_scale=(1.0, 1.0))
+    method = method_of('conddiff')
+    fluid = dataclasses.replace(method.pairs.randomization, bank_probability=1.0,
+                                diseased_probability=1.0, transport_time=(0.0, 0.0),
+                                bank_shift_mm=0.0, bank_rotation_degrees=0.0, bank_scale=(1.0, 1.0))
     mask = np.zeros((2, *GRID.shape), np.uint8)
     mask[:, 9:12, 6:9, 6:9] = 1
-    pair = dataclasses.replace(method, fluid=fluid).pairs(
-        {**batch, 'lesions': jnp.asarray(mask)}, jax.random.key(0))
+    pairs = dataclasses.replace(method.pairs, randomization=fluid)
+    pair = pairs({**batch, 'lesions': jnp.asarray(mask)}, jax.random.key(0))
     for lesion in np.asarray(pair.mask)[..., 0]:
         assert (lesion == mask[0]).all() or (lesion == mask[0][::-1]).all()

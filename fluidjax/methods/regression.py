@@ -1,0 +1,94 @@
+"""Direct regression in image space: a U-Net from the diseased image to the healthy one (as in UNA).
+
+The same pairs as the diffusion's, no latent space and no noise: what the paper's claim for
+diffusion has to be held against (arXiv:2501.13370).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fluidjax.fluid.randomize import Randomized
+from fluidjax.methods.pairs import PairMaker, by_its_maximum
+from fluidjax.models.image_unet import ImageUNet, ImageUNetConfig
+
+Params = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class RestorationLoss:
+    """L1 of the image, and of its differences between neighbours.
+
+    Attributes:
+        gradient: weight of the second term.
+    """
+
+    gradient: float = 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class Regression:
+    """Healthy from pseudo-diseased, voxel by voxel.
+
+    Attributes:
+        network: sizes of the U-Net.
+        losses: weights.
+        pairs: how training pairs are made.
+    """
+
+    network: ImageUNetConfig
+    losses: RestorationLoss
+    pairs: PairMaker
+
+    stage = 'restoration'
+    trainable = ('unet',)
+    needs_mask = False
+
+    def init(self, key: jax.Array) -> Params:
+        """Random parameters."""
+        volume = jnp.zeros((1, *self.pairs.grid.shape, self.network.in_channels))
+        return {'unet': ImageUNet(self.network).init(key, volume)['params']}
+
+    def prepare(self, params: Params, volumes: np.ndarray) -> Params:
+        """Nothing is measured on the training scans."""
+        del volumes
+        return params
+
+    def loss(
+        self, params: Params, batch: dict[str, jax.Array], key: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """L1 between the restored and the healthy image, of intensities and of gradients."""
+        pair = self.pairs(batch, key)
+        error = self._restore(params, self._seen(pair)) - pair.healthy
+        weight = self._weight(pair)
+        l1 = _mean(jnp.abs(error), weight)
+        slopes = sum(_mean(jnp.abs(jnp.diff(error * weight, axis=axis))) for axis in (1, 2, 3))
+        return l1 + self.losses.gradient * slopes / 3.0, {
+            'l1': l1, 'lesion_l1': _mean(jnp.abs(error), pair.mask)}
+
+    def reconstruct(self, params: Params, volumes: jax.Array, key: jax.Array) -> jax.Array:
+        """Healthy counterparts of scans `(batch, x, y, z, 1)`; `key` is not used."""
+        del key
+        scans, peak = by_its_maximum(volumes)
+        return peak * jnp.clip(self._restore(params, scans), 0.0, 1.0)
+
+    def _restore(self, params: Params, seen: jax.Array) -> jax.Array:
+        return ImageUNet(self.network).apply({'params': params['unet']}, seen)
+
+    def _seen(self, pair: Randomized) -> jax.Array:
+        """What the network is given of a pair `(batch, x, y, z, in_channels)`."""
+        return pair.diseased
+
+    def _weight(self, pair: Randomized) -> jax.Array:
+        """Where the restored image counts, broadcast against `(batch, x, y, z, 1)`."""
+        return jnp.ones(())
+
+
+def _mean(values: jax.Array, weight: jax.Array = jnp.ones(())) -> jax.Array:
+    weight = jnp.broadcast_to(weight, values.shape)
+    return jnp.sum(values * weight) / jnp.maximum(jnp.sum(weight), 1.0)
