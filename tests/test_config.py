@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +13,7 @@ from ml_collections import ConfigDict
 from configs import ldm
 from configs.methods import config_of
 from data_pipelines.grids import GRIDS
+from fluidjax import experiment
 from fluidjax.config import differences, load_config, parse_argument, save_config, settings_from
 from fluidjax.errors import UserError
 from fluidjax.fluid.grid import Grid
@@ -130,3 +133,27 @@ def test_a_field_that_does_not_fit_is_named(change, message):
     config.update(ConfigDict(change))
     with pytest.raises(UserError, match=message):
         build_stages(config, Grid(GRIDS['smoke'].shape, GRIDS['smoke'].spacing))
+
+
+def test_an_older_run_without_a_new_field_is_the_same_run(tmp_path):
+    """Fields it did not know are taken at their defaults; what it knew must be as it was."""
+    config = ldm.get_config('smoke')
+    old = config.to_dict()
+    for field in ('dtype', 'remat'):
+        del old['autoencoder']['network'][field]
+    (tmp_path / 'checkpoints').mkdir()
+    (tmp_path / 'config.json').write_text(json.dumps(old))
+    grid = experiment.model_grid(config)
+    experiment._refuse_another_run(config, tmp_path, grid)
+    for path, value in (('autoencoder.network.dtype', 'bfloat16'), ('seed', 1),
+                        ('diffusion.training.steps', 7)):
+        other = ConfigDict(config.to_dict())
+        other.update_from_flattened_dict({path: value})
+        with pytest.raises(UserError, match='another configuration'):
+            experiment._refuse_another_run(other, tmp_path, grid)
+
+
+@pytest.mark.parametrize('method', METHODS)
+def test_the_list_of_methods_has_a_configuration_each(method):
+    config = config_of(method, 'smoke,cohort=nifti')
+    assert (config.method, config.size, config.cohort.name) == (method, 'smoke', 'nifti')
