@@ -17,11 +17,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from fluidjax.detect import metrics
-from fluidjax.detect.scores import SCORES
+from fluidjax.detect import lesions, metrics
+from fluidjax.detect.scores import COHORT_SCORES, SCORES
 from fluidjax.files import write_text
 
 MIN_LESION_ML = 0.1  # predicted components below this are no finding
+LESION_SCORES = ('lesion_precision', 'lesion_recall', 'lesion_f1')
+SIZE_EDGES_ML = (10.0, 50.0)
 RESAMPLES = 1000
 LEVEL = 0.95
 Row = dict[str, Any]
@@ -75,21 +77,34 @@ def score_map(anomaly_map: np.ndarray, subject: Subject, threshold: float,
         'ap': metrics.average_precision(*inside),
         'auroc': metrics.auroc(*inside),
         'fpr': metrics.false_positive_rate(*inside, threshold),
-        'lesion_f1': metrics.lesion_f1(predicted, truth, voxel_ml(subject.affine), min_lesion_ml)
-        if usable else metrics.NAN,
+        **(lesions.lesion_scores(predicted, truth, voxel_ml(subject.affine), min_lesion_ml)
+           if usable else dict.fromkeys(LESION_SCORES)),
     }
 
 
 def score_counterpart(counterpart: np.ndarray, subject: Subject) -> Row:
-    """L1, PSNR, SSIM against the healthy image in the brain, else the scan outside the lesion."""
+    """Scores of a healthy counterpart (x, y, z); NaN where undefined (see `metrics`).
+
+    l1, psnr, ssim: against the healthy image in the whole brain, or, where that is unknown, against
+    the scan outside the lesion. l1_outside, psnr_outside, ssim_outside and healthy_changed: against
+    the scan outside the lesion. contrast_removed: in the lesion where the healthy image is known.
+    """
+    counterpart, scan = np.asarray(counterpart), np.asarray(subject.image)
     brain, lesion = np.asarray(subject.brain).astype(bool), np.asarray(subject.lesion).astype(bool)
-    if subject.healthy is not None:
-        reference, region = np.asarray(subject.healthy), brain
-    else:
-        # Inside the lesion there is no truth; equal there, it does not leak through SSIM's window.
-        reference = np.where(lesion, counterpart, np.asarray(subject.image))
-        region = brain & ~lesion
-    return {score.__name__: score(counterpart, reference, region)
+    # Inside the lesion there is no truth; equal there, it does not leak through SSIM's window.
+    outside = _likeness(counterpart, np.where(lesion, counterpart, scan), brain & ~lesion)
+    row = outside | {f'{score}_outside': value for score, value in outside.items()}
+    row['healthy_changed'] = metrics.healthy_changed(counterpart, scan, brain & ~lesion)
+    if subject.healthy is None:
+        return row | {'contrast_removed': metrics.NAN}
+    healthy = np.asarray(subject.healthy)
+    # Outside the brain mask counterparts are zero by construction: not the model's doing.
+    removed = metrics.contrast_removed(counterpart, scan, healthy, brain & lesion)
+    return row | _likeness(counterpart, healthy, brain) | {'contrast_removed': removed}
+
+
+def _likeness(image: np.ndarray, reference: np.ndarray, region: np.ndarray) -> Row:
+    return {score.__name__: score(image, reference, region)
             for score in (metrics.l1, metrics.psnr, metrics.ssim)}
 
 
@@ -106,10 +121,10 @@ def score_method(maps: Sequence[np.ndarray], counterparts: Sequence[np.ndarray] 
       threshold: chosen on validation subjects (`metrics.threshold_for`); None or NaN if there was
         no way to choose one, then the scores at the threshold are None.
       seconds: per scan, or one number for all.
-      min_lesion_ml: predicted components below this volume are ignored in `lesion_f1`.
+      min_lesion_ml: predicted components below this volume are ignored in the lesion scores.
 
     Returns:
-      Per subject a row: name, lesion_ml, and every score but `dice_global`; JSON-safe.
+      Per subject a row: name, lesion_ml, and every score but `COHORT_SCORES`; JSON-safe.
     """
     seconds = [seconds] * len(subjects) if seconds is None or np.ndim(seconds) == 0 else seconds
     counterparts = [None] * len(subjects) if counterparts is None else counterparts
@@ -118,7 +133,8 @@ def score_method(maps: Sequence[np.ndarray], counterparts: Sequence[np.ndarray] 
     for subject, anomaly_map, counterpart, took in zip(
             subjects, maps, counterparts, seconds, strict=True):
         row: Row = {'name': subject.name, 'lesion_ml': None}
-        row |= {score: None for score in SCORES if score != 'dice_global'} | {'seconds': took}
+        row |= {score: None for score in SCORES if score not in COHORT_SCORES}
+        row['seconds'] = took
         if subject.lesion is not None:
             row['lesion_ml'] = float(np.sum(subject.lesion > 0)) * voxel_ml(subject.affine)
             row |= score_map(anomaly_map, subject, threshold, min_lesion_ml)
@@ -129,7 +145,7 @@ def score_method(maps: Sequence[np.ndarray], counterparts: Sequence[np.ndarray] 
 
 def _interval(samples: np.ndarray) -> tuple[float, float]:
     tail = 50.0 * (1.0 - LEVEL)
-    return tuple(float(v) for v in np.percentile(samples, [tail, 100.0 - tail]))
+    return tuple(float(v) for v in np.nanpercentile(samples, [tail, 100.0 - tail]))
 
 
 def _entry(statistic: Callable[[np.ndarray], np.ndarray], n: int, seed: int) -> Entry:
@@ -174,15 +190,88 @@ def global_dice(maps: Sequence[np.ndarray], subjects: Sequence[Subject], seed: i
     return _entry(pooled, len(usable), seed)
 
 
-def summarise(rows: Sequence[Row], dice_global: Entry | None = None) -> dict[str, Entry]:
+def sensitivity_at_fp(maps: Sequence[np.ndarray], subjects: Sequence[Subject],
+                      false_per_scan: float = 1.0, min_lesion_ml: float = MIN_LESION_ML,
+                      seed: int = 0) -> Entry:
+    """Share of all true lesions found with at most so many false regions per scan on average.
+
+    A point of the free-response ROC (FROC): of `lesions.SWEEP` thresholds, taken as quantiles of
+    all scores pooled, the one that finds most lesions within the limit; 0 if none keeps it. A
+    marked region is a hit if `lesions.HIT_SHARE` of it is lesion, else one marked brain would find
+    everything. The interval resamples subjects at that threshold.
+
+    Args:
+      maps: an anomaly map (x, y, z) per subject. Subjects without a mask or with a map that is not
+        finite are left out; healthy ones count for their false regions.
+      subjects: see `Subject`.
+      false_per_scan: the limit.
+      min_lesion_ml: marked regions below this volume are ignored.
+      seed: of the bootstrap.
+    """
+    usable = [(np.asarray(m), s, region_of(s)) for m, s in zip(maps, subjects, strict=True)
+              if s.lesion is not None]
+    usable = [one for one in usable if np.isfinite(one[0][one[2]]).all()]
+    if not any(np.any(s.lesion) for _, s, _ in usable):
+        return _entry(np.mean, 0, seed)
+    thresholds = lesions.sweep_thresholds([m[region] for m, _, region in usable])
+    counts = np.stack([  # (subjects, thresholds, (found, missed, false))
+        lesions.sweep_counts(m, np.asarray(s.lesion).astype(bool), region, thresholds,
+                             voxel_ml(s.affine), min_lesion_ml) for m, s, region in usable])
+    allowed = counts[..., 2].sum(axis=0) <= false_per_scan * len(usable)
+    found = np.where(allowed, counts[..., 0], 0)
+    best = len(thresholds) - 1 - int(np.argmax(found.sum(axis=0)[::-1]))  # the highest of equals
+    true = counts[:, best, :2].sum(axis=-1)
+    return _entry(lambda chosen: _ratio(found[chosen, best].sum(axis=-1),
+                                        true[chosen].sum(axis=-1)), len(usable), seed)
+
+
+def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """NaN where a resample drew healthy subjects alone; the interval leaves it out."""
+    return np.where(whole > 0, part / np.maximum(whole, 1), np.nan)
+
+
+def summarise(rows: Sequence[Row], dice_global: Entry | None = None,
+              sensitivity: Entry | None = None) -> dict[str, Entry]:
     """{score: {mean, ci_low, ci_high, n}} over the subjects of one method and cohort.
 
     Args:
       rows: from `score_method`.
       dice_global: from `global_dice`; it cannot be had from the rows.
+      sensitivity: from `sensitivity_at_fp`, as `sensitivity_1fp`; nor can it.
     """
     summary = {score: bootstrap_mean(row.get(score) for row in rows) for score in SCORES}
-    return summary | ({} if dice_global is None else {'dice_global': json_safe(dict(dice_global))})
+    of_cohort = {'dice_global': dice_global, 'sensitivity_1fp': sensitivity}
+    return summary | {score: json_safe(dict(entry)) for score, entry in of_cohort.items()
+                      if entry is not None}
+
+
+def by_size(rows: Sequence[Row], edges_ml: Sequence[float] = SIZE_EDGES_ML) -> dict[str, list[Row]]:
+    """Rows by the volume of their lesions: {'below 10 ml': rows, '10 to 50 ml': ..., ...}.
+
+    Args:
+      rows: from `score_method`. Those without a mask or without a lesion are in no stratum.
+      edges_ml: ascending, in ml; a volume at an edge belongs to the stratum above it.
+
+    Raises:
+      ValueError: no edges, or not ascending.
+    """
+    if not len(edges_ml) or np.any(np.diff(edges_ml) <= 0):
+        raise ValueError(f'edges_ml: {tuple(edges_ml)} must be ascending')
+    named = [f'{edge:g}' for edge in edges_ml]
+    names = [f'below {named[0]} ml',
+             *(f'{low} to {high} ml' for low, high in zip(named, named[1:])),
+             f'above {named[-1]} ml']
+    strata: dict[str, list[Row]] = {name: [] for name in names}
+    for row in rows:
+        if row.get('lesion_ml'):
+            strata[names[np.searchsorted(edges_ml, row['lesion_ml'], side='right')]].append(row)
+    return strata
+
+
+def summarise_by_size(rows: Sequence[Row], edges_ml: Sequence[float] = SIZE_EDGES_ML
+                      ) -> dict[str, dict[str, Entry]]:
+    """{stratum: {score: {mean, ci_low, ci_high, n}}} of one method and cohort; see `by_size`."""
+    return {name: summarise(chosen) for name, chosen in by_size(rows, edges_ml).items()}
 
 
 def json_safe(value: Any) -> Any:

@@ -1,7 +1,7 @@
 """Scores of one anomaly map against its lesion mask, and of a healthy counterpart.
 
 numpy on the host. A score that is not defined is NaN, never an exception: no lesion in the truth
-(Dice, AP, AUROC, lesion F1), no healthy voxel (FPR, AUROC), an empty region, or a map that holds a
+(Dice, AP, AUROC), no healthy voxel (FPR, AUROC), an empty region, or a map that holds a
 NaN or an infinity. A voxel is predicted where its score is >= the threshold. Voxel scores take
 arrays of any shape and a `region` (bool, same shape; default everything) they are computed in.
 """
@@ -9,7 +9,6 @@ arrays of any shape and a `region` (bool, same shape; default everything) they a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 from scipy import ndimage
@@ -19,7 +18,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 NAN = float('nan')
 MAX_PSNR = 100.0  # of two identical images, in dB; keeps means finite
 SSIM_WINDOW = 7
-FULL_CONNECTIVITY = np.ones((3, 3, 3), bool)  # 26 neighbours
+MIN_CONTRAST = 1e-3  # a quarter of a grey level of 256: a lesion that nobody sees
 
 
 def _in_region(scores, truth, region) -> tuple[np.ndarray, np.ndarray]:
@@ -112,41 +111,6 @@ def threshold_for(maps: Sequence[np.ndarray], truths: Sequence[np.ndarray],
     return best_dice(scores, truth)[1]
 
 
-class LesionCounts(NamedTuple):
-    """Connected components: true ones that were found and missed, predicted ones that are false."""
-
-    found: int
-    missed: int
-    false: int
-
-
-def lesion_counts(predicted: np.ndarray, truth: np.ndarray, voxel_ml: float,
-                  min_lesion_ml: float = 0.0) -> LesionCounts:
-    """Count lesions by 26-connected components of two masks (x, y, z).
-
-    A true lesion is found if any predicted voxel lies in it; a predicted one is false if it
-    touches no true voxel. Predicted components below `min_lesion_ml` are removed beforehand.
-    """
-    predicted, truth = np.asarray(predicted).astype(bool), np.asarray(truth).astype(bool)
-    labels, _ = ndimage.label(predicted, FULL_CONNECTIVITY)
-    large = np.bincount(labels.ravel()) * voxel_ml >= min_lesion_ml
-    large[0] = False
-    predicted = large[labels]
-    true_labels, true_number = ndimage.label(truth, FULL_CONNECTIVITY)
-    found = np.setdiff1d(true_labels[predicted], 0).size
-    matched = np.setdiff1d(labels[predicted & truth], 0).size
-    return LesionCounts(found, true_number - found, int(large.sum()) - matched)
-
-
-def lesion_f1(predicted: np.ndarray, truth: np.ndarray, voxel_ml: float,
-              min_lesion_ml: float = 0.0) -> float:
-    """2 found / (2 found + missed + false); NaN where nothing is true. See `lesion_counts`."""
-    counts = lesion_counts(predicted, truth, voxel_ml, min_lesion_ml)
-    if counts.found + counts.missed == 0:
-        return NAN
-    return 2 * counts.found / (2 * counts.found + counts.missed + counts.false)
-
-
 def l1(image: np.ndarray, reference: np.ndarray, region: np.ndarray) -> float:
     """Mean absolute difference inside `region` (bool)."""
     region = np.asarray(region).astype(bool)
@@ -176,6 +140,26 @@ def ssim(image: np.ndarray, reference: np.ndarray, region: np.ndarray) -> float:
     local = structural_similarity(_double(image)[box], _double(reference)[box], data_range=1.0,
                                   win_size=window, full=True)[1]
     return float(local[region[box]].mean())
+
+
+def contrast_removed(counterpart: np.ndarray, scan: np.ndarray, healthy: np.ndarray,
+                     lesion: np.ndarray) -> float:
+    """Share of a lesion's contrast that is gone from the counterpart.
+
+    1 - mean|counterpart - healthy| / mean|scan - healthy| inside `lesion` (bool): 1 for the healthy
+    image itself, 0 for a copy of the scan, negative for what is worse than the scan. NaN where the
+    lesion has no contrast (below `MIN_CONTRAST`).
+    """
+    contrast = l1(scan, healthy, lesion)
+    return 1.0 - l1(counterpart, healthy, lesion) / contrast if contrast >= MIN_CONTRAST else NAN
+
+
+def healthy_changed(counterpart: np.ndarray, scan: np.ndarray, region: np.ndarray) -> float:
+    """mean|counterpart - scan| / mean scan in the healthy `region` (bool): 0 for a copy, 1 for a
+    blank volume; NaN where the scan is dark there."""
+    region = np.asarray(region).astype(bool)
+    level = float(_double(scan)[region].mean()) if region.any() else 0.0
+    return l1(counterpart, scan, region) / level if level > 0 else NAN
 
 
 def _double(image: np.ndarray) -> np.ndarray:

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
+
+COHORT_SCORES = ('dice_global', 'sensitivity_1fp')  # of a whole test set; no row has them
+# A lesion with over nine tenths of its contrast left looks like the scan's.
+COPY_CONTRAST = 0.1
+# Faithful reconstructions err that much too: an L1 of 0.015 (UNA's table) is a few per cent of a
+# brain's mean intensity.
+COPY_CHANGE = 0.05
+# An all-zero counterpart has 1; half way there more of the brain is gone than any lesion takes.
+BLANK_CHANGE = 0.5
 
 
 class Score(NamedTuple):
@@ -41,7 +51,20 @@ SCORES: dict[str, Score] = {
     'lesion_f1': Score(
         'Lesion F1', 1, 3,
         'Whole lesions instead of voxels: a true lesion is found if the marked region touches it, '
-        'a marked region is false if it touches none. 2 found / (2 found + missed + false).'),
+        'a marked region is false if it touches none. 2 found / (2 found + missed + false). '
+        'One region that covers the whole brain finds everything: read it beside the Dice.'),
+    'lesion_precision': Score(
+        'Lesion precision', 1, 3,
+        'Of found lesions and false regions together, the share that are found lesions; counted as '
+        'for the lesion F1. Undefined where nothing is marked.'),
+    'lesion_recall': Score(
+        'Lesion recall', 1, 3,
+        'Share of a scan\'s true lesions that the marked region touches.'),
+    'sensitivity_1fp': Score(
+        'Sensitivity at 1 FP', 1, 3,
+        'Share of all true lesions of the test set that are found where the threshold allows one '
+        'false region per scan on average. A region counts as a hit if a tenth of it or more is '
+        'lesion. Optimistic like the global Dice: the threshold has seen the truth.'),
     'l1': Score(
         'L1', -1, 4,
         'Mean absolute difference of the healthy counterpart to the healthy image in the whole '
@@ -53,7 +76,45 @@ SCORES: dict[str, Score] = {
     'ssim': Score(
         'SSIM', 1, 3,
         'Structural similarity of the same comparison, 1 is identical.'),
+    'l1_outside': Score(
+        'L1 outside', -1, 4,
+        'Mean absolute difference of the healthy counterpart to the scan itself, in the brain '
+        'outside the lesion: what healthy tissue loses. A copy of the scan has 0.'),
+    'psnr_outside': Score(
+        'PSNR outside (dB)', 1, 1,
+        'Peak signal-to-noise ratio to the scan outside the lesion.'),
+    'ssim_outside': Score(
+        'SSIM outside', 1, 3,
+        'Structural similarity to the scan outside the lesion, 1 is identical.'),
+    'contrast_removed': Score(
+        'Contrast removed', 1, 3,
+        'Share of the lesion\'s contrast that is gone from the counterpart: 1 is the healthy '
+        'image, 0 a copy of the scan, below 0 worse than the scan. Only where the healthy image '
+        'is known.'),
+    'healthy_changed': Score(
+        'Healthy changed', -1, 3,
+        'Mean change of the brain outside the lesion as a share of its mean intensity: 0 is a '
+        'copy, 1 a blank volume. Read it beside the contrast removed.'),
     'seconds': Score(
         'Seconds', 0, 2,
         'Time per scan, from the scan on the model\'s grid to its anomaly map.'),
 }
+
+
+def verdict(summary: Mapping[str, Mapping]) -> str:
+    """What is wrong with a method's counterparts at first sight.
+
+    Args:
+      summary: {score: {mean, ...}} of one method, from `evaluate.summarise`.
+
+    Returns:
+      'blank' if healthy tissue is not kept either; 'copies the scan' if neither the lesion nor
+      healthy tissue is changed; '' if neither, or if the scores that tell are unknown.
+    """
+    removed, changed = ((summary.get(score) or {}).get('mean')
+                        for score in ('contrast_removed', 'healthy_changed'))
+    if changed is not None and changed > BLANK_CHANGE:
+        return 'blank'
+    if None not in (removed, changed) and removed < COPY_CONTRAST and changed < COPY_CHANGE:
+        return 'copies the scan'
+    return ''

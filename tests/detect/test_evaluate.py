@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from fluidjax.detect import baselines, evaluate, metrics
-from fluidjax.detect.scores import SCORES
+from fluidjax.detect.scores import COHORT_SCORES, SCORES, verdict
 from fluidjax.errors import UserError
 
 
@@ -36,9 +36,11 @@ def test_a_perfect_method(cases):
     assert [row['name'] for row in rows] == ['a', 'b', 'c']
     for row, case in zip(rows, cases):
         assert row['lesion_ml'] == pytest.approx(case.lesion.sum() * 0.064)
-        for score in ('dice_validated', 'dice_oracle', 'ap', 'auroc', 'lesion_f1', 'ssim'):
+        for score in ('dice_validated', 'dice_oracle', 'ap', 'auroc', *evaluate.LESION_SCORES,
+                      'ssim', 'ssim_outside', 'contrast_removed'):
             assert row[score] == pytest.approx(1.0), score
-        assert row['fpr'] == 0.0 and row['l1'] == 0.0
+        assert row['fpr'] == row['l1'] == row['l1_outside'] == row['healthy_changed'] == 0.0
+        assert row['psnr_outside'] == pytest.approx(metrics.MAX_PSNR)
         assert row['psnr'] == pytest.approx(metrics.MAX_PSNR)
     assert evaluate.summarise(rows)['seconds']['mean'] == 2.0
 
@@ -67,6 +69,56 @@ def test_without_the_healthy_image_the_lesion_is_left_out(cases):
     assert good['l1'] == 0.0 and good['ssim'] == pytest.approx(1.0)
     assert bad['l1'] == pytest.approx(0.1, abs=1e-6)
     assert bad['psnr'] == pytest.approx(20.0, abs=1e-3)
+    for row in (good, bad):
+        assert row['contrast_removed'] is None
+        assert all(row[s] == row[f'{s}_outside'] for s in ('l1', 'psnr', 'ssim'))
+
+
+def test_counterparts_are_scored_outside_the_lesion_too(cases):
+    case = cases[0]
+    within = np.where(case.lesion, 0.0, case.healthy)  # wrong in the lesion alone
+    beyond = np.where(case.lesion, case.healthy, case.image + 0.1 * case.brain)
+    inner, outer = (evaluate.score_method([perfect(case)], [c], [case], 0.1)[0]
+                    for c in (within, beyond))
+    assert inner['l1'] > 0 and inner['ssim'] < 1
+    assert inner['l1_outside'] == inner['healthy_changed'] == 0.0
+    assert inner['ssim_outside'] == pytest.approx(1.0)
+    assert inner['contrast_removed'] < 0
+    assert outer['contrast_removed'] == pytest.approx(1.0)
+    assert outer['l1_outside'] == pytest.approx(0.1, abs=1e-6)
+    assert outer['psnr_outside'] == pytest.approx(20.0, abs=1e-3)
+    level = case.image[case.brain & ~case.lesion].mean()
+    assert outer['healthy_changed'] == pytest.approx(0.1 / level, abs=1e-5)
+
+
+def test_what_a_counterpart_mask_hides_is_not_the_contrast_left(cases):
+    cut = cases[0].brain.copy()
+    cut[:14] = False
+    case = dataclasses.replace(cases[0], brain=cut)  # half of the lesion is outside the brain
+    assert 0 < (case.lesion & cut).sum() < case.lesion.sum()
+    [row] = evaluate.score_method([perfect(case)], [np.where(cut, case.healthy, 0)], [case], 0.1)
+    assert row['contrast_removed'] == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize('name, made, expected', [
+    ('copy', lambda c: c.image, 'copies the scan'),
+    ('blank', lambda c: 0 * c.image, 'blank'),
+    ('healthy', lambda c: c.healthy, ''),
+    ('half removed', lambda c: (c.image + c.healthy) / 2, ''),
+    ('blurred copy', lambda c: 0.9 * c.image, '')])
+def test_verdict(cases, name, made, expected):
+    rows = evaluate.score_method([perfect(c) for c in cases], [made(c) for c in cases], cases, 0.1)
+    assert verdict(evaluate.summarise(rows)) == expected
+
+
+def test_verdict_without_the_healthy_image(cases):
+    unknown = [dataclasses.replace(c, healthy=None) for c in cases]
+    maps = [perfect(c) for c in cases]
+    blank, copy, none = (
+        evaluate.summarise(evaluate.score_method(maps, made, unknown, 0.1))
+        for made in ([0 * c.image for c in cases], [c.image for c in cases], None))
+    assert verdict(blank) == 'blank'
+    assert verdict(copy) == verdict(none) == verdict({}) == ''
 
 
 def test_a_subject_without_a_mask_and_a_healthy_one(cases):
@@ -75,7 +127,7 @@ def test_a_subject_without_a_mask_and_a_healthy_one(cases):
                                   image=cases[0].healthy)
     rows = evaluate.score_method([perfect(cases[0])] * 2, [cases[0].healthy] * 2,
                                  [unknown, healthy], 0.1, 1.0)
-    assert all(rows[0][s] is None for s in SCORES if s not in ('dice_global', 'seconds'))
+    assert all(rows[0][s] is None for s in SCORES if s not in (*COHORT_SCORES, 'seconds'))
     assert rows[0]['lesion_ml'] is None and rows[0]['seconds'] == 1.0
     assert rows[1]['lesion_ml'] == 0.0 and rows[1]['dice_validated'] is None
     assert rows[1]['fpr'] > 0 and rows[1]['l1'] == 0.0
@@ -88,7 +140,7 @@ def test_nan_in_a_map_or_no_threshold_gives_none(cases):
     broken = perfect(cases[0]).copy()
     broken[10, 12, 9] = np.nan
     rows = evaluate.score_method([broken, perfect(cases[1])], None, cases[:2], float('nan'))
-    for score in ('dice_validated', 'dice_oracle', 'ap', 'auroc', 'fpr', 'lesion_f1'):
+    for score in ('dice_validated', 'dice_oracle', 'ap', 'auroc', 'fpr', *evaluate.LESION_SCORES):
         assert rows[0][score] is None, score
     assert rows[1]['dice_oracle'] == 1.0
     assert rows[1]['dice_validated'] is None and rows[1]['fpr'] is None
@@ -131,14 +183,114 @@ def test_global_dice_is_the_best_pooled_dice(cases):
     assert oracle >= np.mean([row['dice_validated'] for row in rows])
 
 
+def test_sensitivity_of_a_perfect_and_of_a_blank_map(cases):
+    maps = [perfect(c) for c in cases]
+    entry = evaluate.sensitivity_at_fp(maps, cases)
+    assert entry == {'mean': 1.0, 'ci_low': 1.0, 'ci_high': 1.0, 'n': 3}
+    flat = [np.ones(c.image.shape) for c in cases]  # one region a scan, that touches the lesion
+    assert evaluate.sensitivity_at_fp(flat, cases)['mean'] == 0.0
+    rows = evaluate.score_method(maps, None, cases, 0.3)
+    summary = evaluate.summarise(rows, sensitivity=entry)
+    assert summary['sensitivity_1fp'] == entry and summary['dice_global']['mean'] is None
+
+
+def test_sensitivity_counts_the_false_regions_of_the_cohort(cases):
+    # In every scan three specks outshine the lesion; the first scan's lesion is not seen at all.
+    maps = [perfect(c) for c in cases]
+    maps[0] = np.zeros_like(maps[0])
+    for one in maps:
+        for place in ((10, 5, 9), (10, 18, 9), (4, 12, 9)):
+            one[place[0]:place[0] + 2, place[1], place[2]] = 2.0
+    entry = evaluate.sensitivity_at_fp(maps, cases)
+    assert entry['mean'] == entry['ci_low'] == entry['ci_high'] == 0.0  # three a scan: never 1
+    entry = evaluate.sensitivity_at_fp(maps, cases, false_per_scan=3.0)
+    assert entry['mean'] == pytest.approx(2 / 3) and entry['n'] == 3
+    assert entry['ci_low'] < 2 / 3 < entry['ci_high']
+    assert entry == evaluate.sensitivity_at_fp(maps, cases, false_per_scan=3.0)
+    # Specks of two voxels (0.128 ml) are no finding where those must have 0.2 ml.
+    assert evaluate.sensitivity_at_fp(maps, cases, min_lesion_ml=0.2)['mean'] == entry['mean']
+    # Healthy scans without a false region make room for the others' on average.
+    healthy = [dataclasses.replace(c, lesion=np.zeros_like(c.lesion)) for c in cases] * 2
+    quiet = [np.zeros_like(m) for m in maps] * 2
+    roomy = evaluate.sensitivity_at_fp(maps + quiet, cases + healthy)
+    assert roomy['mean'] == entry['mean'] and roomy['n'] == 9
+
+
+def test_sensitivity_of_what_cannot_be_scored(cases):
+    nothing = {'mean': None, 'ci_low': None, 'ci_high': None, 'n': 0}
+    maps, case = [perfect(cases[0])], cases[0]
+    unknown = dataclasses.replace(case, lesion=None)
+    healthy = dataclasses.replace(case, lesion=np.zeros_like(case.lesion))
+    empty = dataclasses.replace(healthy, brain=np.zeros_like(case.brain))
+    for subject in (unknown, healthy, empty):
+        assert evaluate.sensitivity_at_fp(maps, [subject]) == nothing
+    assert evaluate.sensitivity_at_fp([maps[0] * np.nan], [case]) == nothing
+    assert evaluate.sensitivity_at_fp([], []) == nothing
+    assert evaluate.sensitivity_at_fp(maps, [case]) == nothing | {'mean': 1.0, 'n': 1}
+    mixed = evaluate.sensitivity_at_fp(
+        [maps[0], maps[0] * np.nan, maps[0]], [case, case, unknown])
+    assert mixed == nothing | {'mean': 1.0, 'n': 1}
+    # Resamples of healthy subjects alone have no sensitivity and do not pull the interval to 0.
+    both = evaluate.sensitivity_at_fp([*maps, 0 * maps[0]], [case, healthy])
+    assert both == {'mean': 1.0, 'ci_low': 1.0, 'ci_high': 1.0, 'n': 2}
+
+
+def test_a_mask_of_ones_and_an_empty_brain(cases):
+    case = cases[0]
+    full = dataclasses.replace(case, lesion=np.ones_like(case.lesion))
+    none = np.zeros_like(case.lesion)
+    empty = dataclasses.replace(case, brain=none, lesion=none)
+    rows = evaluate.score_method([perfect(case)] * 2, [case.healthy] * 2, [full, empty], 0.1, 1.0)
+    undefined = ('auroc', 'fpr', 'l1_outside', 'psnr_outside', 'ssim_outside', 'healthy_changed')
+    assert all(rows[0][score] is None for score in undefined)
+    assert rows[0]['dice_oracle'] == rows[0]['lesion_recall'] == 1.0
+    assert rows[0]['ap'] == pytest.approx(1.0)
+    assert rows[0]['l1'] == 0.0 and rows[0]['contrast_removed'] == pytest.approx(1.0)
+    assert all(v is None for s, v in rows[1].items() if s not in ('name', 'lesion_ml', 'seconds'))
+    json.dumps(evaluate.summarise(rows), allow_nan=False)
+
+
+def test_nan_in_a_counterpart_gives_none(cases):
+    broken = cases[0].healthy.copy()
+    broken[10, 12, 9] = np.nan
+    [row] = evaluate.score_method([perfect(cases[0])], [broken], cases[:1], 0.1)
+    assert row['l1'] is None and row['l1_outside'] is None and row['healthy_changed'] is None
+    assert row['contrast_removed'] == pytest.approx(1.0)  # the NaN is not in the lesion
+    json.dumps(row, allow_nan=False)
+
+
+def test_rows_by_size():
+    sizes = [0.1, 9.99, 10.0, 49.0, 50.0, 300.0, 0.0, None]
+    rows = [{'name': str(v), 'lesion_ml': v, 'ap': v} for v in sizes]
+    strata = evaluate.by_size(rows)
+    assert {name: [row['lesion_ml'] for row in chosen] for name, chosen in strata.items()} == {
+        'below 10 ml': [0.1, 9.99], '10 to 50 ml': [10.0, 49.0], 'above 50 ml': [50.0, 300.0]}
+    assert list(evaluate.by_size([], (2.5,))) == ['below 2.5 ml', 'above 2.5 ml']
+    summary = evaluate.summarise_by_size(rows[:3])
+    assert summary['below 10 ml']['ap'] == evaluate.bootstrap_mean([0.1, 9.99])
+    assert summary['above 50 ml']['ap'] == {'mean': None, 'ci_low': None, 'ci_high': None, 'n': 0}
+    for edges in ((), (5.0, 5.0), (50.0, 10.0)):
+        with pytest.raises(ValueError, match='must be ascending'):
+            evaluate.by_size(rows, edges)
+
+
+def test_every_score_says_what_it_is():
+    for name, score in SCORES.items():
+        assert score.better in (-1, 0, 1) and score.digits >= 0, name
+        assert score.label and score.explanation.rstrip().endswith('.'), name
+    assert set(COHORT_SCORES) < set(SCORES)
+
+
 def test_metrics_json(tmp_path, cases):
     rows = evaluate.score_method([perfect(c) for c in cases], None, cases, 0.1)
     summary = evaluate.summarise(rows, evaluate.global_dice([perfect(c) for c in cases], cases))
     path = tmp_path / 'eval' / 'metrics.json'
     evaluate.write_metrics(path, {'simulated': {'conddiff': summary}})
     read = json.loads(path.read_text())['simulated']['conddiff']
-    assert list(read) == ['dice_validated', 'dice_global', 'dice_oracle', 'ap', 'auroc', 'fpr',
-                          'lesion_f1', 'l1', 'psnr', 'ssim', 'seconds']
+    assert list(read) == [
+        'dice_validated', 'dice_global', 'dice_oracle', 'ap', 'auroc', 'fpr', 'lesion_f1',
+        'lesion_precision', 'lesion_recall', 'sensitivity_1fp', 'l1', 'psnr', 'ssim', 'l1_outside',
+        'psnr_outside', 'ssim_outside', 'contrast_removed', 'healthy_changed', 'seconds']
     assert all(set(entry) == {'mean', 'ci_low', 'ci_high', 'n'} for entry in read.values())
     assert read['l1']['mean'] is None and read['ap']['mean'] == 1.0
     assert [p.name for p in path.parent.iterdir()] == ['metrics.json']

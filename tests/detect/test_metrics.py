@@ -72,6 +72,15 @@ def test_no_true_voxel():
     assert metrics.false_positive_rate(SCORES, EMPTY, 0.5) == pytest.approx(2 / 6)
 
 
+def test_average_precision_by_hand_with_ties():
+    scores, truth = np.array([0.9, 0.9, 0.5, 0.5, 0.5, 0.1]), np.array([1, 0, 1, 1, 0, 0], bool)
+    # The tied go together: recall 1/3 at precision 1/2, then 1 at 3/5.
+    assert metrics.average_precision(scores, truth) == pytest.approx(1 / 3 / 2 + 2 / 3 * 3 / 5)
+    # Of 9 pairs of a lesion and a healthy voxel: 4 in order, 3 tied at half, 2 the wrong way.
+    assert metrics.auroc(scores, truth) == pytest.approx((4 + 3 / 2) / 9)
+    assert metrics.best_dice(scores, truth) == (pytest.approx(2 * 3 / (5 + 3)), 0.5)
+
+
 def test_every_voxel_true():
     assert metrics.best_dice(SCORES, ~EMPTY) == (1.0, 0.0)
     assert metrics.average_precision(SCORES, ~EMPTY) == 1.0
@@ -113,34 +122,6 @@ def test_pooled_threshold_maximises_the_pooled_dice():
     assert math.isnan(metrics.threshold_for([broken], [truths[0]]))
 
 
-def test_lesion_counts():
-    truth, predicted = np.zeros((2, 12, 12, 12), bool)
-    truth[1:3, 1:3, 1:3] = truth[3, 3, 3] = True  # touching by a corner: one lesion
-    truth[8:10, 8:10, 8:10] = True
-    predicted[3, 3, 3] = predicted[4, 4, 4] = True  # finds the first
-    predicted[1, 10, 10] = True  # false, one voxel
-    predicted[6:8, 1:3, 8:10] = True  # false, eight voxels
-    assert metrics.lesion_counts(predicted, truth, 0.064) == (1, 1, 2)
-    assert metrics.lesion_f1(predicted, truth, 0.064) == pytest.approx(2 / (2 + 1 + 2))
-    assert metrics.lesion_counts(predicted, truth, 0.064, min_lesion_ml=0.1) == (1, 1, 1)
-    assert metrics.lesion_counts(predicted, truth, 0.064, min_lesion_ml=0.2) == (0, 2, 1)
-
-
-def test_one_predicted_component_may_find_two_lesions():
-    truth, predicted = np.zeros((2, 3, 3, 9), bool)
-    truth[1, 1, [1, 7]] = True
-    predicted[1, 1, 1:8] = True
-    assert metrics.lesion_counts(predicted, truth, 1.0) == (2, 0, 0)
-
-
-def test_lesion_f1_without_lesion_or_prediction():
-    truth, empty = np.zeros((2, 4, 4, 4), bool)
-    truth[1, 1, 1] = True
-    assert math.isnan(metrics.lesion_f1(truth, empty, 1.0))
-    assert metrics.lesion_f1(empty, truth, 1.0) == 0.0
-    assert metrics.lesion_f1(truth, truth, 1.0) == 1.0
-
-
 def test_image_scores():
     rng = np.random.default_rng(2)
     image = rng.random((16, 15, 14)).astype(np.float32)
@@ -167,3 +148,27 @@ def test_ssim_equals_scikit_image_and_cropping_changes_nothing():
     assert metrics.ssim(other, image, region) < 0.999
     thin = slice(0, 5)
     assert 0 < metrics.ssim(other[thin], image[thin], np.ones((5, 28, 26), bool)) < 1
+
+
+def test_contrast_removed():
+    healthy, lesion = np.full((4, 4, 4), 0.6), np.zeros((4, 4, 4), bool)
+    lesion[1:3, 1:3, 1:3] = True
+    scan = np.where(lesion, 0.2, healthy)
+    half = np.where(lesion, 0.4, 9.0)  # what lies outside the lesion does not matter
+    worse = np.where(lesion, 0.0, healthy)
+    removed = [metrics.contrast_removed(c, scan, healthy, lesion)
+               for c in (healthy, half, scan, worse)]
+    assert removed == pytest.approx([1.0, 0.5, 0.0, -0.5])
+    assert math.isnan(metrics.contrast_removed(half, healthy, healthy, lesion))
+    assert math.isnan(metrics.contrast_removed(half, healthy + 1e-5, healthy, lesion))
+    assert math.isnan(metrics.contrast_removed(half, scan, healthy, ~lesion & lesion))
+
+
+def test_healthy_changed():
+    scan, region = np.full((4, 4, 4), 0.5), np.zeros((4, 4, 4), bool)
+    region[1:3] = True
+    scan[0] = 7.0
+    changed = [metrics.healthy_changed(c, scan, region) for c in (scan, 0 * scan, scan + 0.1)]
+    assert changed == pytest.approx([0.0, 1.0, 0.2])
+    assert math.isnan(metrics.healthy_changed(scan, 0 * scan, region))
+    assert math.isnan(metrics.healthy_changed(scan, scan, region & ~region))

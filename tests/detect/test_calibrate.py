@@ -1,0 +1,88 @@
+"""Thresholds by overlap and by the share of healthy voxels marked."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+
+from fluidjax.detect import evaluate, metrics
+from fluidjax.detect.calibrate import FALSE_PER_CENT, thresholds
+
+
+@pytest.fixture(scope='module')
+def cases(make_case):
+    return [make_case('a'), make_case('b', centre=(6, 8, 9), radius=2.0)]
+
+
+def healthy_scores(maps, cases):
+    return np.concatenate([m[evaluate.region_of(c) & ~c.lesion] for m, c in zip(maps, cases)])
+
+
+def maps_of(cases, kind, dtype):
+    rng = np.random.default_rng(4)
+    maps = [rng.random(c.image.shape) + 0.5 * c.lesion for c in cases]
+    if kind == 'tied':
+        maps = [np.round(m * 20) / 20 for m in maps]
+    if kind == 'sparse':
+        maps = [np.where(m > 0.97, m, 0.0) for m in maps]
+    return [m.astype(dtype) for m in maps]
+
+
+@pytest.mark.parametrize('kind', ['continuous', 'tied', 'sparse'])
+@pytest.mark.parametrize('dtype', [np.float32, np.float64])
+def test_the_rates_are_kept_and_used_up(cases, kind, dtype):
+    maps = maps_of(cases, kind, dtype)
+    found, healthy = thresholds(maps, cases), healthy_scores(maps, cases)
+    assert list(found) == ['dice', 'fpr_1', 'fpr_5', 'fpr_10']
+    for per_cent in FALSE_PER_CENT:
+        threshold = found[f'fpr_{per_cent}']
+        assert (healthy >= threshold).mean() <= per_cent / 100
+        lower = healthy[healthy < threshold].max()  # the next smaller threshold exceeds the rate
+        assert (healthy >= lower).mean() > per_cent / 100
+    assert found['dice'] == metrics.threshold_for(
+        maps, [c.lesion for c in cases], [c.brain for c in cases])
+    if kind == 'continuous':
+        assert (healthy >= found['fpr_5']).mean() == pytest.approx(0.05, abs=1 / healthy.size)
+
+
+def test_mixed_precision_does_not_exceed_the_rate(cases):
+    single, double = maps_of(cases, 'continuous', np.float32)[0], maps_of(
+        cases, 'continuous', np.float64)[1]
+    found = thresholds([single, double], cases)
+    assert (healthy_scores([single, double], cases) >= found['fpr_1']).mean() <= 0.01
+
+
+def test_what_is_left_out(cases):
+    maps = maps_of(cases, 'continuous', np.float32)
+    unknown = dataclasses.replace(cases[0], lesion=None)
+    broken, outside = maps[1].copy(), maps[0].copy()
+    broken[cases[1].lesion] = np.nan
+    outside[~cases[0].brain] = np.nan  # not scored
+    alone = thresholds(maps[:1], cases[:1])
+    assert thresholds([maps[0], maps[1], broken], [cases[0], unknown, cases[1]]) == alone
+    assert thresholds([outside], cases[:1]) == alone
+
+
+def test_nothing_to_choose_by(cases):
+    case, scores = cases[0], maps_of(cases, 'continuous', np.float32)[0]
+    full = dataclasses.replace(case, lesion=np.ones_like(case.lesion))
+    healthy = dataclasses.replace(case, lesion=np.zeros_like(case.lesion))
+    empty = dataclasses.replace(healthy, brain=np.zeros_like(case.brain))
+    of_full, of_healthy = thresholds([scores], [full]), thresholds([scores], [healthy])
+    assert of_full['dice'] == scores.min() and math.isnan(of_full['fpr_5'])
+    assert math.isnan(of_healthy['dice']) and 0.9 < of_healthy['fpr_5'] < 1.0
+    for nothing in (thresholds([], []), thresholds([scores], [empty]),
+                    thresholds([scores * np.nan], [case]),
+                    thresholds([scores], [dataclasses.replace(case, lesion=None)])):
+        assert len(nothing) == 4 and all(math.isnan(v) for v in nothing.values())
+
+
+def test_a_map_of_zeros_marks_nothing(cases):
+    zeros = np.zeros(cases[0].image.shape, np.float32)
+    for rule in ('fpr_1', 'fpr_5', 'fpr_10'):
+        threshold = thresholds([zeros], cases[:1])[rule]
+        assert not (zeros >= threshold).any()
+        assert np.float32(threshold) == np.finfo(np.float32).tiny  # not denormal

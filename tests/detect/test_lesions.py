@@ -1,0 +1,100 @@
+"""Lesions by connected components: found, missed, false, and over a sweep of thresholds."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from fluidjax.detect import lesions
+
+
+def two_lesions():
+    truth, predicted = np.zeros((2, 12, 12, 12), bool)
+    truth[1:3, 1:3, 1:3] = truth[3, 3, 3] = True  # touching by a corner: one lesion
+    truth[8:10, 8:10, 8:10] = True
+    predicted[3, 3, 3] = predicted[4, 4, 4] = True  # finds the first
+    predicted[1, 10, 10] = True  # false, one voxel
+    predicted[6:8, 1:3, 8:10] = True  # false, eight voxels
+    return predicted, truth
+
+
+def test_lesion_counts():
+    predicted, truth = two_lesions()
+    assert lesions.lesion_counts(predicted, truth, 0.064) == (1, 1, 2)
+    assert lesions.lesion_counts(predicted, truth, 0.064, min_lesion_ml=0.1) == (1, 1, 1)
+    assert lesions.lesion_counts(predicted, truth, 0.064, min_lesion_ml=0.2) == (0, 2, 1)
+
+
+def test_lesion_scores():
+    predicted, truth = two_lesions()
+    scores = lesions.lesion_scores(predicted, truth, 0.064)
+    assert scores['lesion_precision'] == pytest.approx(1 / 3)
+    assert scores['lesion_recall'] == pytest.approx(1 / 2)
+    assert scores['lesion_f1'] == pytest.approx(2 / (2 + 1 + 2))
+    assert lesions.lesion_f1(predicted, truth, 0.064) == scores['lesion_f1']
+    assert lesions.lesion_scores(predicted, truth, 0.064, 0.1)['lesion_precision'] == 0.5
+
+
+def test_one_predicted_component_may_find_two_lesions():
+    truth, predicted = np.zeros((2, 3, 3, 9), bool)
+    truth[1, 1, [1, 7]] = True
+    predicted[1, 1, 1:8] = True
+    assert lesions.lesion_counts(predicted, truth, 1.0) == (2, 0, 0)
+
+
+def test_a_lesion_in_pieces_is_found_once():
+    truth, predicted = np.zeros((2, 3, 3, 9), bool)
+    truth[1, 1, 1:8] = True
+    predicted[1, 1, [1, 4, 7]] = True
+    assert lesions.lesion_counts(predicted, truth, 1.0) == (1, 0, 0)
+
+
+def test_a_marked_brain_is_no_hit_where_hits_must_overlap():
+    truth, everything = np.zeros((10, 10, 10), bool), np.ones((10, 10, 10), bool)
+    truth[2:4, 2:4, 2:4] = True
+    assert lesions.lesion_counts(everything, truth, 1.0) == (1, 0, 0)
+    assert lesions.lesion_counts(everything, truth, 1.0, min_hit_share=0.1) == (0, 1, 1)
+    loose = np.zeros_like(truth)
+    loose[1:5, 1:5, 1:5] = True  # 8 of its 64 voxels are lesion
+    assert lesions.lesion_counts(loose, truth, 1.0, min_hit_share=8 / 64) == (1, 0, 0)
+    assert lesions.lesion_counts(loose, truth, 1.0, min_hit_share=9 / 64) == (0, 1, 1)
+
+
+def test_without_lesion_or_prediction():
+    truth, empty = np.zeros((2, 4, 4, 4), bool)
+    truth[1, 1, 1] = True
+    assert all(math.isnan(v) for v in lesions.lesion_scores(truth, empty, 1.0).values())
+    nothing = lesions.lesion_scores(empty, truth, 1.0)
+    assert math.isnan(nothing['lesion_precision'])
+    assert nothing['lesion_recall'] == nothing['lesion_f1'] == 0.0
+    for mask in (truth, ~empty):
+        assert set(lesions.lesion_scores(mask, mask, 1.0).values()) == {1.0}
+
+
+def test_sweep_thresholds_mark_from_few_to_half():
+    scores = [np.arange(50000.0), np.arange(50000.0, 200000.0)]
+    thresholds = lesions.sweep_thresholds(scores)
+    assert len(thresholds) == lesions.SWEEP and np.all(np.diff(thresholds) > 0)
+    assert (thresholds[0], thresholds[-1]) == (100000.0, 199980.0)
+    assert lesions.sweep_thresholds([np.full(9, 0.5)]).tolist() == [0.5]
+    assert lesions.sweep_thresholds([np.array([0.25])]).tolist() == [0.25]
+    assert lesions.sweep_thresholds([np.empty(0)]).size == 0
+
+
+def test_sweep_counts_equal_the_counts_one_by_one():
+    rng = np.random.default_rng(3)
+    region = np.zeros((9, 10, 11), bool)
+    region[2:8, 1:9, 3:10] = True
+    truth = region & (rng.random(region.shape) < 0.02)
+    scores = rng.random(region.shape) + truth
+    thresholds = [0.2, 0.9, 1.1, 1.5, 3.0]
+    counts = lesions.sweep_counts(scores, truth, region, thresholds, 1.0, min_lesion_ml=2.0,
+                                  min_hit_share=0.3)
+    alone = [lesions.lesion_counts((scores >= t) & region, truth, 1.0, 2.0, 0.3)
+             for t in thresholds]
+    np.testing.assert_array_equal(counts, alone)
+    assert counts[:, 2].max() > 0 and counts[:, 0].max() > 0
+    nowhere = lesions.sweep_counts(scores, truth, region & ~region, thresholds, 1.0)
+    assert nowhere.shape == (5, 3) and not nowhere.any()
