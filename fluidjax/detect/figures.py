@@ -20,6 +20,10 @@ from fluidjax.detect.evaluate import Subject, region_of
 
 TRUTH_COLOUR, FOUND_COLOUR = '#19c8ff', '#ffb000'
 BAR_COLOURS = ('#2b6ca3', '#e08a2e')
+CURVES = (  # title, x, its label, y, its label, whether x is logarithmic
+    ('Precision and recall', 'recall', 'recall', 'precision', 'precision', False),
+    ('ROC', 'fpr', 'share of healthy voxels marked', 'recall', 'recall', True),
+    ('Dice over thresholds', 'marked', 'share of voxels marked', 'dice', 'Dice', True))
 LETTERS = {'color': '#c8d2de', 'fontsize': 8}
 
 
@@ -65,6 +69,12 @@ def map_scale(panels: Sequence[Panel]) -> float:
     """One upper end of the colour scale for all these maps, so that they can be compared."""
     tops = [upper_value(p.anomaly_map, p.subject.brain, 99.8) for p in panels]
     return max(tops, default=1.0)
+
+
+def scales_of(panels: Sequence[Panel]) -> dict[str, float]:
+    """{method: `map_scale` of its panels}."""
+    return {method: map_scale([p for p in panels if p.method == method])
+            for method in {p.method for p in panels}}
 
 
 def view_of(panel: Panel) -> slices.View:
@@ -208,3 +218,46 @@ def bar_figure(methods: Mapping[str, Mapping], scores: Mapping[str, str], dpi: i
     axes.spines[['top', 'right']].set_visible(False)
     axes.legend(frameon=False, fontsize=9, loc='best')
     return to_png(figure, dpi)
+
+
+def curve_figure(curves: Mapping[str, Mapping],
+                 thresholds: Mapping[str, float | None] | None = None, dpi: int = 90) -> bytes:
+    """PNG of precision-recall, ROC and Dice curves of all methods.
+
+    Args:
+      curves: {method: `curves.curves_of`}; empty ones are left out.
+      thresholds: {method: threshold}, marked by a dot on its curves.
+      dpi: resolution.
+    """
+    drawn = {method: {name: np.asarray(values, float) for name, values in curve.items()}
+             for method, curve in curves.items() if curve}
+    figure = Figure(figsize=(13.0, 4.0 + 0.25 * math.ceil(len(drawn) / 4)), layout='constrained')
+    grid = figure.subplots(1, len(CURVES))
+    for axes, (title, x, x_label, y, y_label, logarithmic) in zip(grid, CURVES):
+        for i, (method, curve) in enumerate(drawn.items()):
+            style = {'color': f'C{i % 10}', 'ls': ('-', '--', ':')[i // 10 % 3]}
+            axes.plot(curve[x], curve[y], lw=1.5, label=method, **style)
+            chosen = _index_at(curve, (thresholds or {}).get(method))
+            if chosen is not None:
+                axes.plot(curve[x][chosen], curve[y][chosen], 'o', ms=5, color=style['color'])
+        axes.set(title=title, xlabel=x_label, ylabel=y_label, ylim=(0, 1.02))
+        if logarithmic:
+            axes.set_xscale('log')
+            axes.set_xlim(1e-4, 1.0)
+        else:
+            axes.set_xlim(0, 1.02)
+        axes.grid(color='#e3e8ef', lw=0.6)
+        axes.spines[['top', 'right']].set_visible(False)
+    if drawn:
+        figure.legend(*grid[0].get_legend_handles_labels(), loc='outside lower center',
+                      ncols=min(len(drawn), 5), frameon=False, fontsize=9)
+    return to_png(figure, dpi)
+
+
+def _index_at(curve: Mapping[str, np.ndarray], threshold: float | None) -> int | None:
+    """The curve's point at a threshold: the last whose own is at least that (they fall); None
+    where nothing is marked there."""
+    if threshold is None or not math.isfinite(threshold):
+        return None
+    at_least = int((curve['threshold'] >= threshold * (1 - 1e-5)).sum())
+    return at_least - 1 if at_least else None

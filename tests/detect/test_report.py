@@ -12,8 +12,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from fluidjax.detect import evaluate, figures, slices
+from fluidjax.detect.curves import curves_of
 from fluidjax.detect.figures import Panel
-from fluidjax.detect.report import best_methods, write_report
+from fluidjax.detect.report import HEADLINE, best_methods, write_report
 from fluidjax.detect.scores import SCORES
 
 SHAPE = (10, 14, 8)
@@ -107,15 +108,18 @@ def panels(make_case):
 @pytest.fixture(scope='module')
 def report(tmp_path_factory, panels):
     path = tmp_path_factory.mktemp('report') / 'report.html'
-    rows, results = [], {}
+    rows, results, curves = [], {}, {}
     subjects, maps = [p.subject for p in panels], [p.anomaly_map for p in panels]
     for method, factor in (('conddiff', 1.0), ('mean brain', 0.5), ('threshold', 0.0)):
         scored = evaluate.score_method([m * factor for m in maps], None, subjects, 0.1, 0.5)
         results[method] = evaluate.summarise(scored)
         rows += [row | {'method': method, 'cohort': 'simulated & small'} for row in scored]
+        curves[method] = curves_of([m * factor for m in maps], [s.lesion for s in subjects])
     write_report(path, 'A <title>', {'a': {'rate': 1e-4}, 'grid': (40, 48, 40)},
                  {'simulated & small': results}, rows, panels,
-                 {'conddiff': 0.125, 'threshold': None}, {'seed': '<7>'})
+                 {'conddiff': 0.125, 'threshold': None}, {'seed': '<7>'},
+                 curves={'simulated & small': curves},
+                 verdicts={'simulated & small': {'threshold': 'blank <', 'mean brain': ''}})
     return path.read_text()
 
 
@@ -126,21 +130,45 @@ def test_the_report_holds_every_method_and_subject(report):
         assert text in report, text
     for score in SCORES.values():
         assert score.label in report
-    assert report.count('<img ') == 4  # bars, two subjects, one strip
-    for raw in ('A <title>', 'sub-<01>', '<7>', 'simulated & small'):
+    assert report.count('<img ') == 5  # bars, curves, two subjects, one strip
+    for raw in ('A <title>', 'sub-<01>', '<7>', 'simulated & small', 'blank <'):
         assert raw not in report, raw
 
 
 def test_the_report_loads_nothing(report):
-    assert not re.search(r'https?:|//[a-z]|@import|<script|<link|url\(', re.sub(
-        r'data:image/png;base64,[A-Za-z0-9+/=]+', 'data:', report))
+    # A test in test_viewer.py watches a browser; here the page itself names no other place.
+    text = re.sub(r'[A-Za-z0-9+/=]{200,}', '', report)
+    assert not re.search(r'https?:|//[a-z]|@import|<link|<script[^>]* src|url\(|import\(', text)
     sources = re.findall(r'src="([^"]*)"', report)
     assert sources and all(s.startswith('data:image/png;base64,') for s in sources)
+    [policy] = re.findall(r'Content-Security-Policy" content="([^"]*)"', report)
+    assert policy.startswith("default-src 'none';") and '*' not in policy
+    assert policy.index(';') and report.index('Content-Security-Policy') < report.index('<style>')
+
+
+def test_a_report_without_the_optional_parts(tmp_path):
+    write_report(tmp_path / 'report.html', 'plain', {}, {'c': {'m': {}}}, [], [], {})
+    text = (tmp_path / 'report.html').read_text()
+    assert '<figcaption' not in text and 'class="verdict"' not in text and '<canvas' not in text
+    assert text.count('<img ') == 1  # bars
+
+
+def test_a_verdict_stands_beside_its_method(report):
+    assert report.count('threshold<span class="verdict">blank &lt;</span>') == 2  # and folded
+    assert report.count('class="verdict"') == 2
+
+
+def test_few_scores_stand_open_and_the_rest_is_folded(report):
+    open_part, folded = report.split('<details>')[:2]
+    for name, score in SCORES.items():
+        head = f'>{score.label}</th>'
+        assert (head in open_part, head in folded) == (name in HEADLINE, name not in HEADLINE)
 
 
 def test_the_best_of_a_column_is_bold(report):
     first = report.split('<tbody>')[2]
-    rows = {m: r for m, r in re.findall(r'<tr><td>([a-z ]+)</td>(.*?)</tr>', first, re.S)}
+    row = r'<tr><td>([a-z ]+)(?:<span.*?</span>)?</td>(.*?)</tr>'
+    rows = {m: r for m, r in re.findall(row, first, re.S)}
     assert rows['conddiff'].startswith('<td class="best">1.000')
     assert 'best">1.000' not in rows['threshold'].split('</td>')[0]
 
