@@ -1,11 +1,14 @@
-"""Measure fluidjax where it runs: `python -m fluidjax.bench [fluid] [OPTIONS]`.
+"""Measure fluidjax where it runs: `python -m fluidjax.bench [fluid | models] [OPTIONS]`.
 
     bench --config=configs/ldm.py:demo            the parts of both training stages
     bench fluid --shape 160 160 160 --batch 4     carrying a lesion, scheme by scheme
     bench fluid --config=configs/ldm.py           also the share of a training step it takes
+    bench models --config=configs/ldm.py:demo     every network, forward and training step
+    bench models --only encode --shape 96 96 96 --dtype=float32
+    bench models --aot=v5e:2x4                    compiled for a TPU, which need not be there
 
-Milliseconds are medians; compiling is timed apart. See `fluidjax.timing` and
-`fluidjax.fluid_timing`, which say what each column means.
+Milliseconds are medians; compiling is timed apart. See `fluidjax.timing`, `fluidjax.fluid_timing`
+and `fluidjax.model_timing`, which say what each column means.
 """
 
 import json
@@ -17,16 +20,22 @@ from ml_collections import config_flags
 
 from fluidjax import cli
 
-SUBJECTS = ('parts', 'fluid')
+SUBJECTS = ('parts', 'fluid', 'models')
 CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'Configuration file, e.g. configs/ldm.py:demo.', lock_config=True)
 REPEATS = flags.DEFINE_integer('repeats', 5, 'Timed calls of each part.', lower_bound=1)
 JSON = flags.DEFINE_string('json', None, 'Also write the numbers to this file.')
-SHAPE = flags.DEFINE_list('shape', ['160', '160', '160'], 'fluid: voxels along x, y (, z).')
+SHAPE = flags.DEFINE_list('shape', ['160', '160', '160'], 'fluid, models: voxels along x, '
+                          'y (, z).')
 SPACING = flags.DEFINE_list('spacing', None, 'fluid: voxel size in mm; one that fills 160 mm along '
                             'the first axis without.')
 BATCH = flags.DEFINE_integer('batch', 4, 'fluid: volumes a call.', lower_bound=1)
 TIME = flags.DEFINE_float('time', 0.9, 'fluid: transport time.', lower_bound=0.0)
+AOT = flags.DEFINE_string('aot', None, 'models: compile for this TPU topology, e.g. v5e:2x4, and '
+                          'run nothing; needs pip install libtpu.')
+DTYPE = flags.DEFINE_enum('dtype', None, ('float32', 'bfloat16'), 'models: of the computation, '
+                          "instead of the configuration's.")
+ONLY = flags.DEFINE_list('only', [], 'models: these rows alone, e.g. encode,decode.')
 QUICK = flags.DEFINE_boolean('quick', False, 'fluid: three of the schemes alone.')
 
 
@@ -34,10 +43,13 @@ def main(words: list[str]) -> None:
     """Read the flags and measure."""
     from fluidjax.files import write_text
 
-    subject = words[0] if words else 'parts'
-    if subject not in SUBJECTS or len(words) > 1:
-        raise cli.UserError(f"bench knows {' and '.join(SUBJECTS)}, not '{' '.join(words)}'")
-    table = _fluid() if subject == 'fluid' else _parts()
+    subject, *more = words or ['parts']
+    if subject not in SUBJECTS or (more and not (subject == 'models' and ONLY.value)):
+        raise cli.UserError(f"bench knows {', '.join(SUBJECTS)}, not '{' '.join(words)}'")
+    if subject == 'models':
+        table = _models([*ONLY.value, *more])
+    else:
+        table = _fluid() if subject == 'fluid' else _parts()
     if JSON.value:
         write_text(Path(JSON.value).expanduser(), json.dumps(table, indent=2) + '\n')
 
@@ -49,6 +61,25 @@ def _parts() -> dict:
         raise cli.UserError('bench needs --config=FILE, e.g. --config=configs/ldm.py:demo, or the '
                             'word fluid')
     return timing.time_all(CONFIG.value, REPEATS.value)
+
+
+def _models(only: list[str]) -> dict:
+    if AOT.value:
+        from fluidjax import aot
+
+        aot.prepare(AOT.value)  # before anything imports JAX
+    from fluidjax import model_timing
+
+    config = CONFIG.value
+    if config is None:
+        from configs import ldm
+
+        config = ldm.get_config()
+    shape = cli.numbers('shape', SHAPE.value, int) if flags.FLAGS['shape'].present else None
+    rows = model_timing.chosen_rows(model_timing.rows_of(config, shape, DTYPE.value), only)
+    if AOT.value:
+        return model_timing.compile_for(rows, AOT.value)
+    return model_timing.measure(rows, REPEATS.value)
 
 
 def _fluid() -> dict:

@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from fluidjax.errors import UserError
-from fluidjax.models.conv import Conv3D
+from fluidjax.models.conv import Conv3D, folds_pairs
+from fluidjax.models.folding import fold, unfold
 from fluidjax.models.layers import (
     Dense,
     Downsample,
@@ -83,14 +84,16 @@ class Encoder(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         c = self.config
-        h = Conv3D(c.channels[0], name='conv_in')(x)
+        folded = len(c.channels) > 1 and folds_pairs(c.channels[0], x.shape[1])
+        h = Conv3D(c.channels[0], folded=folded, name='conv_in')(fold(x) if folded else x)
         for level, channels in enumerate(c.channels):
             if level:
-                h = Downsample(h.shape[-1], padding=END_PADDING,
+                h = Downsample(c.channels[level - 1], padding=END_PADDING, folded=folded,
                                name=f'down_{level - 1}_downsample')(h)
+                folded = False
             for block in range(c.num_res_blocks):
-                h = res_block(c.remat)(
-                    channels, c.norm_num_groups, name=f'down_{level}_res_{block}')(h)
+                h = res_block(c.remat)(channels, c.norm_num_groups, folded=folded,
+                                       name=f'down_{level}_res_{block}')(h)
         h = GroupNorm(c.norm_num_groups, name='norm_out')(h)  # no SiLU follows, as published
         return Conv3D(c.latent_channels, zero_init=c.linear_path, name='conv_out')(h)
 
@@ -103,16 +106,19 @@ class Decoder(nn.Module):
     @nn.compact
     def __call__(self, z: jax.Array) -> jax.Array:
         c = self.config
+        folded, last = False, len(c.channels) - 1
         h = Conv3D(c.channels[-1], name='conv_in')(z)
         for level, channels in enumerate(reversed(c.channels)):
             if level:
-                h = Upsample(h.shape[-1], name=f'up_{level - 1}_upsample')(h)
+                folded = level == last and folds_pairs(channels, 2 * h.shape[1])
+                h = Upsample(h.shape[-1], folded=folded, name=f'up_{level - 1}_upsample')(h)
             for block in range(c.num_res_blocks):
-                h = res_block(c.remat)(
-                    channels, c.norm_num_groups, name=f'up_{level}_res_{block}')(h)
-        h = GroupNorm(c.norm_num_groups, name='norm_out')(h)
+                h = res_block(c.remat)(channels, c.norm_num_groups, folded=folded,
+                                       name=f'up_{level}_res_{block}')(h)
+        h = GroupNorm(c.norm_num_groups, folded=folded, name='norm_out')(h)
         out = c.patch**3 * c.in_channels
-        return Conv3D(out, zero_init=c.linear_path, name='conv_out')(h)
+        h = Conv3D(out, zero_init=c.linear_path, folded=folded, name='conv_out')(h)
+        return unfold(h) if folded else h
 
 
 class Autoencoder(nn.Module):

@@ -1,13 +1,18 @@
-"""The 3-D convolution, in one place: two algorithms for the same parameters.
+"""The 3-D convolution, in one place: several arrangements of the same sum, for the same parameters.
 
 XLA's own 3-D convolution is several times slower on a CPU than the same sum written as one 2-D
-convolution for each tap along the first axis, with that axis folded into the batch.
+convolution for each tap along the first axis, with that axis folded into the batch; on a TPU it
+copies its input into tiles and back. Few channels in are better gathered into patches, kernels of
+twice their stride are dense ones over blocks of voxels, and a convolution after doubling the grid
+is eight small ones before it (`upsampled_conv3d`). docs/performance.md has the numbers.
 """
 
 from __future__ import annotations
 
 import contextlib
 import contextvars
+import itertools
+import math
 from collections.abc import Iterator, Sequence
 
 import flax.linen as nn
@@ -15,8 +20,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from fluidjax.models.folding import fold, pair_convolution
+
 ALGORITHMS = ('direct', 'taps')
+WORTH_PHASES = 2**21  # coarse voxels x channels in x channels out, measured on a CPU
+LANES = 128  # channels a TPU works on at once: with fewer, the others idle
 _algorithm: contextvars.ContextVar[str | None] = contextvars.ContextVar('algorithm', default=None)
+_backend: contextvars.ContextVar[str | None] = contextvars.ContextVar('backend', default=None)
 
 Triple = tuple[int, int, int]
 Pads = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
@@ -27,16 +37,44 @@ def conv_algorithm(name: str) -> Iterator[None]:
     """Traces every convolution inside the block with `name`: 'direct' or 'taps'."""
     if name not in ALGORITHMS:
         raise ValueError(f'unknown convolution algorithm {name!r}, one of {ALGORITHMS}')
-    token = _algorithm.set(name)
+    with _setting(_algorithm, name):
+        yield
+
+
+@contextlib.contextmanager
+def target_backend(name: str) -> Iterator[None]:
+    """Traces every convolution inside the block as it is best on 'cpu', 'gpu' or 'tpu'."""
+    with _setting(_backend, name):
+        yield
+
+
+@contextlib.contextmanager
+def _setting(variable: contextvars.ContextVar, value: str) -> Iterator[None]:
+    token = variable.set(value)
     try:
         yield
     finally:
-        _algorithm.reset(token)
+        variable.reset(token)
+
+
+def backend() -> str:
+    """The backend we trace for: the one chosen around us, else that which runs."""
+    return _backend.get() or jax.default_backend()
 
 
 def default_algorithm() -> str:
-    """The algorithm chosen around us, else the faster one of this backend."""
-    return _algorithm.get() or ('taps' if jax.default_backend() == 'cpu' else 'direct')
+    """The algorithm chosen around us, else the faster one of the backend we trace for."""
+    return _algorithm.get() or ('taps' if backend() in ('cpu', 'tpu') else 'direct')
+
+
+def folds_pairs(channels: int, planes: int) -> bool:
+    """Whether features of so many channels are better kept two planes side by side (`folding`)."""
+    return backend() == 'tpu' and 2 * channels <= LANES and planes % 2 == 0
+
+
+def doubles_cheaply(x: jax.Array, features: int) -> bool:
+    """Whether `upsampled_conv3d` is worth its longer program: not for little work, nor on GPUs."""
+    return backend() in ('cpu', 'tpu') and x.size * features >= WORTH_PHASES
 
 
 def conv3d(
@@ -48,17 +86,44 @@ def conv3d(
 ) -> jax.Array:
     """Cross-correlates (b, x, y, z, in) with a kernel (kx, ky, kz, in, out), zeros outside.
 
-    Both algorithms give the same sum in another order of additions. A 1x1x1 kernel is a matmul.
+    Every arrangement gives the same sum in another order of additions. A 1x1x1 kernel is a matmul.
     Computed in the dtype of x, which the result has.
+
+    Args:
+        algorithm: 'direct' or 'taps' and nothing else; None: the arrangement best for the backend.
     """
     kernel = kernel.astype(x.dtype)
     if kernel.shape[:3] == (1, 1, 1) and tuple(strides) == (1, 1, 1) and not any(map(sum, padding)):
-        return jnp.einsum('bxyzi,io->bxyzo', x, kernel[0, 0, 0])
-    if (algorithm or default_algorithm()) == 'taps':
+        return pointwise(x, kernel)
+    if algorithm is None and _algorithm.get() is None:
+        return _arranged(x, kernel, strides, padding)
+    return _plain(x, kernel, strides, padding, algorithm or default_algorithm())
+
+
+def _arranged(x: jax.Array, kernel: jax.Array, strides: Triple, padding: Pads) -> jax.Array:
+    """The arrangement best for the backend."""
+    if backend() == 'tpu':
+        if x.shape[-1] == 1 and is_block_kernel(x, kernel, strides, padding):
+            x, kernel = blocks(x, kernel, padding)
+            strides, padding = (1, 1, 1), ((0, 0),) * 3
+        if math.prod(kernel.shape[:4]) <= LANES:
+            return patch_conv3d(x, kernel, strides, padding)
+    return _plain(x, kernel, strides, padding, default_algorithm())
+
+
+def _plain(
+    x: jax.Array, kernel: jax.Array, strides: Triple, padding: Pads, algorithm: str
+) -> jax.Array:
+    if algorithm == 'taps':
         return _sum_of_taps(x, kernel, strides, padding)
     return lax.conv_general_dilated(
         x, kernel, strides, padding, dimension_numbers=('NXYZC', 'XYZIO', 'NXYZC')
     )
+
+
+def pointwise(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """(b, x, y, z, in) times a kernel (1, 1, 1, in, out)."""
+    return jnp.einsum('bxyzi,io->bxyzo', x, kernel[0, 0, 0])
 
 
 def _sum_of_taps(x: jax.Array, kernel: jax.Array, strides: Triple, padding: Pads) -> jax.Array:
@@ -67,20 +132,98 @@ def _sum_of_taps(x: jax.Array, kernel: jax.Array, strides: Triple, padding: Pads
     planes = (padded.shape[1] - size) // stride + 1
     last = (planes - 1) * stride + 1
     return sum(
-        _conv2d(padded[:, tap : tap + last : stride], kernel[tap], strides[1:], padding[1:])
+        conv2d(padded[:, tap : tap + last : stride], kernel[tap], strides[1:], padding[1:])
         for tap in range(size)
     )
 
 
-def _conv2d(
-    x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: Sequence
-) -> jax.Array:
+def conv2d(x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: Sequence) -> jax.Array:
     """The 2-D convolution of every (y, z) plane of x (b, x, y, z, c)."""
     folded = x.reshape((-1, *x.shape[2:]))
     out = lax.conv_general_dilated(
         folded, kernel, strides, padding, dimension_numbers=('NHWC', 'HWIO', 'NHWC')
     )
     return out.reshape((*x.shape[:2], *out.shape[1:]))
+
+
+def patch_conv3d(x: jax.Array, kernel: jax.Array, strides: Triple, padding: Pads) -> jax.Array:
+    """The convolution as one matmul of every voxel's neighbourhood: for few channels in."""
+    padded = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+    sizes = kernel.shape[:3]
+    counts = [(n - k) // s for n, k, s in zip(padded.shape[1:4], sizes, strides)]
+    taps = [
+        padded[:, *(slice(t, t + n * s + 1, s) for t, n, s in zip(tap, counts, strides))]
+        for tap in itertools.product(*map(range, sizes))
+    ]
+    return jnp.concatenate(taps, axis=-1) @ kernel.reshape((-1, kernel.shape[-1]))
+
+
+def is_block_kernel(x: jax.Array, kernel: jax.Array, strides: Triple, padding: Pads) -> bool:
+    """Whether stride 2 and a kernel of 4 divide the padded volume into blocks of 2^3."""
+    whole = [n + sum(pad) for n, pad in zip(x.shape[1:4], padding)]
+    return (tuple(strides) == (2, 2, 2) and kernel.shape[:3] == (4, 4, 4)
+            and not any(n % 2 for n in whole))
+
+
+def blocks(x: jax.Array, kernel: jax.Array, padding: Pads) -> tuple[jax.Array, jax.Array]:
+    """Volume and kernel of the same convolution over blocks: 8 in channels, size 2, stride 1.
+
+    (b, x, y, z, c), (4, 4, 4, c, o) -> (b, x'/2, y'/2, z'/2, 8 c), (2, 2, 2, 8 c, o), x' padded.
+    """
+    padded = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+    b, *sides, c = padded.shape
+    halves = [part for n in sides for part in (n // 2, 2)]
+    moved = padded.reshape((b, *halves, c)).transpose((0, 1, 3, 5, 2, 4, 6, 7))
+    small = kernel.reshape((2,) * 6 + kernel.shape[3:]).transpose((0, 2, 4, 1, 3, 5, 6, 7))
+    return (moved.reshape((b, *(n // 2 for n in sides), 8 * c)),
+            small.reshape((2, 2, 2, 8 * c, -1)))
+
+
+# Rows: the two coarse voxels a fine one of phase 0 or 1 sees; columns: the fine kernel's taps.
+PHASES = (((1.0, 0.0, 0.0), (0.0, 1.0, 1.0)), ((1.0, 1.0, 0.0), (0.0, 0.0, 1.0)))
+
+
+def upsampled_conv3d(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """What a 3x3x3 convolution makes of x doubled by nearest neighbours, its even and odd planes.
+
+    Computed on the coarse grid, where the fine voxels of one phase (odd or even on each axis) are a
+    convolution of size 2 of their own: 64 multiplications for every 216.
+
+    Args:
+        x: (b, x, y, z, c).
+        kernel: (3, 3, 3, c, o), applied with one voxel of zeros around the doubled volume.
+
+    Returns:
+        Two of (b, x, 2 y, 2 z, o): planes 0, 2, 4 ... and planes 1, 3, 5 ... of the first axis.
+    """
+    phases = jnp.array(PHASES, kernel.dtype)
+    small = jnp.einsum('pax,qby,rcz,xyzio->pqrabcio', phases, phases, phases, kernel)
+    small = small.astype(x.dtype)
+    pads = ((1, 0), (0, 1))
+
+    def phase(p: int, q: int, r: int) -> jax.Array:
+        return _plain(x, small[p, q, r], (1, 1, 1), (pads[p], pads[q], pads[r]),
+                      default_algorithm())
+
+    def planes(p: int) -> jax.Array:
+        rows = [interleave(phase(p, q, 0), phase(p, q, 1), 3) for q in range(2)]
+        return interleave(*rows, 2)
+
+    return planes(0), planes(1)
+
+
+def nearest_x2(x: jax.Array) -> jax.Array:
+    """Every voxel eight times: (b, x, y, z, c) -> (b, 2 x, 2 y, 2 z, c)."""
+    b, nx, ny, nz, c = x.shape
+    wide = jnp.broadcast_to(x[:, :, None, :, None, :, None], (b, nx, 2, ny, 2, nz, 2, c))
+    return wide.reshape((b, 2 * nx, 2 * ny, 2 * nz, c))
+
+
+def interleave(even: jax.Array, odd: jax.Array, axis: int) -> jax.Array:
+    """Slices of two arrays by turns along an axis."""
+    shape = list(even.shape)
+    shape[axis] *= 2
+    return jnp.stack([even, odd], axis + 1).reshape(shape)
 
 
 class Conv3D(nn.Module):
@@ -92,6 +235,9 @@ class Conv3D(nn.Module):
         padding: zeros at both ends of each axis, or a (low, high) pair for each axis; by default
             what keeps the size at stride 1.
         zero_init: start as the zero map.
+        folded: the input is kept as pairs of planes (`folding`), and the output too at stride 1.
+        doubled: convolve the input doubled by nearest neighbours; with `folded`, pairs of planes
+            come out (and none go in).
     """
 
     features: int
@@ -101,17 +247,36 @@ class Conv3D(nn.Module):
     use_bias: bool = True
     zero_init: bool = False
     algorithm: str | None = None
+    folded: bool = False
+    doubled: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        size, strides = _triple(self.kernel_size), _triple(self.strides)
+        size = _triple(self.kernel_size)
         init = nn.initializers.zeros if self.zero_init else nn.initializers.lecun_normal()
-        kernel = self.param('kernel', init, (*size, x.shape[-1], self.features))
-        out = conv3d(x, kernel, strides, self._pads(size), self.algorithm)
+        halves = 2 if self.folded and not self.doubled else 1
+        kernel = self.param('kernel', init, (*size, x.shape[-1] // halves, self.features))
+        out = self._convolve(x, kernel)
         if self.use_bias:
             bias = self.param('bias', nn.initializers.zeros, (self.features,))
-            out = out + bias.astype(out.dtype)
+            out = out + jnp.tile(bias, out.shape[-1] // self.features).astype(out.dtype)
         return out
+
+    def _convolve(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
+        pads = self._pads(_triple(self.kernel_size))
+        if self.doubled:
+            return self._convolve_doubled(x, kernel)
+        strides = _triple(self.strides)
+        if self.folded:
+            kernel, strides, pads = pair_convolution(kernel, strides, pads)
+        return conv3d(x, kernel, strides, pads, self.algorithm)
+
+    def _convolve_doubled(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
+        if not doubles_cheaply(x, self.features):
+            out = conv3d(nearest_x2(x), kernel, algorithm=self.algorithm)
+            return fold(out) if self.folded else out
+        even, odd = upsampled_conv3d(x, kernel)
+        return jnp.concatenate([even, odd], -1) if self.folded else interleave(even, odd, 1)
 
     def _pads(self, size: Triple) -> Pads:
         if self.padding is None:

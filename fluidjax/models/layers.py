@@ -43,14 +43,19 @@ class Dense(nn.Module):
 
 
 class GroupNorm(nn.Module):
-    """Group normalisation over space and the channels of a group, computed in float32."""
+    """Group normalisation over space and the channels of a group, computed in float32.
+
+    With `folded` the features come as pairs of planes (`folding`), with two copies of each channel.
+    """
 
     num_groups: int = 32
     eps: float = 1e-6
+    folded: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        channels = x.shape[-1]
+        copies = 2 if self.folded else 1
+        channels = x.shape[-1] // copies
         if channels % self.num_groups:
             raise UserError(
                 f'norm_num_groups: {self.num_groups} does not divide {channels} channels; '
@@ -58,19 +63,26 @@ class GroupNorm(nn.Module):
             )
         scale = self.param('scale', nn.initializers.ones, (channels,))
         bias = self.param('bias', nn.initializers.zeros, (channels,))
-        flat = x.astype(jnp.float32).reshape((x.shape[0], -1, channels))
+        scale, bias = jnp.tile(scale, copies), jnp.tile(bias, copies)
+        flat = x.astype(jnp.float32).reshape((x.shape[0], -1, x.shape[-1]))
         # Space first, channel by channel: a quarter faster on CPUs than over a group's own axes.
-        centred = flat - self._over_group(flat.mean(1))
-        variance = self._over_group(jnp.square(centred).mean(1))
-        normed = centred * (jax.lax.rsqrt(variance + self.eps) * scale) + bias
+        mean = self._over_group(flat.mean(1), copies)
+        if x.dtype == jnp.bfloat16:
+            # Both moments in one pass over memory: the input's own rounding is far coarser than
+            # what float32 loses in the difference.
+            square = self._over_group(jnp.square(flat).mean(1), copies)
+            variance = jnp.maximum(square - jnp.square(mean), 0.0)
+        else:
+            variance = self._over_group(jnp.square(flat - mean).mean(1), copies)
+        normed = (flat - mean) * (jax.lax.rsqrt(variance + self.eps) * scale) + bias
         return normed.reshape(x.shape).astype(x.dtype)
 
-    def _over_group(self, per_channel: jax.Array) -> jax.Array:
+    def _over_group(self, per_channel: jax.Array, copies: int) -> jax.Array:
         """(b, c) -> (b, 1, c): each channel gets the mean of its group."""
         batch, channels = per_channel.shape
-        size = channels // self.num_groups
-        means = per_channel.reshape((batch, self.num_groups, size)).mean(-1)
-        return jnp.repeat(means, size, axis=-1)[:, None]
+        size = channels // copies // self.num_groups
+        means = per_channel.reshape((batch, copies, self.num_groups, size)).mean((1, 3))
+        return jnp.tile(jnp.repeat(means, size, axis=-1), copies)[:, None]
 
 
 class ResBlock(nn.Module):
@@ -81,6 +93,7 @@ class ResBlock(nn.Module):
         scale_shift: the embedding scales and shifts after the second norm (diffusion autoencoders);
             otherwise it is added before it (DDPM).
         zero_init: start as the skip connection alone.
+        folded: features come and go as pairs of planes (`folding`); without embeddings.
     """
 
     features: int
@@ -88,24 +101,26 @@ class ResBlock(nn.Module):
     eps: float = 1e-6
     scale_shift: bool = False
     zero_init: bool = False
+    folded: bool = False
 
     @nn.compact
     def __call__(
         self, x: jax.Array, emb: jax.Array | None = None, cond: jax.Array | None = None
     ) -> jax.Array:
         """x (b, x, y, z, c); emb (b, e) of the time; cond (b, e) or (b, x, y, z, e)."""
-        h = nn.silu(GroupNorm(self.num_groups, self.eps, name='norm1')(x))
-        h = Conv3D(self.features, name='conv1')(h)
+        h = nn.silu(GroupNorm(self.num_groups, self.eps, self.folded, name='norm1')(x))
+        h = Conv3D(self.features, folded=self.folded, name='conv1')(h)
         if emb is not None and not self.scale_shift:
             h = h + _over_space(Dense(self.features, name='time_proj')(nn.silu(emb)))
-        h = GroupNorm(self.num_groups, self.eps, name='norm2')(h)
+        h = GroupNorm(self.num_groups, self.eps, self.folded, name='norm2')(h)
         if emb is not None and self.scale_shift:
             h = _modulate(h, Dense(2 * self.features, name='time_proj')(nn.silu(emb)))
         if cond is not None:
             h = _modulate(h, Dense(2 * self.features, name='cond_proj')(nn.silu(cond)))
-        h = Conv3D(self.features, zero_init=self.zero_init, name='conv2')(nn.silu(h))
-        if x.shape[-1] != self.features:
-            x = Conv3D(self.features, kernel_size=1, name='skip')(x)
+        h = Conv3D(self.features, zero_init=self.zero_init, folded=self.folded, name='conv2')(
+            nn.silu(h))
+        if x.shape != h.shape:
+            x = Conv3D(self.features, kernel_size=1, folded=self.folded, name='skip')(x)
         return x + h
 
 
@@ -124,27 +139,31 @@ def _modulate(h: jax.Array, scale_and_shift: jax.Array) -> jax.Array:
 
 
 class Downsample(nn.Module):
-    """3x3x3 convolution with stride; `padding` tells the two published conventions apart."""
+    """3x3x3 convolution with stride; `padding` tells the two published conventions apart.
+
+    With `folded` pairs of planes go in (`folding`); single planes come out.
+    """
 
     features: int
     strides: int | Triple = 2
     padding: int | Pads = 1
+    folded: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        return Conv3D(self.features, strides=self.strides, padding=self.padding, name='conv')(x)
+        return Conv3D(self.features, strides=self.strides, padding=self.padding,
+                      folded=self.folded, name='conv')(x)
 
 
 class Upsample(nn.Module):
-    """Nearest neighbour x2, then a 3x3x3 convolution."""
+    """Nearest neighbour x2, then a 3x3x3 convolution; with `folded` pairs of planes come out."""
 
     features: int
+    folded: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        b, nx, ny, nz, c = x.shape
-        wide = jnp.broadcast_to(x[:, :, None, :, None, :, None], (b, nx, 2, ny, 2, nz, 2, c))
-        return Conv3D(self.features, name='conv')(wide.reshape((b, 2 * nx, 2 * ny, 2 * nz, c)))
+        return Conv3D(self.features, folded=self.folded, doubled=True, name='conv')(x)
 
 
 class SelfAttention(nn.Module):

@@ -1,0 +1,143 @@
+"""Every rearranged convolution computes what the plain one does, values and gradients."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fluidjax.compiling import run_once
+from fluidjax.models import Autoencoder, AutoencoderConfig, Discriminator, conv
+from fluidjax.models.conv import (
+    blocks,
+    conv3d,
+    folds_pairs,
+    interleave,
+    is_block_kernel,
+    nearest_x2,
+    patch_conv3d,
+    target_backend,
+    upsampled_conv3d,
+)
+from fluidjax.models.folding import END, SAME, fold, pair_convolution, unfold
+from fluidjax.models.layers import GroupNorm, Upsample
+
+KEY = jax.random.key(0)
+
+
+def numbers(seed, *shape):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+def assert_same(one, other, *inputs, atol=2e-4):
+    """Both functions agree, and so do their gradients by every input."""
+
+    def both(*inputs):
+        def energy(function):
+            return lambda *inputs: jnp.sum(jnp.sin(function(*inputs)))
+
+        grads = [jax.grad(energy(f), tuple(range(len(inputs))))(*inputs) for f in (one, other)]
+        return one(*inputs), other(*inputs), *grads
+
+    made, expected, grads, expected_grads = run_once(both, *inputs)
+    assert made.shape == expected.shape
+    np.testing.assert_allclose(made, expected, atol=atol)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=atol), grads, expected_grads)
+
+
+@pytest.mark.parametrize('size,strides,padding', [
+    (3, (1, 1, 1), SAME), (4, (2, 2, 2), SAME), (3, (2, 2, 2), END), (2, (1, 2, 1), ((0, 0),) * 3)])
+def test_matmul_of_patches(size, strides, padding):
+    x, kernel = numbers(0, 2, 5, 6, 7, 2), numbers(1, size, size, size, 2, 3)
+    assert_same(lambda x, w: patch_conv3d(x, w, strides, padding),
+                lambda x, w: conv3d(x, w, strides, padding, 'direct'), x, kernel)
+
+
+def test_kernel_of_twice_its_stride_is_a_dense_one_over_blocks():
+    x, kernel = numbers(0, 2, 4, 6, 8, 2), numbers(1, 4, 4, 4, 2, 3)
+    assert is_block_kernel(x, kernel, (2, 2, 2), SAME)
+    assert not is_block_kernel(x[:, 1:], kernel, (2, 2, 2), SAME)
+    assert not is_block_kernel(x, kernel[1:], (2, 2, 2), SAME)
+    assert_same(lambda x, w: conv3d(*blocks(x, w, SAME), padding=((0, 0),) * 3, algorithm='direct'),
+                lambda x, w: conv3d(x, w, (2, 2, 2), SAME, 'direct'), x, kernel)
+
+
+@pytest.mark.parametrize('size,strides,padding', [
+    (1, (1, 1, 1), ((0, 0),) * 3), (3, (1, 1, 1), SAME), (3, (2, 2, 2), END)])
+def test_pairs_of_planes(size, strides, padding):
+    x, kernel = numbers(0, 2, 4, 6, 8, 3), numbers(1, size, size, size, 3, 2)
+
+    def folded(x, kernel):
+        out = conv3d(fold(x), *pair_convolution(kernel, strides, padding), algorithm='direct')
+        return out if strides[0] == 2 else unfold(out)
+
+    assert_same(folded, lambda x, w: conv3d(x, w, strides, padding, 'direct'), x, kernel)
+
+
+def test_pairs_of_planes_know_no_other_convolution():
+    with pytest.raises(ValueError, match='no folded'):
+        pair_convolution(numbers(0, 3, 3, 3, 1, 1), (2, 2, 2), SAME)
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_group_norm_of_pairs(dtype):
+    x = (3.0 + numbers(0, 2, 4, 3, 5, 6)).astype(dtype)
+    params = {'scale': numbers(1, 6), 'bias': numbers(2, 6)}
+    plain = GroupNorm(3).apply({'params': params}, x)
+    pairs = GroupNorm(3, folded=True).apply({'params': params}, fold(x))
+    tolerance = 1e-5 if dtype == 'float32' else 0.05
+    np.testing.assert_allclose(unfold(pairs).astype('float32'), plain.astype('float32'),
+                               atol=tolerance)
+    exact = GroupNorm(3).apply({'params': params}, x.astype('float32'))
+    np.testing.assert_allclose(plain.astype('float32'), exact, atol=tolerance)
+
+
+@pytest.mark.parametrize('shape', [(2, 3, 4, 5), (1, 2, 2, 2)])
+def test_doubling_on_the_coarse_grid(shape):
+    x, kernel = numbers(0, *shape, 3), numbers(1, 3, 3, 3, 3, 2)
+    with target_backend('gpu'):  # one convolution a phase: quick to compile
+        assert_same(lambda x, w: interleave(*upsampled_conv3d(x, w), 1),
+                    lambda x, w: conv3d(nearest_x2(x), w, algorithm='direct'), x, kernel)
+    np.testing.assert_array_equal(nearest_x2(x), x.repeat(2, 1).repeat(2, 2).repeat(2, 3))
+
+
+@pytest.mark.parametrize('worth', [0, 10**9])
+def test_a_doubled_layer_is_the_same_either_way(monkeypatch, worth):
+    monkeypatch.setattr(conv, 'WORTH_PHASES', worth)
+    x = numbers(0, 1, 2, 3, 2, 3)
+    params = run_once(Upsample(2).init, KEY, x)['params']
+    assert jax.tree.map(jnp.shape, params['conv']) == {'kernel': (3, 3, 3, 3, 2), 'bias': (2,)}
+    made, folded = (run_once(lambda x, f=f: Upsample(2, folded=f).apply({'params': params}, x), x)
+                    for f in (False, True))
+    expected = conv3d(nearest_x2(x), params['conv']['kernel'], algorithm='direct')
+    np.testing.assert_allclose(made, expected, atol=1e-5)
+    np.testing.assert_allclose(unfold(folded), expected, atol=1e-5)
+
+
+def both_backends(model, x):
+    """Output and gradients of a network arranged for a TPU, and plainly."""
+    params = run_once(model.init, KEY, x)['params']
+
+    def energy(params, x):
+        out = model.apply({'params': params}, x)
+        out = out[0] if isinstance(out, tuple) else out
+        return jnp.sum(jnp.sin(out)), out
+
+    results = []
+    for backend in ('tpu', 'gpu'):
+        with target_backend(backend):
+            gradient = jax.value_and_grad(energy, (0, 1), has_aux=True)
+            results.append(run_once(lambda p, x: gradient(p, x), params, x))  # noqa: B023
+            assert folds_pairs(8, 4) == (backend == 'tpu')
+    return results
+
+
+@pytest.mark.parametrize('model,shape', [
+    (Autoencoder(AutoencoderConfig((4, 8), 1, 2, 2)), (4, 6, 8)),
+    (Discriminator(4, 1), (8, 10, 9)),
+], ids=['autoencoder', 'discriminator'])
+def test_networks_are_the_same_on_every_backend(model, shape):
+    (tpu, tpu_grads), (plain, grads) = both_backends(model, numbers(3, 1, *shape, 1))
+    np.testing.assert_allclose(tpu[1], plain[1], atol=2e-4)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=5e-3), tpu_grads, grads)
