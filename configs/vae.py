@@ -19,7 +19,7 @@ def get_config(argument: str = '') -> ConfigDict:
     if config.size == 'paper':
         return config
     config.vae.network.update({'channels': (16, 32, 64), 'dtype': 'float32'})
-    config.vae.training = common.demo_training(1500, 1e-3)
+    config.vae.training = common.demo_training(1300, 1e-3)
     if config.size == 'smoke':
         config.vae.network.update({'channels': (8, 8), 'latent_size': 16})
         config.vae.training.update(common.SMOKE_TRAINING)

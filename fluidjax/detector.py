@@ -26,11 +26,20 @@ REFERENCES = ('scan', 'autoencoder')
 
 @dataclasses.dataclass(frozen=True)
 class Output:
-    """What a row of the table makes of some cases: a map each, counterparts where it has any."""
+    """What a row of the table makes of some cases.
+
+    Attributes:
+        maps: anomaly maps `(n, x, y, z)`.
+        counterparts: healthy counterparts `(n, x, y, z)`, or None for a row without.
+        seconds: per scan.
+        uncertainty: standard deviation of the maps over seeds and noise levels `(n, x, y, z)`, or
+            None where there is one counterpart a scan.
+    """
 
     maps: np.ndarray
     counterparts: np.ndarray | None
     seconds: float
+    uncertainty: np.ndarray | None = None
 
 
 class Detector:
@@ -38,22 +47,27 @@ class Detector:
 
     Args:
         run: the trained run.
-        mean_brain: mean of the training scans `(x, y, z)`, or None to leave that row out.
+        training_brains: mean and standard deviation of the training scans `(x, y, z)`, or None to
+            leave their rows out.
     """
 
-    def __init__(self, run: Run, mean_brain: np.ndarray | None = None) -> None:
+    def __init__(
+        self, run: Run, training_brains: tuple[np.ndarray, np.ndarray] | None = None
+    ) -> None:
         detect = run.config.detect
         if detect.reference not in REFERENCES:
             raise UserError(f'config.detect.reference: {detect.reference!r} is not one of '
                             f'{", ".join(REFERENCES)}')
         self.run = run
         self.map_settings = settings_from(MapSettings, detect.map, 'detect.map')
-        self._mean = mean_brain
+        self._training_brains = training_brains
         self._batch = int(detect.batch_size)
         if self._batch < 1:
             raise UserError(f'config.detect.batch_size: {self._batch} must be 1 or more')
         self._seed = derived_seed(run.config.seed, 'sampling')
-        self._reconstruct = jax.jit(run.method.reconstruct)
+        self._several = getattr(run.method, 'num_counterparts', 1) > 1
+        self._reconstruct = jax.jit(
+            run.method.counterparts if self._several else run.method.reconstruct)
         coder = getattr(run.method, 'autoencoder', None)
         if detect.reference == 'autoencoder' and coder is None:
             raise UserError(f'config.detect.reference: {run.config.method} has no autoencoder; '
@@ -61,9 +75,10 @@ class Detector:
         self._autoencode = None if coder is None else jax.jit(coder.reconstruct)
 
     def reconstruct(self, cases: Sequence[Subject]) -> np.ndarray:
-        """Healthy counterparts `(n, x, y, z)`, zero outside the brain."""
+        """Healthy counterparts `(samples, n, x, y, z)`, zero outside the brain."""
         told = [masks_of(cases)] if self.run.method.needs_mask else []
-        return self._batched(self._reconstruct, cases, self.run.name, *told)
+        made = self._batched(self._reconstruct, cases, self.run.name, *told)
+        return made if self._several else made[None]
 
     def autoencode(self, cases: Sequence[Subject]) -> np.ndarray:
         """The cases after the autoencoder alone `(n, x, y, z)`."""
@@ -87,26 +102,37 @@ class Detector:
         """The run's own maps, from the scans to the maps."""
 
         def from_scans() -> tuple[np.ndarray, np.ndarray]:
-            counterparts = self.reconstruct(cases)
-            if self.run.config.detect.reference == 'scan':
-                return self.maps(images_of(cases), counterparts, cases), counterparts
-            return self.maps(self.autoencode(cases), counterparts, cases), counterparts
+            samples = self.reconstruct(cases)
+            scan = self.run.config.detect.reference == 'scan'
+            reference = images_of(cases) if scan else self.autoencode(cases)
+            return np.stack([self.maps(reference, one, cases) for one in samples]), samples
 
-        (maps, counterparts), seconds = _timed(from_scans)
-        return Output(maps, counterparts, seconds / len(cases))
+        (maps, samples), seconds = _timed(from_scans)
+        spread = maps.std(axis=0) if self._several else None
+        return Output(maps.mean(axis=0), samples.mean(axis=0), seconds / len(cases), spread)
 
     def rows(self, cases: Sequence[Subject], darker: bool) -> dict[str, Output]:
         """Every row of the table: the method, then the trivial ones."""
-        images = images_of(cases)
-        rows = {self.run.name: self.detect(cases)}
+        return {self.run.name: self.detect(cases), **self.trivial_rows(cases, darker)}
+
+    def trivial_rows(self, cases: Sequence[Subject], darker: bool) -> dict[str, Output]:
+        """The rows that have learnt nothing of lesions.
+
+        Args:
+            darker: whether darkness or brightness is the intensity row's score.
+        """
+        images, rows = images_of(cases), {}
         if self._autoencode is not None:
             autoencoded, coding = _timed(lambda: self.autoencode(cases))
             maps, seconds = _timed(lambda: self.maps(images, autoencoded, cases))
             rows['autoencoder'] = Output(maps, autoencoded, (coding + seconds) / len(cases))
-        if self._mean is not None:
-            means = np.broadcast_to(self._mean, images.shape)
+        if self._training_brains is not None:
+            mean, spread = self._training_brains
+            means = np.broadcast_to(mean, images.shape)
             maps, seconds = _timed(lambda: self.maps(images, means, cases))
             rows['mean_brain'] = Output(maps, means, seconds / len(cases))
+            maps, seconds = _timed(lambda: self.maps(images / spread, means / spread, cases))
+            rows['z_score'] = Output(maps, None, seconds / len(cases))
         maps, seconds = _timed(lambda: np.stack(
             [baselines.intensity_map(c.image, c.brain, darker) for c in cases]))
         rows['intensity'] = Output(maps, None, seconds / len(cases))
@@ -115,10 +141,11 @@ class Detector:
     def _batched(
         self, function: Callable, cases: Sequence[Subject], name: str, *told: np.ndarray
     ) -> np.ndarray:
-        """Run over the cases in batches of one size, so that it compiles once.
+        """Volumes `(..., n, x, y, z)`, made in batches of one size, so that it compiles once.
 
         Args:
-            told: volumes `(n, x, y, z)` that the function is given beside the scans.
+            function: its result is `(..., batch, x, y, z, 1)`.
+            told: volumes `(n, x, y, z)` that it is given beside the scans.
         """
         images, size = images_of(cases)[..., None], self._batch
         done = []
@@ -128,8 +155,8 @@ class Detector:
                               for v in (images, *(v[..., None] for v in told)))
             key = jax.random.fold_in(jax.random.key(self._seed), start)
             made = np.asarray(function(self.run.params, chunk, key, *others))
-            done.append(made[:len(images) - start, ..., 0])
-        return np.concatenate(done) * np.stack([case.brain for case in cases])
+            done.append(made[..., :len(images) - start, :, :, :, 0])
+        return np.concatenate(done, axis=-4) * np.stack([case.brain for case in cases])
 
 
 def _timed(function: Callable[[], Any]) -> tuple[Any, float]:

@@ -10,7 +10,7 @@ import dataclasses
 import itertools
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -242,13 +242,18 @@ class Run:
         return f'{self.config.method}{" (mask given)" if self.method.needs_mask else ""}'
 
 
-def load_run(workdir: Path) -> Run:
+def load_run(workdir: Path, changes: Mapping[str, Any] | None = None) -> Run:
     """The newest checkpoint of a run's last stage.
+
+    Args:
+        changes: fields to replace, `{'diffusion.process.sampler_steps': 5}`; of those that the
+            parameters do not depend on.
 
     Raises:
         UserError: no such run, or no checkpoint of it.
     """
     config = load_config(workdir / 'config.json')
+    config.update_from_flattened_dict(changes or {})
     grid = model_grid(config)
     stage = build_stages(config, grid)[-1]
     method = stage.method

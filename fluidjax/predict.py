@@ -10,6 +10,9 @@ from absl import flags
 from fluidjax import cli
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of a trained and evaluated run.')
+THRESHOLD = flags.DEFINE_string(
+    'threshold', 'dice', 'Which threshold of the run marks a voxel: dice (best on validation), '
+    'fpr_1, fpr_5 or fpr_10 (per cent of healthy voxels marked there).')
 OUT = flags.DEFINE_string('out', None, 'Folder to write to, one folder a scan.')
 
 
@@ -21,7 +24,8 @@ def main(scans: list[str]) -> None:
         raise cli.UserError('predict needs scans, --workdir=RUN and --out=DIR, e.g. python -m '
                             'fluidjax.predict scan.nii.gz --workdir=runs/demo --out=predictions')
     prediction.predict(
-        scans, Path(WORKDIR.value).expanduser(), Path(OUT.value).expanduser())
+        scans, Path(WORKDIR.value).expanduser(), Path(OUT.value).expanduser(),
+        THRESHOLD.value)
 
 
 if __name__ == '__main__':

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from data_pipelines.subject import Subject
-from fluidjax import cli
+from fluidjax import calibration, cli
 from fluidjax.detect.evaluate import voxel_ml
 from fluidjax.detect.figures import Panel
 from fluidjax.detector import Detector
@@ -18,22 +17,6 @@ from fluidjax.evaluation import save_panel
 from fluidjax.experiment import load_run
 
 LOW_OVERLAP = 0.85
-
-
-def load_threshold(workdir: Path, method: str) -> float:
-    """The threshold that the evaluation of a run chose on validation subjects.
-
-    Raises:
-        UserError: the run was not evaluated yet.
-    """
-    path = workdir / 'eval' / 'thresholds.json'
-    if not path.is_file():
-        raise UserError(f'{workdir}: has no threshold yet; evaluate the run first: '
-                        f'python -m fluidjax.eval --workdir={workdir}')
-    threshold = json.loads(path.read_text()).get(method)
-    if threshold is None:
-        raise UserError(f'{path}: holds no threshold of {method}; evaluate the run again')
-    return float(threshold)
 
 
 def volume_name(path: str) -> str:
@@ -66,10 +49,13 @@ def case_of(path: str, detector: Detector) -> Subject:
                 made.affine)
 
 
-def predict(scans: Sequence[str], workdir: Path, out: Path) -> None:
+def predict(scans: Sequence[str], workdir: Path, out: Path, rule: str = 'dice') -> None:
     """Write counterpart, anomaly map, mask and a picture for each scan, in the scan's own space.
 
     A scan that fails does not stop the others; failures are listed at the end.
+
+    Args:
+        rule: which threshold of the run's calibration marks a voxel, see `calibration`.
 
     Raises:
         UserError: no trained and evaluated run, or some scan failed.
@@ -83,7 +69,7 @@ def predict(scans: Sequence[str], workdir: Path, out: Path) -> None:
     if run.method.needs_mask:
         raise UserError(f'{workdir}: {run.config.method} must be told where the lesion is, so it '
                         'finds none; predict with a run of another method')
-    threshold = load_threshold(workdir, run.config.method)
+    threshold = calibration.load(workdir, run.name, run.step, rule)
     detector = Detector(run)
     failed = []
     for number, path in enumerate(scans, 1):
@@ -95,7 +81,8 @@ def predict(scans: Sequence[str], workdir: Path, out: Path) -> None:
         output = detector.detect([case])
         folder = out / case.name
         save_panel(folder, Panel('predicted', run.config.method, case, output.counterparts[0],
-                                 output.maps[0], threshold))
+                                 output.maps[0], threshold),
+                   None if output.uncertainty is None else output.uncertainty[0])
         marked = int(np.sum((output.maps[0] >= threshold) & case.brain))
         volume = marked * voxel_ml(case.affine)
         cli.tell(f'[{number}/{len(scans)}] {path}: {volume:.1f} ml marked; {folder}')

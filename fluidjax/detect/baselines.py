@@ -1,7 +1,8 @@
 """The trivial rows of every table: what a map scores that has learnt nothing.
 
 A plain intensity threshold has beaten published models; the residual to the mean of the training
-brains (`mean_brain`, then `anomaly_map.residual_map`) is a hard one at few training steps.
+brains (`mean_brain`, then `anomaly_map.residual_map`), and that residual in units of the training
+brains' spread (a z-score), are hard ones at few training steps.
 """
 
 from __future__ import annotations
@@ -26,15 +27,32 @@ def intensity_map(scan: np.ndarray, brain: np.ndarray, darker: bool) -> np.ndarr
     return np.where(np.asarray(brain).astype(bool), 1.0 - scan if darker else scan, np.float32(0))
 
 
+# Where all training brains are alike (the background), a z-score would divide by nothing.
+LEAST_SPREAD = 0.05
+
+
 def mean_brain(images: Iterable[np.ndarray]) -> np.ndarray:
     """Mean (x, y, z) float32 of training images on one grid; they are taken one by one."""
-    total, count = None, 0
+    return mean_and_spread(images)[0]
+
+
+def mean_and_spread(images: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation, at least `LEAST_SPREAD`, (x, y, z) float32, of training images.
+
+    Raises:
+      UserError: there are none, or they differ in shape.
+    """
+    total, squares, count = None, None, 0
     for image in images:
         image = np.asarray(image, np.float64)
         if total is not None and total.shape != image.shape:
             raise UserError(f'mean brain: training image {count} has shape {image.shape}, the ones '
                             f'before it {total.shape}: bring all to one grid first')
-        total, count = image if total is None else total + image, count + 1
+        total = image if total is None else total + image
+        squares = image**2 if squares is None else squares + image**2
+        count += 1
     if total is None:
         raise UserError('mean brain: there are no training images: check the training split')
-    return (total / count).astype(np.float32)
+    mean = total / count
+    spread = np.sqrt(np.maximum(squares / count - mean**2, LEAST_SPREAD**2))
+    return mean.astype(np.float32), spread.astype(np.float32)

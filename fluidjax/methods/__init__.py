@@ -8,6 +8,9 @@ A method has
     prepare(params, volumes)    the same, started from training volumes `(n, x, y, z, 1)`
     loss(params, batch, key)    (loss, metrics) of `{'image', 'brain'}`, `(batch, x, y, z, 1)`
     reconstruct(params, volume, key[, mask])    healthy counterparts, shaped as the volumes given
-and the trainer, the evaluator and the predictor know no more of it. `fluidjax.stages` makes them
-of a configuration.
+and, where it draws samples,
+    num_counterparts            how many
+    counterparts(params, volume, key)    each of them as a volume, along a leading axis
+The trainer, the evaluator and the predictor know no more of it. `fluidjax.stages` makes methods of
+a configuration.
 """

@@ -118,10 +118,26 @@ class LatentBridge:
     def reconstruct(self, params: Params, volumes: jax.Array, key: jax.Array) -> jax.Array:
         """Healthy counterparts of scans `(batch, x, y, z, 1)` in [0, 1], shaped alike."""
         scans, peak = by_its_maximum(volumes)
+        samples = self._samples(params, scans, key)
+        return peak * latents.decode(self.autoencoder, params, samples.mean(axis=0))
+
+    @property
+    def num_counterparts(self) -> int:
+        """How many counterparts of a scan `counterparts` gives."""
+        return self.process.num_samples
+
+    def counterparts(self, params: Params, volumes: jax.Array, key: jax.Array) -> jax.Array:
+        """Every sample as a volume of its own, `(n, batch, x, y, z, 1)`; see `reconstruct`."""
+        scans, peak = by_its_maximum(volumes)
+        samples = self._samples(params, scans, key)
+        return jax.lax.map(
+            lambda z: peak * latents.decode(self.autoencoder, params, z), samples)
+
+    def _samples(self, params: Params, scans: jax.Array, key: jax.Array) -> jax.Array:
+        """Latents `(n, batch, ...)` of scans in [0, 1]."""
         z_scan = latents.encode(self.autoencoder, params, scans)
         keys = jax.random.split(key, self.process.num_samples)
-        samples = jax.vmap(lambda k: self._sample(params, z_scan, k))(keys)
-        return peak * latents.decode(self.autoencoder, params, samples.mean(axis=0))
+        return jax.vmap(lambda k: self._sample(params, z_scan, k))(keys)
 
     def _healthy(
         self, params: Params, z_t: jax.Array, t: jax.Array, z_scan: jax.Array

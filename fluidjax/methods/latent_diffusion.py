@@ -172,6 +172,17 @@ class LatentDiffusion:
         z_scan = self.encode(params, scans)
         return peak * self.decode(params, self._samples(params, z_scan, key).mean(axis=0))
 
+    @property
+    def num_counterparts(self) -> int:
+        """How many counterparts of a scan `counterparts` gives: seeds times noise levels."""
+        return len(self.process.starts) * self.process.num_samples
+
+    def counterparts(self, params: Params, volumes: jax.Array, key: jax.Array) -> jax.Array:
+        """Every sample as a volume of its own, `(n, batch, x, y, z, 1)`; see `reconstruct`."""
+        scans, peak = by_its_maximum(volumes)
+        samples = self._samples(params, self.encode(params, scans), key)
+        return jax.lax.map(lambda z: peak * self.decode(params, z), samples)
+
     def _samples(self, params: Params, z_scan: jax.Array, key: jax.Array) -> jax.Array:
         """Latents `(n, batch, ...)`: `num_samples` from each noise level, in one vmapped call."""
         process, schedule = self.process, self._schedule

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import ndimage
+from skimage.metrics import structural_similarity
 
 from fluidjax.detect import anomaly_map
 from fluidjax.detect.anomaly_map import MapSettings
@@ -88,9 +89,44 @@ def test_closest_shift_equals_rolling_by_hand(volumes):
 
 @pytest.mark.parametrize('size', [3, 5])
 def test_median_equals_scipy(volumes, size):
-    volume = volumes[0] - 0.5  # negative values too
+    """Of values rounded to 1/65535 of the maximum, so to half of that."""
+    volume = 3.0 * volumes[0]
     expected = ndimage.median_filter(volume, size, mode='reflect')
-    np.testing.assert_array_equal(anomaly_map.median_filter(jnp.asarray(volume), size), expected)
+    found = anomaly_map.median_filter(jnp.asarray(volume), size)
+    np.testing.assert_allclose(found, expected, atol=0.51 * volume.max() / 65535)
+
+
+def test_median_of_a_map_that_is_blank_or_not_finite(volumes):
+    blank = jnp.zeros((6, 6, 6))
+    np.testing.assert_array_equal(anomaly_map.median_filter(blank, 3), blank)
+    holed = jnp.asarray(volumes[0]).at[2, 2, 2].set(jnp.nan)
+    assert jnp.isnan(anomaly_map.median_filter(holed, 3)).sum() == 1
+
+
+def test_dissimilarity_equals_scikit_image_away_from_the_border():
+    rng = np.random.default_rng(0)
+    scan = ndimage.gaussian_filter(rng.random((24, 24, 24)), 1.0)
+    other = np.clip(scan + 0.05 * rng.normal(size=scan.shape), 0, 1)
+    scan, other = (np.float32(v / scan.max()) for v in (scan, other))
+    sigma = 1.2
+    found = anomaly_map.dissimilarity(
+        jnp.asarray(scan), jnp.asarray(other), jnp.ones(scan.shape, bool), (2.0, 2.0, 2.0),
+        2.0 * sigma * anomaly_map.FWHM_PER_SIGMA)
+    _, expected = structural_similarity(
+        scan, other, data_range=1.0, gaussian_weights=True, sigma=sigma, truncate=4.0,
+        use_sample_covariance=False, full=True)
+    inner = np.s_[6:-6, 6:-6, 6:-6]
+    np.testing.assert_allclose(found[inner], 0.5 - 0.5 * expected[inner], atol=2e-4)
+
+
+def test_ssim_map_sees_a_lost_texture_and_not_a_copy(volumes):
+    settings = anomaly_map.MapSettings(0.0, 0.0, kind='ssim', ssim_mm=3.0)
+    scan = jnp.asarray(volumes[0])
+    brain = jnp.ones(scan.shape, bool)
+    flat = jnp.full(scan.shape, scan.mean())
+    lost = anomaly_map.residual_map(scan, flat, brain, (1.0,) * 3, settings)
+    copied = anomaly_map.residual_map(scan, scan, brain, (1.0,) * 3, settings)
+    assert float(jnp.abs(copied).max()) < 1e-3 and float(lost.mean()) > 0.3
 
 
 def test_smoothing_keeps_a_constant_inside_the_mask(ball):
@@ -173,7 +209,9 @@ def test_brain_mask_keeps_a_black_lesion_but_not_the_background(ball):
 
 @pytest.mark.parametrize('bad, field', [
     ({'sign': 'dark'}, 'sign'), ({'smoothing_mm': -1.0}, 'smoothing_mm'),
-    ({'erosion_mm': float('nan')}, 'erosion_mm'), ({'median_voxels': 4}, 'median_voxels')])
+    ({'erosion_mm': float('nan')}, 'erosion_mm'), ({'median_voxels': 4}, 'median_voxels'),
+    ({'kind': 'lpips'}, 'kind'),
+    ({'ssim_mm': 0.0}, 'ssim_mm')])
 def test_bad_settings_name_the_field(bad, field):
     with pytest.raises(UserError, match=field):
         MapSettings(**({'smoothing_mm': 1.0, 'erosion_mm': 1.0} | bad))

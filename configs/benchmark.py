@@ -1,0 +1,49 @@
+"""The cells of the benchmark: a method, what is changed in its training, what in its sampling.
+
+A cell is `{'method': ..., 'train': {field: value}, 'sample': {field: value}}`, fields dotted as on
+the command line. Cells that differ in `sample` alone share one training.
+"""
+
+# The paper's comparison. All are trained for the same number of steps on the same batches.
+COMPARISON = {name: {'method': name} for name in (
+    'fluidjax', 'conddiff', 'cldm', 'ldm', 'icdm', 'vae', 'regression', 'inpainting')}
+
+# The paper's own settings at the benchmark's grid: noise prediction from uniform steps, a vector as
+# condition, 250 ancestral steps from a scan noised to step 250, residual against the scan.
+PUBLISHED_PROCESS = {
+    'diffusion.network.condition': 'vector', 'diffusion.network.position_bias': False,
+    'diffusion.process.prediction': 'eps', 'diffusion.process.learned_variance': True,
+    'diffusion.process.centre_latents': False, 'diffusion.process.time_bias': 1.0,
+}
+PUBLISHED_SAMPLING = {
+    'diffusion.process.start_step': 250, 'diffusion.process.sampler': 'ddpm',
+    'diffusion.process.sampler_steps': 250, 'detect.reference': 'scan',
+}
+# Training that serves sampling from any step, not one step from pure noise.
+UNIFORM = {'diffusion.process.time_bias': 1.0}
+
+
+def _conddiff(train: dict | None = None, sample: dict | None = None) -> dict:
+    return {'method': 'conddiff', 'train': train or {}, 'sample': sample or {}}
+
+
+def _start(step: int, count: int = 10, **others) -> dict:
+    fields = {'start_step': step, 'sampler': 'ddim', 'sampler_steps': count, **others}
+    return _conddiff(UNIFORM, {f'diffusion.process.{k}': v for k, v in fields.items()})
+
+
+ABLATIONS = {
+    'conddiff as published': _conddiff(PUBLISHED_PROCESS, PUBLISHED_SAMPLING),
+    'conddiff, vector': _conddiff({'diffusion.network.condition': 'vector'}),
+    'conddiff, both': _conddiff({'diffusion.network.condition': 'both'}),
+    'conddiff, lesions that do not flow': _conddiff({'fluid.transport_time': (0.0, 0.0)}),
+    'conddiff, published lesions': _conddiff({'fluid.seed_percentiles': (90.0, 99.6)}),
+    **{f'fluidjax, {n} steps': {'method': 'fluidjax', 'sample': {'bridge.process.sampler_steps': n}}
+       for n in (1, 2, 5, 10, 50, 250)},
+    **{f'conddiff, DDIM {n} steps': _start(1000, n) for n in (1, 2, 5, 10, 50, 250)},
+    **{f'conddiff, T = {t}': _start(t) for t in (100, 250, 400, 600, 800)},
+    **{f'conddiff, T = 400, {n} seeds': _start(400, num_samples=n) for n in (2, 4, 8)},
+    'conddiff, T = 250, 400, 600': _start(400, start_steps=(250, 400, 600)),
+}
+
+LISTS = {'comparison': COMPARISON, 'ablations': ABLATIONS}
