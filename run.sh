@@ -21,6 +21,7 @@ usage: ./run.sh VERB [ARGUMENTS]
   randomize ARGS        python -m fluidjax.randomize  paint pseudo-pathology into scans, e.g. SCAN.nii.gz --out=pairs
   convert ARGS          python -m fluidjax.convert make a run of published PyTorch weights, e.g. AE.ckpt UNET.ckpt --out=runs/published
   bench ARGS            python -m fluidjax.bench   time the training step of a configuration, or (fluid) the flow
+  benchmark ARGS        python -m fluidjax.benchmark  train and score all methods alike, e.g. --scale=demo --seeds=0,1,2
   sweep ARGS            python -m fluidjax.sweep   train and evaluate one configuration over several seeds
   help                  this text
 
@@ -105,7 +106,7 @@ case $verb in
   demo) setup; demo "$@" ;;
   test) setup; exec "$PYTHON" -m pytest "$@" ;;
   train) setup; exec "$PYTHON" -m fluidjax.main "$@" ;;
-  eval|predict|randomize|convert|bench|sweep) setup; exec "$PYTHON" -m "fluidjax.$verb" "$@" ;;
+  eval|predict|randomize|convert|bench|benchmark|sweep) setup; exec "$PYTHON" -m "fluidjax.$verb" "$@" ;;
   help|-h|--help) usage ;;
   *) usage >&2; fail "no verb '$verb'" ;;
 esac

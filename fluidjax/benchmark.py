@@ -30,7 +30,6 @@ COLLECT = flags.DEFINE_boolean('collect', False, 'Only write the tables of what 
 def main() -> None:
     """Read the flags, run the cells, write the tables."""
     from configs.benchmark import LISTS
-    from fluidjax import benchmark_cells, benchmark_report
 
     cells = LISTS[LIST.value]
     chosen = list(cells) if CELLS.value is None else CELLS.value
@@ -40,6 +39,8 @@ def main() -> None:
                             f'{", ".join(cells)}')
     if PATIENTS.value and not HEALTHY.value:
         raise cli.UserError('--patients needs --healthy, the folder of healthy scans beside them')
+    from fluidjax import benchmark_cells, benchmark_report  # import JAX and TensorFlow
+
     seeds = cli.numbers('seeds', SEEDS.value, int)
     workdir = Path(WORKDIR.value).expanduser() / SCALE.value
     if not COLLECT.value:

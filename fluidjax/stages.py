@@ -51,10 +51,9 @@ def build_stages(config: ConfigDict, grid: Grid) -> tuple[Stage, ...]:
     Raises:
         UserError: naming the field that does not fit.
     """
-    if config.get('method') not in METHODS:
-        raise UserError(f"config.method: '{config.get('method')}' is not one of "
-                        f'{", ".join(METHODS)}')
     try:
+        if config.method not in METHODS:
+            raise UserError(f"config.method: '{config.method}' is not one of {', '.join(METHODS)}")
         return METHODS[config.method](config, grid)
     except (AttributeError, KeyError) as error:  # a config.json edited by hand
         raise UserError(f'the configuration lacks a field: {error}; train again') from error

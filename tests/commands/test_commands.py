@@ -75,12 +75,12 @@ def test_evaluation_writes_scores_pictures_and_volumes(trained):
     workdir, _, evaluated = trained
     metrics = json.loads((workdir / 'eval' / 'metrics.json').read_text())
     rows = metrics['template_smoke']
-    assert list(rows) == ['conddiff', 'autoencoder', 'mean_brain', 'intensity']
+    assert list(rows) == ['conddiff', 'autoencoder', 'mean_brain', 'z_score', 'intensity']
     for scores in rows.values():
         assert set(scores['ap']) == {'mean', 'ci_low', 'ci_high', 'n'}
         assert scores['ap']['n'] == 4 and 0 <= scores['dice_validated']['mean'] <= 1
     with open(workdir / 'eval' / 'subjects.csv') as file:
-        assert len(list(csv.DictReader(file))) == 4 * 4
+        assert len(list(csv.DictReader(file))) == 5 * 4
     page = (workdir / 'eval' / 'report.html').read_text()
     assert page.count('data:image/png;base64') >= 5
     assert not re.search(r'(?:src|href)\s*=\s*["\']?https?:', page)
@@ -257,7 +257,7 @@ def test_a_damaged_configuration_is_one_line(tmp_path, content, message):
 def test_run_sh_knows_its_verbs(checkout):
     listed = subprocess.run(['./run.sh', 'help'], cwd=checkout, capture_output=True, text=True)
     for verb in ('setup', 'demo', 'test', 'train', 'eval', 'predict', 'randomize', 'convert',
-                 'bench', 'sweep', 'help'):
+                 'bench', 'benchmark', 'sweep', 'help'):
         assert re.search(rf'^  {verb}\b', listed.stdout, re.M), verb
     wrong = subprocess.run(['./run.sh', 'dance'], cwd=checkout, capture_output=True, text=True)
     assert wrong.returncode == 2 and "no verb 'dance'" in wrong.stderr

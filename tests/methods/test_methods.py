@@ -34,12 +34,8 @@ def brains(count: int, seed: int = 0) -> np.ndarray:
 
 
 def method_of(name: str):
-    """The last stage of a method's smoke configuration, with one level, on a grid of 16^3."""
-    config = config_of(name, 'smoke')
-    for section in ('diffusion', 'bridge'):
-        if section in config:
-            config[section].network.update({'channels': (8,), 'attention_levels': (False,)})
-    return build_stages(config, GRID)[-1].method
+    """The last stage of a method's smoke configuration, on a grid of 16^3."""
+    return build_stages(config_of(name, 'smoke'), GRID)[-1].method
 
 
 def fit(method, params, batch, learning_rate=3e-3):
