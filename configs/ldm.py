@@ -77,9 +77,9 @@ def _unet(condition: str, size: str) -> dict:
                 'dtype': 'bfloat16', 'remat': False}
     small = size == 'smoke'
     return {'channels': (8,) if small else (32, 64), 'num_res_blocks': 1,
-            'attention_levels': (False,) if small else (False, True), 'num_head_channels': 8 if small else 32,
-            'norm_num_groups': 8, 'condition': condition, 'position_bias': True,
-            'dtype': 'float32', 'remat': False}
+            'attention_levels': (False,) if small else (False, True),
+            'num_head_channels': 8 if small else 32, 'norm_num_groups': 8,
+            'condition': condition, 'position_bias': True, 'dtype': 'float32', 'remat': False}
 
 
 def _diffusion(method: str, size: str) -> ConfigDict:
