@@ -37,6 +37,8 @@ ABLATIONS = {
     'conddiff, vector': _conddiff({'diffusion.network.condition': 'vector'}),
     'conddiff, both': _conddiff({'diffusion.network.condition': 'both'}),
     'conddiff, lesions that do not flow': _conddiff({'fluid.transport_time': (0.0, 0.0)}),
+    'conddiff, one stored pair a scan': _conddiff({'stored_pairs': 1}),
+    'conddiff, ten stored pairs a scan': _conddiff({'stored_pairs': 10}),
     'conddiff, published lesions': _conddiff({'fluid.seed_percentiles': (90.0, 99.6)}),
     **{f'fluidjax, {n} steps': {'method': 'fluidjax', 'sample': {'bridge.process.sampler_steps': n}}
        for n in (1, 2, 5, 10, 50, 250)},

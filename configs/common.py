@@ -15,6 +15,8 @@ def common(method: str, size: str, cohort: str) -> ConfigDict:
     """The shared sections. At the paper's size METHOD's published numbers; where the code and the
     paper differ, what the code meant."""
     config = ConfigDict({'seed': 0, 'method': method, 'size': size})
+    # 0: fresh pairs at every step. n: as if n of each scan had been made once, the published way.
+    config.stored_pairs = 0
     config.cohort = ConfigDict({
         'name': cohort, 'data_dir': '', 'test_dir': '', 'lesion_dir': '',
         'registration': 'affine', 'store': '',

@@ -1,4 +1,4 @@
-"""Measure fluidjax where it runs: `python -m fluidjax.bench [fluid | models] [OPTIONS]`.
+"""Measure fluidjax where it runs: `python -m fluidjax.bench [fluid | models | map] [OPTIONS]`.
 
     bench --config=configs/ldm.py:demo            the parts of both training stages
     bench fluid --shape 160 160 160 --batch 4     carrying a lesion, scheme by scheme
@@ -6,6 +6,7 @@
     bench models --config=configs/ldm.py:demo     every network, forward and training step
     bench models --only encode --shape 96 96 96 --dtype=float32
     bench models --aot=v5e:2x4                    compiled for a TPU, which need not be there
+    bench map --shape 160 160 160                 from a counterpart to the anomaly map
 
 Milliseconds are medians; compiling is timed apart. See `fluidjax.timing`, `fluidjax.fluid_timing`
 and `fluidjax.model_timing`, which say what each column means.
@@ -20,13 +21,13 @@ from ml_collections import config_flags
 
 from fluidjax import cli
 
-SUBJECTS = ('parts', 'fluid', 'models')
+SUBJECTS = ('parts', 'fluid', 'models', 'map')
 CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'Configuration file, e.g. configs/ldm.py:demo.', lock_config=True)
 REPEATS = flags.DEFINE_integer('repeats', 5, 'Timed calls of each part.', lower_bound=1)
 JSON = flags.DEFINE_string('json', None, 'Also write the numbers to this file.')
-SHAPE = flags.DEFINE_list('shape', ['160', '160', '160'], 'fluid, models: voxels along x, '
-                          'y (, z).')
+SHAPE = flags.DEFINE_list('shape', ['160', '160', '160'], 'fluid, models, map: voxels along '
+                          'x, y (, z).')
 SPACING = flags.DEFINE_list('spacing', None, 'fluid: voxel size in mm; one that fills 160 mm along '
                             'the first axis without.')
 BATCH = flags.DEFINE_integer('batch', 4, 'fluid: volumes a call.', lower_bound=1)
@@ -49,7 +50,7 @@ def main(words: list[str]) -> None:
     if subject == 'models':
         table = _models([*ONLY.value, *more])
     else:
-        table = _fluid() if subject == 'fluid' else _parts()
+        table = {'fluid': _fluid, 'map': _map, 'parts': _parts}[subject]()
     if JSON.value:
         write_text(Path(JSON.value).expanduser(), json.dumps(table, indent=2) + '\n')
 
@@ -86,14 +87,29 @@ def _fluid() -> dict:
     from fluidjax import fluid_timing, timing
     from fluidjax.fluid.grid import Grid
 
-    shape = cli.numbers('shape', SHAPE.value, int)
-    spacing = (cli.numbers('spacing', SPACING.value, float) if SPACING.value
-               else (160.0 / max(shape[0], 1),) * len(shape))
+    shape, spacing = _grid()
     table = fluid_timing.time_fluid(Grid(shape, spacing), BATCH.value, TIME.value, REPEATS.value,
                                     QUICK.value)
     if CONFIG.value is not None:
         table['step'] = timing.time_step_shares(CONFIG.value, REPEATS.value)
     return table
+
+
+def _map() -> dict:
+    from fluidjax import timing
+
+    shape, spacing = _grid()
+    if len(shape) != 3:
+        raise cli.UserError(f'--shape: {shape} must be three numbers, e.g. --shape 160 160 160')
+    return timing.time_map(shape, spacing, REPEATS.value)
+
+
+def _grid() -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """Shape and voxel size of the flags."""
+    shape = cli.numbers('shape', SHAPE.value, int)
+    if SPACING.value:
+        return shape, cli.numbers('spacing', SPACING.value, float)
+    return shape, (160.0 / max(shape[0], 1),) * len(shape)
 
 
 if __name__ == '__main__':

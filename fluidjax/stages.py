@@ -69,7 +69,8 @@ def _stage(method: Any, section: Section) -> Stage:
 
 
 def _pairs(config: ConfigDict, grid: Grid, randomization: Any) -> PairMaker:
-    return PairMaker(grid, settings_from(AugmentSettings, config.augment, 'augment'), randomization)
+    augment = settings_from(AugmentSettings, config.augment, 'augment')
+    return PairMaker(grid, augment, randomization, config.get('stored_pairs', 0))
 
 
 def _autoencoder(config: ConfigDict, grid: Grid) -> Stage:

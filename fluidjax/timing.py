@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from fluidjax import cli, experiment
 from fluidjax.compiling import run_once
+from fluidjax.detect.anomaly_map import PUBLISHED, closest_shift, median_filter, residual_map
 from fluidjax.fluid.randomize import randomize_batch
 from fluidjax.stages import build_stages, fluid_settings
 
@@ -114,6 +115,28 @@ def time_step_shares(config: Any, repeats: int) -> dict[str, Any]:
     cli.tell(f'share of the step: {shares["share_by_difference"]:.2%} by difference, '
              f'{shares["share_alone"]:.2%} timed alone')
     return table | shares
+
+
+def time_map(shape: tuple[int, int, int], spacing: tuple[float, ...], repeats: int) -> dict:
+    """From a scan and its counterpart, both on the device, to the anomaly map: the published steps.
+
+    Also the largest part of them apart, and the memory beside arguments and result, in MB.
+    """
+    keys = jax.random.split(jax.random.key(0))
+    scan, counterpart = (jax.random.uniform(key, shape) for key in keys)
+    brain = jnp.ones(shape, bool)
+    steps = {
+        'best of 125 shifts': (lambda s, c, b: closest_shift(s, c, 2)),
+        'median of 5^3': (lambda s, c, b: median_filter(s, 5)),
+        'anomaly map, as published': (lambda s, c, b: residual_map(s, c, b, spacing, PUBLISHED)),
+    }
+    table = _time_parts({name: (function, scan, counterpart, brain)
+                         for name, function in steps.items()}, repeats)
+    memory = jax.jit(steps['anomaly map, as published']).lower(
+        scan, counterpart, brain).compile().memory_analysis()
+    table['temporary_megabytes'] = memory.temp_size_in_bytes / 1e6
+    cli.tell(f'temporary memory of the map: {table["temporary_megabytes"]:.0f} MB')
+    return table
 
 
 def _time_parts(parts: dict[str, tuple], repeats: int) -> dict[str, dict[str, float]]:

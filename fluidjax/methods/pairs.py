@@ -1,4 +1,8 @@
-"""Training pairs, made on the device inside the step: (healthy, diseased) from healthy scans."""
+"""Training pairs, made on the device inside the step: (healthy, diseased) from healthy scans.
+
+The lesion masks of a batch (`lesions`) are drawn anew at every step, so a stored set with a lesion
+bank stores the flow and the place of a lesion, not its mask.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ import jax.numpy as jnp
 
 from fluidjax.augment import AugmentSettings, augment_batch
 from fluidjax.corruptions import CorruptionSettings, corrupt_batch
+from fluidjax.errors import UserError
 from fluidjax.fluid.grid import Grid
 from fluidjax.fluid.painting import divide_by_maximum
 from fluidjax.fluid.randomize import Randomized, randomize_batch
@@ -24,18 +29,43 @@ class PairMaker:
         augment: of the training scans; both images of a pair share it.
         randomization: fluid-driven lesions, the corruptions of ICDM, or None: both images are the
             healthy one.
+        stored: 0 for fresh pairs at every step; n as if n pairs of each scan had been made once
+            and stored, as published.
     """
 
     grid: Grid
     augment: AugmentSettings
     randomization: FluidSettings | CorruptionSettings | None
+    stored: int = 0
+
+    def __post_init__(self) -> None:
+        if self.stored < 0:
+            raise UserError(f'config.stored_pairs: {self.stored} must be 0 or more')
 
     def __call__(self, batch: dict[str, jax.Array], key: jax.Array) -> Randomized:
-        """Fresh pairs of a batch `{'image', 'brain'}` `(batch, x, y, z, 1)`, shaped alike.
+        """Pairs of a batch `{'image', 'brain'}` `(batch, x, y, z, 1)`, shaped alike.
 
         Each image is divided by its own maximum. Masks of `batch['lesions']`, where there are any,
         are carried by the flow (`fluid.bank`).
         """
+        return self._from_store(batch, key) if self.stored else self._fresh(batch, key)
+
+    def _from_store(self, batch: dict[str, jax.Array], key: jax.Array) -> Randomized:
+        """Pairs whose random numbers hang on the scan and its place among `stored` alone."""
+        count = len(batch['image'])
+        places = jax.random.randint(key, (count,), 0, self.stored)
+        # The sum of its voxels tells one scan from another, whatever the order of the batches.
+        scans = jax.lax.bitcast_convert_type(batch['image'].sum(axis=(1, 2, 3, 4)), jnp.uint32)
+        keys = jax.vmap(lambda scan, place: jax.random.fold_in(
+            jax.random.fold_in(jax.random.key(0), scan), place))(scans, places)
+
+        def one(sample: dict[str, jax.Array], key: jax.Array) -> Randomized:
+            pair = self._fresh({name: value[None] for name, value in sample.items()}, key)
+            return Randomized(*(volume[0] for volume in pair))
+
+        return jax.vmap(one)(batch, keys)
+
+    def _fresh(self, batch: dict[str, jax.Array], key: jax.Array) -> Randomized:
         k_augment, k_pairs = jax.random.split(key)
         images, brains = augment_batch(
             k_augment, batch['image'], batch['brain'], self.grid.spacing, self.augment)

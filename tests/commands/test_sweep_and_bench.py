@@ -67,7 +67,14 @@ def test_bench_fluid_writes_its_table(checkout, tmp_path):
     assert 'flow_map open' in done.stderr
 
 
+def test_bench_map_times_the_map_and_its_memory(tmp_path):
+    table = timing.time_map((12, 14, 10), (1.0, 1.0, 1.0), repeats=1)
+    assert table['anomaly map, as published']['milliseconds'] > 0
+    assert 0 < table['temporary_megabytes'] < 10
+
+
 @pytest.mark.parametrize(('arguments', 'message'), [
+    (['map', '--shape', '16', '18'], 'three numbers'),
     (['fluid', '--shape', '16', '18', '1'], 'grid shape'),
     (['fluid', '--shape=a,b'], "'a,b' must be numbers"),
     (['fluid', '--spacing', '1', '1', '0'], 'grid spacing'),

@@ -199,6 +199,20 @@ def test_pairs_are_fresh_and_half_of_each_is_the_scan(batch):
         jnp.where(outside, first.diseased, 0), jnp.where(outside, first.healthy, 0), atol=1e-6)
 
 
+def test_stored_pairs_come_again_whatever_the_batch(batch):
+    """One pair a scan: the same under every key and in every order; with ten they differ."""
+    import dataclasses
+
+    pairs = dataclasses.replace(method_of('conddiff').pairs, stored=1)
+    images = {name: batch[name] for name in ('image', 'brain')}
+    turned = {name: value[::-1] for name, value in images.items()}
+    first = run_once(pairs, images, jax.random.key(0))
+    again = run_once(pairs, turned, jax.random.key(1))
+    np.testing.assert_allclose(first.diseased, again.diseased[::-1], atol=1e-6)
+    several = run_once(dataclasses.replace(pairs, stored=10), images, jax.random.key(1))
+    assert float(jnp.abs(several.diseased - first.diseased).max()) > 0.01
+
+
 def test_a_lesion_bank_in_the_batch_is_used(batch):
     """With the bank as the only source and no transport, lesions are its masks, mirrored or not."""
     import dataclasses

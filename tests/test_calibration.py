@@ -1,0 +1,112 @@
+"""Thresholds kept beside the checkpoint, and the spread over counterparts of one scan."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from configs import ldm
+from data_pipelines.subject import Subject
+from fluidjax import calibration
+from fluidjax.detector import Detector, Output
+from fluidjax.errors import UserError
+from fluidjax.experiment import Run, model_grid
+
+CONFIG = ldm.get_config('smoke')
+GRID = model_grid(CONFIG)
+
+
+@pytest.fixture(scope='module')
+def cases():
+    """Two brains with a dark block each."""
+    brain = np.zeros(GRID.shape, bool)
+    brain[3:13, 3:13, 3:13] = True
+    made = []
+    for number in range(2):
+        lesion = np.zeros(GRID.shape, bool)
+        lesion[5:8, 5:8, 5 + number:8 + number] = True
+        image = np.where(lesion, 0.1, 0.7 * brain).astype(np.float32)
+        made.append(Subject(f'case{number}', image, brain, lesion, None, np.diag([12.0] * 3 + [1])))
+    return made
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawing:
+    """A method whose counterparts are the scan and a constant more or less of it."""
+
+    needs_mask = False
+    num_counterparts: int = 2
+
+    def reconstruct(self, params, volumes, key):
+        return volumes + 0.1
+
+    def counterparts(self, params, volumes, key):
+        return jax.numpy.stack([volumes + 0.1, volumes + 0.3])
+
+
+def detector(method):
+    config = ldm.get_config('smoke')
+    config.detect.reference = 'scan'
+    config.detect.map.smoothing_mm = 0.0
+    return Detector(Run(config, GRID, method, {}, 7))
+
+
+def test_a_map_is_the_mean_over_counterparts_and_their_spread_its_uncertainty(cases):
+    output = detector(Drawing()).detect(cases)
+    inside = np.stack([case.brain for case in cases])
+    np.testing.assert_allclose(output.maps[inside], 0.2, atol=1e-6)
+    np.testing.assert_allclose(output.uncertainty[inside], 0.1, atol=1e-6)
+    assert not output.maps[~inside].any() and not output.uncertainty[~inside].any()
+    expected = np.stack([case.image for case in cases])[inside] + 0.2
+    np.testing.assert_allclose(output.counterparts[inside], expected, atol=1e-6)
+
+
+def test_one_counterpart_has_no_uncertainty(cases):
+    output = detector(Drawing(num_counterparts=1)).detect(cases)
+    assert output.uncertainty is None
+    np.testing.assert_allclose(output.maps[0][cases[0].brain], 0.1, atol=1e-6)
+
+
+def test_an_autoencoder_is_asked_for_where_there_is_none():
+    config = ldm.get_config('smoke')
+    config.detect.reference = 'autoencoder'
+    with pytest.raises(UserError, match='detect.reference: conddiff has no autoencoder'):
+        Detector(Run(config, GRID, Drawing(), {}, 7))
+
+
+def test_dark_lesions_are_looked_for_in_the_dark(cases):
+    assert calibration.darker_on(cases)
+    bright = [dataclasses.replace(c, image=np.where(c.lesion, 1.0, c.image)) for c in cases]
+    assert not calibration.darker_on(bright)
+
+
+def test_thresholds_are_kept_with_their_step_and_found_again(cases, tmp_path):
+    maps = np.stack([np.where(case.lesion, 0.5, 0.1) for case in cases])
+    chosen = calibration.calibrate_rows({'conddiff': Output(maps, None, 0.0)}, cases)
+    assert chosen['conddiff']['dice'] == pytest.approx(0.5)
+    calibration.save(tmp_path, chosen, step=7)
+    assert calibration.load(tmp_path, 'conddiff', 7) == pytest.approx(0.5)
+    # Healthy voxels all score 0.1: to mark at most 1 % of them, more is asked for.
+    assert 0.1 < calibration.load(tmp_path, 'conddiff', 7, 'fpr_1') <= 0.5
+
+
+@pytest.mark.parametrize('row,step,rule,message', [
+    ('conddiff', 8, 'dice', 'is of step 7, the run is at step 8'),
+    ('vae', 7, 'dice', 'no threshold dice of vae'),
+    ('conddiff', 7, 'fpr_1', 'no threshold fpr_1'),
+    ('conddiff', 7, 'best', "'best': is not one of dice"),
+])
+def test_a_threshold_that_is_not_there_says_what_to_do(tmp_path, row, step, rule, message):
+    calibration.save(tmp_path, {'conddiff': {'dice': 0.5, 'fpr_1': float('nan')}}, step=7)
+    assert json.loads((tmp_path / 'calibration.json').read_text())['step'] == 7  # NaN is null
+    with pytest.raises(UserError, match=message):
+        calibration.load(tmp_path, row, step, rule)
+
+
+def test_a_run_that_was_not_evaluated_says_so(tmp_path):
+    with pytest.raises(UserError, match='fluidjax.eval'):
+        calibration.load(tmp_path, 'conddiff', 7)
