@@ -34,18 +34,18 @@ def _start(step: int, count: int = 10, **others) -> dict:
 
 ABLATIONS = {
     'conddiff as published': _conddiff(PUBLISHED_PROCESS, PUBLISHED_SAMPLING),
-    'conddiff, vector': _conddiff({'diffusion.network.condition': 'vector'}),
-    'conddiff, both': _conddiff({'diffusion.network.condition': 'both'}),
-    'conddiff, lesions that do not flow': _conddiff({'fluid.transport_time': (0.0, 0.0)}),
-    'conddiff, one stored pair a scan': _conddiff({'stored_pairs': 1}),
-    'conddiff, ten stored pairs a scan': _conddiff({'stored_pairs': 10}),
-    'conddiff, published lesions': _conddiff({'fluid.seed_percentiles': (90.0, 99.6)}),
-    **{f'fluidjax, {n} steps': {'method': 'fluidjax', 'sample': {'bridge.process.sampler_steps': n}}
+    'conddiff: vector': _conddiff({'diffusion.network.condition': 'vector'}),
+    'conddiff: both': _conddiff({'diffusion.network.condition': 'both'}),
+    'conddiff: lesions that do not flow': _conddiff({'fluid.transport_time': (0.0, 0.0)}),
+    'conddiff: one stored pair a scan': _conddiff({'stored_pairs': 1}),
+    'conddiff: ten stored pairs a scan': _conddiff({'stored_pairs': 10}),
+    'conddiff: published lesions': _conddiff({'fluid.seed_percentiles': (90.0, 99.6)}),
+    **{f'fluidjax: {n} steps': {'method': 'fluidjax', 'sample': {'bridge.process.sampler_steps': n}}
        for n in (1, 2, 5, 10, 50, 250)},
-    **{f'conddiff, DDIM {n} steps': _start(1000, n) for n in (1, 2, 5, 10, 50, 250)},
-    **{f'conddiff, T = {t}': _start(t) for t in (100, 250, 400, 600, 800)},
-    **{f'conddiff, T = 400, {n} seeds': _start(400, num_samples=n) for n in (2, 4, 8)},
-    'conddiff, T = 250, 400, 600': _start(400, start_steps=(250, 400, 600)),
+    **{f'conddiff: DDIM {n} steps': _start(1000, n) for n in (1, 2, 5, 10, 50, 250)},
+    **{f'conddiff: T = {t}': _start(t) for t in (100, 250, 400, 600, 800)},
+    **{f'conddiff: T = 400 and {n} seeds': _start(400, num_samples=n) for n in (2, 4, 8)},
+    'conddiff: T = 250 and 400 and 600': _start(400, start_steps=(250, 400, 600)),
 }
 
 LISTS = {'comparison': COMPARISON, 'ablations': ABLATIONS}
