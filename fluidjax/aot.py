@@ -104,8 +104,12 @@ def estimate(compiled: Any, chip: Chip) -> dict[str, float]:
         XLA's own cost model, which knows no copies, NaN where it is not sensible.
     """
     cost = compiled.cost_analysis() or {}
+    try:
+        program = compiled.as_text()
+    except RuntimeError:  # v6e: JAX's XLA cannot read what libtpu compiled (seen with 0.10.2)
+        program = ''
     spent = {True: 0.0, False: 0.0, 'copy': 0.0}
-    for cycles, name, multiplies in _instructions(compiled.as_text()):
+    for cycles, name, multiplies in _instructions(program):
         spent['copy' if name in COPIES else multiplies] += cycles / (1e9 * chip.gigahertz)
     seconds = sum(spent.values()) or math.nan
     ideal = float(cost.get('optimal_seconds', math.nan))
@@ -120,7 +124,7 @@ def _instructions(text: str) -> Iterator[tuple[float, str, bool]]:
     Bodies of loops count as often as they run, where the program says how often.
     """
     bodies, entry = _computations(text)
-    waiting = [(entry, 1)]
+    waiting = [(entry, 1)]  # an empty program has no entry, and yields nothing
     while waiting:
         name, times = waiting.pop()
         for line in bodies.get(name, ()):

@@ -8,8 +8,8 @@ from typing import NamedTuple
 COHORT_SCORES = ('dice_global', 'sensitivity_1fp')  # of a whole test set; no row has them
 # A lesion with over nine tenths of its contrast left looks like the scan's.
 COPY_CONTRAST = 0.1
-# A copy through a decoder changes that much too: an L1 of 0.015 (UNA's table) is a few per cent of a
-# brain's mean intensity, the demo's autoencoder at 4 mm changes 6 %.
+# A copy through a decoder changes that much too: an L1 of 0.015 (UNA's table) is a few per cent of
+# a brain's mean intensity, the demo's autoencoder at 4 mm changes 6 %.
 COPY_CHANGE = 0.1
 # An all-zero counterpart has 1; half way there more of the brain is gone than any lesion takes.
 BLANK_CHANGE = 0.5

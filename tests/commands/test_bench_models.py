@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import subprocess
 import sys
 
@@ -121,3 +122,17 @@ def test_compiles_for_a_tpu_that_is_not_there(checkout, tmp_path):
     assert all(0 < row['gigabytes'] < 1 and row['seconds'] > 0 for row in rows.values())
     wrong = bench(checkout, '--aot=v5e:3x5')
     assert wrong.returncode == 2 and 'v5e:3x5' in wrong.stderr.splitlines()[-1]
+
+
+def test_a_program_that_cannot_be_read_has_no_times():
+    """As on v6e: memory and operations are known, seconds are not."""
+
+    class Compiled:
+        def cost_analysis(self):
+            return {'flops': 1e12}
+
+        def as_text(self):
+            raise RuntimeError('INTERNAL: RET_CHECK failure')
+
+    made = aot.estimate(Compiled(), aot.chip_of('v6e:2x4'))
+    assert all(math.isnan(made[name]) for name in ('seconds', 'share_of_peak', 'ideal_seconds'))
