@@ -147,8 +147,12 @@ class LatentBridge:
             {'params': params['unet']}, z_t, TIME_SCALE * t, z_scan)
 
     def _sample(self, params: Params, z_scan: jax.Array, key: jax.Array) -> jax.Array:
-        """From t = 1 to 0 in even steps, each to q(z_s | z_t, expected z_0)."""
+        """From t = 1 to 0, each step to q(z_s | z_t, expected z_0).
+
+        The steps are as dense as training was, even in t^time_bias.
+        """
         times = jnp.linspace(1.0, 0.0, self.process.sampler_steps + 1)
+        times = times ** (1.0 / self.process.time_bias)
 
         def step(z_t: jax.Array, at: tuple) -> tuple[jax.Array, None]:
             t, s, k = at
