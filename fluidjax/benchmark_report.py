@@ -16,7 +16,7 @@ import numpy as np
 
 from fluidjax.benchmark_cells import scores_path, slug
 from fluidjax.detect import benchmark_figures
-from fluidjax.detect.compare import compare
+from fluidjax.detect.compare import compare, subject_scores
 from fluidjax.detect.evaluate import bootstrap_mean, by_size
 from fluidjax.detect.figures import curve_figure
 from fluidjax.detect.scores import SCORES, verdict
@@ -133,11 +133,7 @@ def seed_means(rows: Sequence[Row], score: str) -> list[float]:
 
 def over_cases(rows: Sequence[Row], score: str) -> list[float]:
     """A score of each case, averaged over the seeds."""
-    by_case: dict[str, list[float]] = {}
-    for row in rows:
-        if row.get(score) is not None:
-            by_case.setdefault(row['name'], []).append(row[score])
-    return [statistics.mean(values) for values in by_case.values()]
+    return list(subject_scores(rows, score).values())
 
 
 def _comparison(rows: Rows, reference: str) -> str:

@@ -24,6 +24,7 @@ from fluidjax.models.layers import (
     compute_dtype,
     depth_to_space,
     require_divisible,
+    require_groups,
     res_block,
     space_to_depth,
 )
@@ -65,10 +66,7 @@ class AutoencoderConfig:
         compute_dtype(self.dtype)
         if not self.channels or self.patch < 1 or self.num_res_blocks < 1:
             raise UserError('autoencoder: channels, patch and num_res_blocks must be at least 1')
-        for channels in self.channels:
-            if channels % self.norm_num_groups:
-                raise UserError(f'autoencoder.norm_num_groups: {self.norm_num_groups} does not '
-                                f'divide {channels} channels; choose a common divisor')
+        require_groups('autoencoder', self.channels, self.norm_num_groups)
 
     @property
     def factor(self) -> int:

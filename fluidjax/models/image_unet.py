@@ -17,6 +17,7 @@ from fluidjax.models.layers import (
     compute_dtype,
     depth_to_space,
     require_divisible,
+    require_groups,
     res_block,
     space_to_depth,
 )
@@ -48,10 +49,7 @@ class ImageUNetConfig:
         compute_dtype(self.dtype)
         if not self.channels or self.patch < 1 or self.num_res_blocks < 1:
             raise UserError('unet: channels, patch and num_res_blocks must be at least 1')
-        for channels in self.channels:
-            if channels % self.norm_num_groups:
-                raise UserError(f'unet.norm_num_groups: {self.norm_num_groups} does not divide '
-                                f'{channels} channels; choose a common divisor')
+        require_groups('unet', self.channels, self.norm_num_groups)
 
     @property
     def divisor(self) -> int:

@@ -7,6 +7,8 @@ to it (`compute_dtype`), and nowhere else is a dtype named.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -227,6 +229,14 @@ def depth_to_space(x: jax.Array, patch: int) -> jax.Array:
     c = channels // patch**3
     split = x.reshape((b, nx, ny, nz, patch, patch, patch, c)).transpose((0, 1, 4, 2, 5, 3, 6, 7))
     return split.reshape((b, nx * patch, ny * patch, nz * patch, c))
+
+
+def require_groups(where: str, channels: Iterable[int], num_groups: int) -> None:
+    """UserError unless the groups of the group norm divide the channels of every level."""
+    for width in channels:
+        if width % num_groups:
+            raise UserError(f'{where}.norm_num_groups: {num_groups} does not divide {width} '
+                            'channels; choose a common divisor')
 
 
 def require_divisible(what: str, shape: Triple, divisor: int) -> None:

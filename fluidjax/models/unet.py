@@ -25,6 +25,7 @@ from fluidjax.models.layers import (
     Upsample,
     compute_dtype,
     require_divisible,
+    require_groups,
     res_block,
     time_embedding,
 )
@@ -81,10 +82,8 @@ class UNetConfig:
         if self.condition in SPATIAL and len(self.spatial_channels) != len(self.channels):
             raise UserError(f'unet.condition_channels: {self.condition_channels} must have one '
                             f'entry a level, {len(self.channels)}')
-        for channels in (*self.channels, *self._normed_condition_channels()):
-            if channels % self.norm_num_groups:
-                raise UserError(f'unet.norm_num_groups: {self.norm_num_groups} does not divide '
-                                f'{channels} channels; choose a common divisor')
+        require_groups('unet', (*self.channels, *self._normed_condition_channels()),
+                       self.norm_num_groups)
 
     def _normed_condition_channels(self) -> tuple[int, ...]:
         return self.spatial_channels if self.condition in SPATIAL else ()

@@ -17,7 +17,13 @@ import jax.numpy as jnp
 
 from fluidjax.errors import UserError
 from fluidjax.models.conv import Conv3D
-from fluidjax.models.layers import Dense, GroupNorm, compute_dtype, depth_to_space
+from fluidjax.models.layers import (
+    Dense,
+    GroupNorm,
+    compute_dtype,
+    depth_to_space,
+    require_groups,
+)
 
 LOG_VAR_RANGE = (-30.0, 20.0)
 
@@ -47,9 +53,7 @@ class VAEConfig:
         if any(side % 2 ** len(self.channels) for side in self.shape):
             raise UserError(f'vae.channels: the grid {tuple(self.shape)} cannot be halved '
                             f'{len(self.channels)} times; give fewer levels')
-        if any(c % self.norm_num_groups for c in self.channels):
-            raise UserError(f'vae.norm_num_groups: {self.norm_num_groups} does not divide all of '
-                            f'{tuple(self.channels)}')
+        require_groups('vae', self.channels, self.norm_num_groups)
 
     @property
     def coarse(self) -> tuple[int, int, int, int]:
