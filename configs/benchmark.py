@@ -1,7 +1,8 @@
 """The cells of the benchmark: a method, what is changed in its training, what in its sampling.
 
 A cell is `{'method': ..., 'train': {field: value}, 'sample': {field: value}}`, fields dotted as on
-the command line. Cells that differ in `sample` alone share one training.
+the command line. Cells that differ in `sample` alone share one training. `'bank': True` trains on
+real lesion masks too, from a folder that the user gives.
 """
 
 # The paper's comparison. All are trained for the same number of steps on the same batches.
@@ -32,11 +33,25 @@ def _start(step: int, count: int = 10, **others) -> dict:
     return _conddiff(UNIFORM, {f'diffusion.process.{k}': v for k, v in fields.items()})
 
 
+# Real masks as they lie, and the same carried by the flow; plain conddiff carries Perlin noise.
+RAW_MASKS = {
+    'fluid.bank_probability': 1.0, 'fluid.transport_time': (0.0, 0.0), 'fluid.bank_shift_mm': 0.0,
+    'fluid.bank_rotation_degrees': 0.0, 'fluid.bank_scale': (1.0, 1.0),
+}
+
+
+def _bank(train: dict) -> dict:
+    return {**_conddiff(train), 'bank': True}
+
+
 ABLATIONS = {
     'conddiff as published': _conddiff(PUBLISHED_PROCESS, PUBLISHED_SAMPLING),
     'conddiff: vector': _conddiff({'diffusion.network.condition': 'vector'}),
     'conddiff: both': _conddiff({'diffusion.network.condition': 'both'}),
     'conddiff: lesions that do not flow': _conddiff({'fluid.transport_time': (0.0, 0.0)}),
+    'conddiff: raw masks': _bank(RAW_MASKS),
+    'conddiff: masks that flow': _bank({'fluid.bank_probability': 1.0}),
+    'conddiff: masks and Perlin noise that flow': _bank({}),
     'conddiff: one stored pair a scan': _conddiff({'stored_pairs': 1}),
     'conddiff: ten stored pairs a scan': _conddiff({'stored_pairs': 10}),
     'conddiff: published lesions': _conddiff({'fluid.seed_percentiles': (90.0, 99.6)}),

@@ -39,6 +39,10 @@ def get_config(argument: str = '') -> ConfigDict:
             'tasks': ('blend', 'sink', 'source', 'intensity')})
     if config.size != 'paper':
         config.detect.reference = 'autoencoder'
+    if config.method == 'fluidjax':
+        config.detect.update({'reference': 'both', 'mirror': True})
+        if config.size == 'demo':
+            config.detect.map.smoothing_mm = 5.0  # the two references' maps together need less
     return config
 
 
@@ -111,7 +115,7 @@ def _bridge(size: str) -> ConfigDict:
     section = ConfigDict({
         'network': _unet('both', size) | {'position_bias': True},
         'process': {'noise': 0.0, 'time_bias': 1.0, 'error': 'squared', 'centre_latents': True,
-                    'sampler_steps': 10, 'num_samples': 1},
+                    'lesion_weight': 4.0, 'sampler_steps': 10, 'num_samples': 1},
         'training': common.training(400_000, 16, common.optimizer(1e-4, clip_norm=1.0)),
     })
     if size == 'paper':

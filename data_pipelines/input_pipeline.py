@@ -59,13 +59,23 @@ class Cohort:
     sizes: dict[str, int]
 
 
-def template_cohort(scale: str, store: Path) -> Cohort:
-    """The embedded cohort at 'demo', 'smoke' or 'paper' scale, built under `store` when absent."""
-    known = [config.name for config in template_cohort_builder.TemplateCohort.BUILDER_CONFIGS]
+def template_cohort(
+    scale: str, store: Path, lesion_dir: str | os.PathLike[str] = ''
+) -> Cohort:
+    """The embedded cohort at 'demo', 'smoke' or 'paper' scale, built under `store` when absent.
+
+    Args:
+      lesion_dir: folder of lesion masks in MNI152 space that training carries along its flows.
+
+    Raises:
+      UserError: no such scale, or a folder or mask that cannot be used.
+    """
+    known = template_cohort_builder.SCALES
     if scale not in known:
         raise UserError(f"template cohort: no scale '{scale}'; choose one of {', '.join(known)}")
     make = lambda: template_cohort_builder.TemplateCohort(
-        config=scale, data_dir=os.fspath(store), file_format=FILE_FORMAT
+        config=template_cohort_builder.config_for(scale, os.fspath(lesion_dir)),
+        data_dir=os.fspath(store), file_format=FILE_FORMAT
     )
     return _build(f'template_{scale}', grids.GRIDS[scale], make)
 

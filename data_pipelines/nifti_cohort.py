@@ -9,9 +9,6 @@ is used again.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +17,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 import tqdm
 
-from data_pipelines import grids, preprocess, scan_folders, template_cohort
+from data_pipelines import grids, lesion_masks, preprocess, scan_folders
+from data_pipelines.subject_record import record, record_features
 from data_pipelines.volume_io import load_volume
 from fluidjax.errors import UserError
 
@@ -58,11 +56,8 @@ class NiftiSource:
         described = [PREPROCESSING_VERSION, self.registration, self.seed, repr(self.grid)]
         for purpose in ('data_dir', 'test_dir', 'lesion_dir'):
             folder = getattr(self, purpose)
-            for path in scan_folders.nifti_files(folder, purpose) if folder else ():
-                status = path.stat()
-                relative = os.fspath(path.relative_to(folder))
-                described.append((purpose, relative, status.st_size, status.st_mtime_ns))
-        return hashlib.sha256(json.dumps(described).encode()).hexdigest()[:10]
+            described += scan_folders.described(folder, purpose) if folder else ()
+        return scan_folders.digest(described)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -166,23 +161,9 @@ def make_record(case: scan_folders.Case, source: NiftiSource) -> dict:
     if result.overlap < LOW_OVERLAP:
         note = f'overlap with the MNI152 brain is only {result.overlap:.2f}; look at the result'
         tqdm.tqdm.write(f'{case.scan}: {note}', file=sys.stderr)
-    return template_cohort.record(
+    return record(
         case.name, result.image, result.brain, result.affine, lesion=result.lesion
     )
-
-
-def make_lesion_record(path: Path, source: NiftiSource) -> dict:
-    """One mask of the lesion bank, brought by its affine onto the model grid; no image."""
-    volume = load_volume(path)
-    grid = source.grid
-    mask = preprocess.resample_mask(volume.data > 0, volume.affine, grid.shape, grid.affine)
-    if not mask.any():
-        raise UserError(
-            f'{path}: lies outside the MNI152 brain; the masks of lesion_dir must be in MNI space'
-        )
-    nothing = np.zeros(grid.shape, np.float32)
-    name = os.fspath(path.relative_to(source.lesion_dir))
-    return template_cohort.record(name, nothing, nothing, grid.affine, lesion=mask)
 
 
 class NiftiCohort(tfds.core.GeneratorBasedBuilder):
@@ -194,7 +175,7 @@ class NiftiCohort(tfds.core.GeneratorBasedBuilder):
         return tfds.core.DatasetInfo(
             builder=self,
             description='Scans from NIfTI files, on the model grid.',
-            features=template_cohort.record_features(self.builder_config.source.grid.shape),
+            features=record_features(self.builder_config.source.grid.shape),
             disable_shuffling=True,
         )
 
@@ -203,12 +184,10 @@ class NiftiCohort(tfds.core.GeneratorBasedBuilder):
         source = self.builder_config.source
         splits = {s: self._generate_examples(s, c) for s, c in assign_splits(source).items()}
         if source.lesion_dir:
-            masks = scan_folders.nifti_files(source.lesion_dir, 'lesion_dir')
-            splits['lesions'] = self._generate_examples('lesions', masks)
+            splits['lesions'] = lesion_masks.records(source.lesion_dir, source.grid)
         return splits
 
     def _generate_examples(self, split: str, items: list) -> Iterator[tuple[int, dict]]:
-        make = make_lesion_record if split == 'lesions' else make_record
         progress = tqdm.tqdm(items, desc=f'preprocessing {split}', file=sys.stderr)
         for number, item in enumerate(progress):
-            yield number, make(item, self.builder_config.source)
+            yield number, make_record(item, self.builder_config.source)

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import hashlib
+import json
 import os
 import re
 from collections.abc import Iterable
@@ -60,6 +62,18 @@ def nifti_files(folder: str | os.PathLike[str], purpose: str) -> list[Path]:
             'then for *.nii and *.nii.gz, in all subfolders'
         )
     return files
+
+
+def described(folder: str | os.PathLike[str], purpose: str) -> list[tuple[str, str, int, int]]:
+    """Purpose, path, size and time of change of every NIfTI file under a folder."""
+    files = [(path, path.stat()) for path in nifti_files(folder, purpose)]
+    return [(purpose, os.fspath(path.relative_to(folder)), status.st_size, status.st_mtime_ns)
+            for path, status in files]
+
+
+def digest(described: list) -> str:
+    """Ten hexadecimal digits of what JSON can write."""
+    return hashlib.sha256(json.dumps(described).encode()).hexdigest()[:10]
 
 
 def find_cases(folder: str | os.PathLike[str], purpose: str) -> list[Case]:

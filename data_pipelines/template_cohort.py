@@ -14,52 +14,41 @@ import numpy as np
 import tensorflow_datasets as tfds
 import tqdm
 
-from data_pipelines import grids, template_lesions, template_subjects
+from data_pipelines import (
+    grids,
+    lesion_masks,
+    scan_folders,
+    template_lesions,
+    template_subjects,
+)
+from data_pipelines.subject_record import record, record_features
 
 SEED = 20250610
 _SPLITS = ('train', 'validation', 'test')
 
 
-def record_features(shape: tuple[int, int, int]) -> tfds.features.FeaturesDict:
-    """The record of one subject, the same for every cohort. Arrays are (x, y, z), zlib-packed."""
-    volume = lambda dtype: tfds.features.Tensor(shape=shape, dtype=dtype, encoding='zlib')
-    return tfds.features.FeaturesDict(
-        {
-            'name': tfds.features.Text(),
-            'image': volume(np.float32),
-            'brain': volume(np.uint8),
-            'healthy': volume(np.float32),
-            'has_healthy': np.bool_,
-            'lesion': volume(np.uint8),
-            'has_lesion': np.bool_,
-            'affine': tfds.features.Tensor(shape=(4, 4), dtype=np.float64),
-        }
-    )
-
-
-def record(name, image, brain, affine, lesion=None, healthy=None) -> dict:
-    """One subject as `record_features` wants it; an absent lesion or healthy image is all zeros."""
-    filled = lambda data, dtype: (
-        np.zeros(image.shape, dtype) if data is None else data.astype(dtype)
-    )
-    return {
-        'name': name,
-        'image': image.astype(np.float32),
-        'brain': brain.astype(np.uint8),
-        'healthy': filled(healthy, np.float32),
-        'has_healthy': healthy is not None,
-        'lesion': filled(lesion, np.uint8),
-        'has_lesion': lesion is not None,
-        'affine': np.asarray(affine, np.float64),
-    }
-
-
 @dataclasses.dataclass(kw_only=True)
 class TemplateConfig(tfds.core.BuilderConfig):
-    """Attributes: grid: the model grid; sizes: subjects of the train, validation and test split."""
+    """Attributes: grid: the model grid; sizes: subjects of the train, validation and test split;
+    lesion_dir: folder of lesion masks in MNI152 space beside them, '' for none."""
 
     grid: grids.ModelGrid
     sizes: tuple[int, int, int]
+    lesion_dir: str = ''
+
+
+SCALES = {
+    name: TemplateConfig(name=name, grid=grids.GRIDS[name], sizes=sizes)
+    for name, sizes in (('demo', (96, 12, 24)), ('smoke', (8, 2, 4)), ('paper', (32, 4, 8)))
+}
+
+
+def config_for(scale: str, lesion_dir: str = '') -> TemplateConfig:
+    """The TFDS config of a scale; the files of a lesion bank are part of its name."""
+    if not lesion_dir:
+        return SCALES[scale]
+    files = scan_folders.digest(scan_folders.described(lesion_dir, 'lesion_dir'))
+    return dataclasses.replace(SCALES[scale], name=f'{scale}_{files}', lesion_dir=lesion_dir)
 
 
 def make_record(grid: grids.ModelGrid, split: str, number: int, seed: int = SEED) -> dict:
@@ -82,11 +71,7 @@ class TemplateCohort(tfds.core.GeneratorBasedBuilder):
     """Brains made from the MNI152 template; the test split is diseased."""
 
     VERSION = tfds.core.Version('1.2.0')  # Raise it when the subjects change.
-    BUILDER_CONFIGS = [
-        TemplateConfig(name='demo', grid=grids.GRIDS['demo'], sizes=(96, 12, 24)),
-        TemplateConfig(name='smoke', grid=grids.GRIDS['smoke'], sizes=(8, 2, 4)),
-        TemplateConfig(name='paper', grid=grids.GRIDS['paper'], sizes=(32, 4, 8)),
-    ]
+    BUILDER_CONFIGS = list(SCALES.values())
 
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
@@ -98,10 +83,13 @@ class TemplateCohort(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager) -> dict:
         del dl_manager  # Nothing to download.
-        return {
-            s: self._generate_examples(s, n)
-            for s, n in zip(_SPLITS, self.builder_config.sizes, strict=True)
+        config = self.builder_config
+        splits = {
+            s: self._generate_examples(s, n) for s, n in zip(_SPLITS, config.sizes, strict=True)
         }
+        if config.lesion_dir:
+            splits['lesions'] = lesion_masks.records(config.lesion_dir, config.grid)
+        return splits
 
     def _generate_examples(self, split: str, size: int) -> Iterator[tuple[int, dict]]:
         progress = tqdm.tqdm(range(size), desc=f'making {split} subjects', file=sys.stderr)

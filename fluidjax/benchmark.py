@@ -24,6 +24,8 @@ WORKDIR = flags.DEFINE_string('workdir', 'runs/benchmark', 'Folder of the benchm
 HEALTHY = flags.DEFINE_string('healthy', '', 'Folder of healthy scans, another anatomy to test on.')
 PATIENTS = flags.DEFINE_string('patients', '', 'Folder of scans with lesion masks to test on; '
                                'needs --healthy.')
+LESIONS = flags.DEFINE_string('lesions', '', 'Folder of lesion masks in MNI space, for the '
+                              'ablations that train on real ones.')
 COLLECT = flags.DEFINE_boolean('collect', False, 'Only write the tables of what is finished.')
 
 
@@ -44,7 +46,7 @@ def main() -> None:
     seeds = cli.numbers('seeds', SEEDS.value, int)
     workdir = Path(WORKDIR.value).expanduser() / SCALE.value
     if not COLLECT.value:
-        folders = (HEALTHY.value, PATIENTS.value)
+        folders = benchmark_cells.Folders(HEALTHY.value, PATIENTS.value, LESIONS.value)
         benchmark_cells.run({name: cells[name] for name in chosen}, SCALE.value, seeds, workdir,
                             folders)
     print(f'results: {benchmark_report.write(workdir, LIST.value, list(cells)).absolute()}')

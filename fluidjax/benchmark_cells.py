@@ -39,8 +39,23 @@ TRIVIAL_FROM = 'conddiff'
 Cells = Mapping[str, Mapping[str, Any]]
 
 
+@dataclasses.dataclass(frozen=True)
+class Folders:
+    """The user's own, each '' where not given.
+
+    Attributes:
+        healthy: healthy scans to test on.
+        patients: scans with lesion masks to test on.
+        lesions: lesion masks in MNI152 space, for the cells that train on such a bank.
+    """
+
+    healthy: str = ''
+    patients: str = ''
+    lesions: str = ''
+
+
 def run(
-    cells: Cells, scale: str, seeds: Sequence[int], workdir: Path, folders: tuple[str, str]
+    cells: Cells, scale: str, seeds: Sequence[int], workdir: Path, folders: Folders
 ) -> None:
     """Train and score what is not there yet; see the module's docstring.
 
@@ -49,7 +64,7 @@ def run(
         scale: size of the configurations.
         seeds: of the runs.
         workdir: where to write.
-        folders: of healthy scans and of patients' scans to test on, or ''.
+        folders: the user's own.
     """
     for seed in seeds:
         for number, (name, cell) in enumerate(cells.items(), 1):
@@ -57,7 +72,10 @@ def run(
             if path.is_file():
                 continue
             cli.tell(f'seed {seed}, cell {number} of {len(cells)}: {name}')
-            config = cell_config(cell, scale, seed)
+            if cell.get('bank') and not folders.lesions:
+                cli.tell('left out: it trains on real lesion masks; give their folder, --lesions')
+                continue
+            config = cell_config(cell, scale, seed, folders.lesions)
             folder = workdir / 'runs' / slug(trained_name(name, cell)) / f'seed{seed}'
             began = time.perf_counter()
             _train(config, folder, workdir / 'runs' / 'autoencoder' / f'seed{seed}')
@@ -86,10 +104,18 @@ def trained_name(name: str, cell: Mapping[str, Any]) -> str:
     return f'{cell["method"]} {changed}'.strip()
 
 
-def cell_config(cell: Mapping[str, Any], scale: str, seed: int) -> ConfigDict:
-    """The configuration a cell is trained with."""
+def cell_config(
+    cell: Mapping[str, Any], scale: str, seed: int, lesions: str = ''
+) -> ConfigDict:
+    """The configuration a cell is trained with.
+
+    Args:
+        lesions: folder of masks for a cell that trains on such a bank.
+    """
     config = config_of(cell['method'], scale)
     config.update_from_flattened_dict({**cell.get('train', {}), 'seed': seed})
+    if cell.get('bank'):
+        config.cohort.lesion_dir = lesions
     return config
 
 
@@ -117,7 +143,7 @@ def _train(config: ConfigDict, folder: Path, shared: Path) -> None:
 
 
 def score_cell(
-    name: str, cell: Mapping[str, Any], folder: Path, judge: ConfigDict, folders: tuple[str, str]
+    name: str, cell: Mapping[str, Any], folder: Path, judge: ConfigDict, folders: Folders
 ) -> dict[str, Any]:
     """Calibrate a trained cell and score it on every test set.
 
@@ -154,7 +180,7 @@ def score_cell(
 
 
 def test_sets(
-    config: ConfigDict, cohort: Any, bank: np.ndarray | None, folders: tuple[str, str]
+    config: ConfigDict, cohort: Any, bank: np.ndarray | None, folders: Folders
 ) -> dict[str, list[Subject]]:
     """The cases to judge by, those of every cell alike; names as the tables show them."""
     from data_pipelines import input_pipeline
@@ -163,10 +189,11 @@ def test_sets(
     healthy = [_as_healthy(case) for case in own if case.healthy is not None]
     sets = {'training law': with_simulated_lesions(config, healthy, TEST_SEED, bank),
             'other law': own}
-    if not folders[0]:
+    if not folders.healthy:
         return sets
     other = ConfigDict(config.to_dict())
-    other.cohort.update({'name': 'nifti', 'data_dir': folders[0], 'test_dir': folders[1]})
+    other.cohort.update({'name': 'nifti', 'data_dir': folders.healthy,
+                         'test_dir': folders.patients})
     other.seed = 0
     people = experiment.open_cohort(other)
     scans = [case for split in ('train', 'validation')

@@ -21,7 +21,9 @@ from fluidjax.detect.anomaly_map import MapSettings, residual_maps
 from fluidjax.errors import UserError
 from fluidjax.experiment import Run, derived_seed
 
-REFERENCES = ('scan', 'autoencoder')
+# What a counterpart is held against. 'both' is the geometric mean of the two maps: the scan has the
+# detail, and its reconstruction forgives what the autoencoder blurs.
+REFERENCES = ('scan', 'autoencoder', 'both')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,8 +34,8 @@ class Output:
         maps: anomaly maps `(n, x, y, z)`.
         counterparts: healthy counterparts `(n, x, y, z)`, or None for a row without.
         seconds: per scan.
-        uncertainty: standard deviation of the maps over seeds and noise levels `(n, x, y, z)`, or
-            None where there is one counterpart a scan.
+        uncertainty: standard deviation of the maps over seeds, noise levels and the mirrored scan
+            `(n, x, y, z)`, or None where there is one counterpart a scan.
     """
 
     maps: np.ndarray
@@ -69,7 +71,7 @@ class Detector:
         self._reconstruct = jax.jit(
             run.method.counterparts if self._several else run.method.reconstruct)
         coder = getattr(run.method, 'autoencoder', None)
-        if detect.reference == 'autoencoder' and coder is None:
+        if detect.reference != 'scan' and coder is None:
             raise UserError(f'config.detect.reference: {run.config.method} has no autoencoder; '
                             "set it to 'scan'")
         self._autoencode = None if coder is None else jax.jit(coder.reconstruct)
@@ -79,6 +81,14 @@ class Detector:
         told = [masks_of(cases)] if self.run.method.needs_mask else []
         made = self._batched(self._reconstruct, cases, self.run.name, *told)
         return made if self._several else made[None]
+
+    def _both_ways(self, cases: Sequence[Subject]) -> np.ndarray:
+        """Counterparts as `reconstruct`; with `detect.mirror` those of the mirrored scans too."""
+        made = self.reconstruct(cases)
+        if not self.run.config.detect.get('mirror', False):  # older runs know no such field
+            return made
+        mirrored = self.reconstruct([_mirrored(case) for case in cases])
+        return np.concatenate([made, mirrored[:, :, ::-1]])
 
     def autoencode(self, cases: Sequence[Subject]) -> np.ndarray:
         """The cases after the autoencoder alone `(n, x, y, z)`."""
@@ -102,14 +112,20 @@ class Detector:
         """The run's own maps, from the scans to the maps."""
 
         def from_scans() -> tuple[np.ndarray, np.ndarray]:
-            samples = self.reconstruct(cases)
-            scan = self.run.config.detect.reference == 'scan'
-            reference = images_of(cases) if scan else self.autoencode(cases)
-            return np.stack([self.maps(reference, one, cases) for one in samples]), samples
+            samples, references = self._both_ways(cases), self._references(cases)
+            made = np.stack([[self.maps(reference, one, cases) for one in samples]
+                             for reference in references])
+            return made[0] if len(made) == 1 else np.sqrt(made[0] * made[1]), samples
 
         (maps, samples), seconds = _timed(from_scans)
-        spread = maps.std(axis=0) if self._several else None
+        spread = maps.std(axis=0) if len(maps) > 1 else None
         return Output(maps.mean(axis=0), samples.mean(axis=0), seconds / len(cases), spread)
+
+    def _references(self, cases: Sequence[Subject]) -> list[np.ndarray]:
+        """The volumes `(n, x, y, z)` that counterparts are held against."""
+        wanted = self.run.config.detect.reference
+        return [*([] if wanted == 'autoencoder' else [images_of(cases)]),
+                *([] if wanted == 'scan' else [self.autoencode(cases)])]
 
     def rows(self, cases: Sequence[Subject], darker: bool) -> dict[str, Output]:
         """Every row of the table: the method, then the trivial ones."""
@@ -164,6 +180,13 @@ def _timed(function: Callable[[], Any]) -> tuple[Any, float]:
     began = time.perf_counter()
     result = function()
     return result, time.perf_counter() - began
+
+
+def _mirrored(case: Subject) -> Subject:
+    """The case with left and right exchanged."""
+    flipped = {name: None if (volume := getattr(case, name)) is None else volume[::-1]
+               for name in ('image', 'brain', 'lesion', 'healthy')}
+    return dataclasses.replace(case, **flipped)
 
 
 def _padded(volumes: np.ndarray, size: int) -> np.ndarray:

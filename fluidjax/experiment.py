@@ -48,21 +48,21 @@ def open_cohort(config: ConfigDict) -> Any:
     _check_cohort(config)
     home = Path(os.environ.get('XDG_CACHE_HOME', Path.home() / '.cache'))
     store = Path(chosen.store or os.environ.get('FLUIDJAX_STORE', home / 'fluidjax' / 'cohorts'))
+    folders = [str(Path(folder).expanduser()) if folder else ''
+               for folder in (chosen.data_dir, chosen.test_dir, chosen.lesion_dir)]
     if chosen.name == 'template':
-        return input_pipeline.template_cohort(config.size, store)
-    folders = (str(Path(folder).expanduser()) if folder else ''
-               for folder in (chosen.data_dir, chosen.test_dir, chosen.lesion_dir))
+        return input_pipeline.template_cohort(config.size, store, folders[-1])
     return input_pipeline.nifti_cohort(
         GRIDS[config.size], store, *folders, registration=chosen.registration, seed=config.seed)
 
 
 def _check_cohort(config: ConfigDict) -> None:
-    chosen, folders = config.cohort, ('data_dir', 'test_dir', 'lesion_dir')
+    chosen = config.cohort
     if config.seed < 0:
         raise UserError(f'config.seed: {config.seed} must be 0 or more')
     if chosen.name not in ('template', 'nifti'):
         raise UserError(f"config.cohort.name: '{chosen.name}' is neither template nor nifti")
-    given = [name for name in folders if chosen[name]]
+    given = [name for name in ('data_dir', 'test_dir') if chosen[name]]
     if chosen.name == 'template' and given:
         raise UserError(f'config.cohort.{given[0]} is set, but the cohort is the embedded one; for '
                         f'your own scans use --config=configs/ldm.py:{config.size},cohort=nifti')

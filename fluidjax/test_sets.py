@@ -18,13 +18,18 @@ from fluidjax.experiment import derived_seed, model_grid
 from fluidjax.fluid.randomize import randomize_batch
 from fluidjax.stages import fluid_settings
 
+# Lesions a validation scan is shown with, one at a time: a threshold chosen on a dozen lesions
+# depends on which they are.
+VALIDATION_DRAWS = 4
+
 
 @dataclasses.dataclass(frozen=True)
 class Split:
     """Cases of a cohort by their purpose.
 
     Attributes:
-        validation: healthy scans with simulated lesions, on which thresholds are chosen.
+        validation: healthy scans with simulated lesions, `VALIDATION_DRAWS` of each, on which
+            thresholds are chosen.
         held_out: the other healthy scans that training never saw.
         bank: real lesion masks `(n, x, y, z)` uint8, as in training, or None.
     """
@@ -46,7 +51,7 @@ def split_validation(config: ConfigDict, cohort: Any, keep_half: bool) -> Split:
     bank = input_pipeline.lesion_bank(cohort)
     half = max(len(healthy) // 2, 1) if keep_half else len(healthy)
     seed = derived_seed(config.seed, 'validation lesions')
-    validation = with_simulated_lesions(config, healthy[:half], seed, bank)
+    validation = with_simulated_lesions(config, healthy[:half] * VALIDATION_DRAWS, seed, bank)
     return Split(validation, healthy[half:] if len(healthy) > 1 else healthy, bank)
 
 

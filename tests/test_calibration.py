@@ -71,6 +71,51 @@ def test_one_counterpart_has_no_uncertainty(cases):
     np.testing.assert_allclose(output.maps[0][cases[0].brain], 0.1, atol=1e-6)
 
 
+@dataclasses.dataclass(frozen=True)
+class Sided(Drawing):
+    """Sees lesions in the half of low x alone."""
+
+    num_counterparts: int = 1
+
+    def reconstruct(self, params, volumes, key):
+        low = jax.numpy.arange(volumes.shape[1])[:, None, None, None] < volumes.shape[1] // 2
+        return volumes + 0.2 * low
+
+
+def test_a_mirrored_scan_has_its_say(cases):
+    run = detector(Sided()).run
+    alone = Detector(run).detect(cases)
+    run.config.detect.mirror = True
+    both = Detector(run).detect(cases)
+    brain = cases[0].brain
+    assert alone.uncertainty is None and np.ptp(alone.maps[0][brain]) == pytest.approx(0.2)
+    np.testing.assert_allclose(both.maps[0][brain], 0.1, atol=1e-6)
+    np.testing.assert_allclose(both.uncertainty[0][brain], 0.1, atol=1e-6)
+
+
+@dataclasses.dataclass(frozen=True)
+class Autoencoder:
+    """Returns the scan and a little more."""
+
+    def reconstruct(self, params, volumes, key):
+        return volumes + 0.04
+
+
+@dataclasses.dataclass(frozen=True)
+class Coded(Drawing):
+    num_counterparts: int = 1
+    autoencoder: Autoencoder = Autoencoder()
+
+
+@pytest.mark.parametrize('reference,expected', [
+    ('scan', 0.1), ('autoencoder', 0.06), ('both', np.sqrt(0.1 * 0.06))])
+def test_a_counterpart_is_held_against_the_chosen_reference(cases, reference, expected):
+    run = detector(Coded()).run
+    run.config.detect.reference = reference
+    output = Detector(run).detect(cases)
+    np.testing.assert_allclose(output.maps[0][cases[0].brain], expected, atol=1e-6)
+
+
 def test_an_autoencoder_is_asked_for_where_there_is_none():
     config = ldm.get_config('smoke')
     config.detect.reference = 'autoencoder'

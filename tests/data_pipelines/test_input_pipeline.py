@@ -35,6 +35,17 @@ def test_cohort_on_disk(smoke_cohort):
     assert sorted(p.name for p in store.iterdir()) == ['template_cohort']
 
 
+def test_lesion_masks_beside_the_embedded_subjects(smoke_cohort, tmp_path, write_scan):
+    mask = np.zeros(smoke_cohort.grid.shape, np.uint8)
+    mask[6:9, 6:9, 6:9] = 1
+    write_scan(tmp_path / 'bank' / 'one.nii', mask, smoke_cohort.grid.affine)
+    cohort = input_pipeline.template_cohort('smoke', tmp_path / 'store', tmp_path / 'bank')
+    assert cohort.sizes == {**smoke_cohort.sizes, 'lesions': 1}
+    np.testing.assert_array_equal(input_pipeline.lesion_bank(cohort), mask[None])
+    ours, known = (list(input_pipeline.subjects(c, 'validation')) for c in (cohort, smoke_cohort))
+    np.testing.assert_array_equal(ours[0].image, known[0].image)
+
+
 def test_records_survive_the_disk(smoke_cohort):
     for number, subject in enumerate(input_pipeline.subjects(smoke_cohort, 'test')):
         expected = template_cohort.make_record(smoke_cohort.grid, 'test', number)

@@ -7,7 +7,7 @@ import os
 import numpy as np
 import pytest
 
-from data_pipelines import grids, input_pipeline, nifti_cohort, scan_folders
+from data_pipelines import grids, input_pipeline, lesion_masks, nifti_cohort, scan_folders
 from fluidjax.errors import UserError
 
 SMOKE = grids.GRIDS['smoke']
@@ -208,6 +208,5 @@ def test_lesion_bank_outside_mni(tmp_path, write_scan, lesion_mask):
     affine = np.diag([1.0, 1.0, 1.0, 1.0])
     affine[:3, 3] = 500
     path = write_scan(tmp_path / 'far.nii', lesion_mask, affine)
-    source = nifti_cohort.NiftiSource(SMOKE, str(tmp_path), lesion_dir=str(tmp_path))
-    with pytest.raises(UserError, match='far.nii: lies outside'):
-        nifti_cohort.make_lesion_record(path, source)
+    with pytest.raises(UserError, match=f'{path.name}: lies outside'):
+        list(lesion_masks.records(str(tmp_path), SMOKE))

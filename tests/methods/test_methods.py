@@ -11,7 +11,7 @@ from scipy import ndimage
 from configs.methods import config_of
 from fluidjax.compiling import run_once
 from fluidjax.fluid.grid import Grid
-from fluidjax.methods.bridge import between
+from fluidjax.methods.bridge import between, touched
 from fluidjax.models.autoencoder import Autoencoder
 from fluidjax.stages import METHODS, build_stages
 from fluidjax.training.loop import StageSettings
@@ -144,6 +144,13 @@ def test_the_bridge_ends_in_both_images_and_is_noisiest_between():
     np.testing.assert_allclose(z_t[0], 0.0)
     np.testing.assert_allclose(z_t[1], 1.0)
     np.testing.assert_allclose(z_t[2], 0.5 + 2.0 * 0.5)
+
+
+def test_a_latent_is_touched_where_any_of_its_voxels_is_lesion():
+    mask = jnp.zeros((2, 8, 4, 4, 1)).at[1, 5, 3, 0].set(1.0)
+    expected = np.zeros((2, 2, 1, 1, 1))
+    expected[1, 1] = 1.0
+    np.testing.assert_array_equal(touched(mask, (2, 2, 1, 1, 16)), expected)
 
 
 def test_before_training_the_bridge_leaves_the_scan_alone(autoencoder, batch):
