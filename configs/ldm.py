@@ -115,7 +115,7 @@ def _bridge(size: str) -> ConfigDict:
     section = ConfigDict({
         'network': _unet('both', size) | {'position_bias': True},
         'process': {'noise': 0.0, 'time_bias': 1.0, 'error': 'squared', 'centre_latents': True,
-                    'lesion_weight': 4.0, 'sampler_steps': 10, 'num_samples': 1},
+                    'lesion_weight': 12.0, 'sampler_steps': 10, 'num_samples': 1},
         'training': common.training(400_000, 16, common.optimizer(1e-4, clip_norm=1.0)),
     })
     if size == 'paper':
