@@ -14,7 +14,6 @@ import io
 import json
 import re
 import shutil
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -77,13 +76,12 @@ def run(
                 continue
             config = cell_config(cell, scale, seed, folders.lesions)
             folder = workdir / 'runs' / slug(trained_name(name, cell)) / f'seed{seed}'
-            began = time.perf_counter()
             _train(config, folder, workdir / 'runs' / 'autoencoder' / f'seed{seed}')
-            training = time.perf_counter() - began
             scored = score_cell(name, cell, folder, judged_by(scale, seed), folders)
             write_bytes(path.with_suffix('.npz'), scored.pop('pictures'))
             write_text(path, json.dumps(evaluate.json_safe(
-                {'cell': name, 'seed': seed, 'training_seconds': training, **scored})) + '\n')
+                {'cell': name, 'seed': seed, 'training_seconds': training_seconds(folder),
+                 **scored})) + '\n')
 
 
 def scores_path(workdir: Path, name: str, seed: int) -> Path:
@@ -140,6 +138,17 @@ def _train(config: ConfigDict, folder: Path, shared: Path) -> None:
         shutil.rmtree(beside, ignore_errors=True)
         shutil.copytree(own, beside)
         beside.rename(shared)
+
+
+def training_seconds(folder: Path) -> float:
+    """What a run's training took, its interruptions left out; without a shared autoencoder's."""
+    seconds, last = 0.0, {}
+    for line in (folder / 'metrics.jsonl').read_text().splitlines():
+        logged = json.loads(line)
+        done = logged['step'] - last.get(logged['stage'], 0)
+        seconds += max(done, 0) * logged['seconds_per_step']
+        last[logged['stage']] = logged['step']
+    return seconds
 
 
 def score_cell(

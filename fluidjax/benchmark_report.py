@@ -81,8 +81,7 @@ def _summary(workdir: Path, names: Sequence[str], cells: Sequence[Mapping[str, A
     missing = [name for name in names if name not in done]
     lines = ['| cell | seeds | training, minutes a seed |', '|---|---|---|']
     for name, runs in done.items():
-        # A cell that shares its training with another takes no time of its own.
-        minutes = max(cell['training_seconds'] for cell in runs) / 60.0
+        minutes = statistics.mean(cell['training_seconds'] for cell in runs) / 60.0
         lines.append(f'| {name} | {len(runs)} | {minutes:.1f} |')
     if missing:
         lines += ['', f'Not finished: {", ".join(missing)}.']
