@@ -18,6 +18,8 @@ usage: ./run.sh VERB [ARGUMENTS]
   train ARGS            python -m fluidjax.main    e.g. --config=configs/ldm.py:demo --workdir=runs/mine
   eval ARGS             python -m fluidjax.eval    e.g. --workdir=runs/mine
   predict ARGS          python -m fluidjax.predict e.g. SCAN.nii.gz --workdir=runs/mine --out=runs/mine/predictions
+  prepare ARGS          python -m fluidjax.prepare preprocess a folder of scans once, in parallel, e.g. SCANS --out=store
+  export ARGS           python -m fluidjax.export  one file of a run to hand on, e.g. runs/mine --out=model.zip
   randomize ARGS        python -m fluidjax.randomize  paint pseudo-pathology into scans, e.g. SCAN.nii.gz --out=pairs
   convert ARGS          python -m fluidjax.convert make a run of published PyTorch weights, e.g. AE.ckpt UNET.ckpt --out=runs/published
   bench ARGS            python -m fluidjax.bench   time the training step of a configuration, or (fluid) the flow
@@ -106,7 +108,7 @@ case $verb in
   demo) setup; demo "$@" ;;
   test) setup; exec "$PYTHON" -m pytest "$@" ;;
   train) setup; exec "$PYTHON" -m fluidjax.main "$@" ;;
-  eval|predict|randomize|convert|bench|benchmark|sweep) setup; exec "$PYTHON" -m "fluidjax.$verb" "$@" ;;
+  eval|predict|prepare|export|randomize|convert|bench|benchmark|sweep) setup; exec "$PYTHON" -m "fluidjax.$verb" "$@" ;;
   help|-h|--help) usage ;;
   *) usage >&2; fail "no verb '$verb'" ;;
 esac

@@ -25,9 +25,10 @@ import tensorflow as tf  # noqa: E402
 import tensorflow_datasets as tfds  # noqa: E402
 from absl import logging  # noqa: E402
 
-from data_pipelines import grids  # noqa: E402
+from data_pipelines import grids, preparation  # noqa: E402
 from data_pipelines import nifti_cohort as nifti_cohort_builder  # noqa: E402
 from data_pipelines import template_cohort as template_cohort_builder  # noqa: E402
+from data_pipelines.nifti_source import NiftiSource  # noqa: E402
 from data_pipelines.subject import Subject  # noqa: E402
 from fluidjax.errors import UserError  # noqa: E402
 
@@ -89,16 +90,17 @@ def nifti_cohort(
     registration: str = 'affine',
     seed: int = 0,
 ) -> Cohort:
-    """The cohort of the user's own scans (`nifti_cohort.NiftiSource` says what each folder is for).
+    """The cohort of the user's own scans (`nifti_source.NiftiSource` says what each folder is for).
 
-    Built under `store` when absent, which takes some 5 s a scan with registration; a changed file
-    or setting makes another cohort.
+    Built under `store` when absent, which takes some 5 s a scan with registration, or no time where
+    `preparation` has made its records; a changed file or setting makes another cohort.
 
     Raises:
       UserError: a folder or file that cannot be used, by name, or fewer than two healthy scans.
     """
     folders = (os.fspath(folder) for folder in (data_dir, test_dir, lesion_dir))
-    source = nifti_cohort_builder.NiftiSource(grid, *folders, registration, seed)
+    source = preparation.as_prepared(
+        NiftiSource(grid, *folders, registration, seed), store)
     config = nifti_cohort_builder.config_for(source)
     make = lambda: nifti_cohort_builder.NiftiCohort(
         config=config, data_dir=os.fspath(store), file_format=FILE_FORMAT

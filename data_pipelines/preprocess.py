@@ -1,6 +1,7 @@
-"""Any skull-stripped scan -> the model's grid, and the affine that places the result on the scan.
+"""Any T1w scan -> the model's grid, and the affine that places the result on the scan.
 
-Steps: brain mask, affine registration to MNI152, one intensity scale, resampling. The returned
+Steps: brain mask (see `brain_extraction`), optionally N4 (`bias_field`), affine registration to
+MNI152, one intensity scale, resampling, warnings (`quality`). The returned
 affine maps model voxels into the *scan's own* world, so a NIfTI file written with it overlays on
 the original scan, with no resampling on the way back.
 """
@@ -12,7 +13,8 @@ import dataclasses
 import numpy as np
 from scipy import ndimage
 
-from data_pipelines import grids, mni_template, resampling
+from data_pipelines import bias_field as n4
+from data_pipelines import brain_extraction, grids, mni_template, quality, resampling
 from data_pipelines import registration as affine_registration
 from data_pipelines.volume_io import Volume
 from fluidjax.errors import UserError
@@ -36,6 +38,10 @@ class Preprocessed:
       affine: model voxel -> the scan's own world, mm: scan_from_mni @ grid.affine.
       overlap: Dice of the brain mask with the MNI152 brain on this grid; below about 0.85 the
         registration, or the skull stripping, is suspect.
+      warnings: short sentences for a person, see `quality`; empty is good.
+      extraction: how the brain was found, see `brain_extraction.Extraction.method`.
+      before: (x, y, z) the image without N4; None where N4 was off.
+      shading: what N4 took out, 95th over 5th percentile of its field in the brain; 1 without.
     """
 
     image: np.ndarray
@@ -43,6 +49,10 @@ class Preprocessed:
     lesion: np.ndarray | None
     affine: np.ndarray
     overlap: float
+    warnings: tuple[str, ...] = ()
+    extraction: str = 'none'
+    before: np.ndarray | None = None
+    shading: float = 1.0
 
 
 def preprocess(
@@ -50,17 +60,25 @@ def preprocess(
     grid: grids.ModelGrid,
     lesion: Volume | None = None,
     registration: str = 'affine',
+    *,
+    extraction: str = 'auto',
+    bias_field: bool = False,
+    brain: Volume | None = None,
 ) -> Preprocessed:
-    """Bring a skull-stripped T1w scan, and its lesion mask, onto the model grid.
+    """Bring a T1w scan, and its lesion mask, onto the model grid.
 
     Args:
-      scan: the scan; its background is one constant.
+      scan: a brain whose background is one constant, or a whole head.
       grid: the model's grid in MNI152 space.
       lesion: mask on the scan's voxels; any value > 0 is lesion.
       registration: 'affine', or 'none' for a scan whose world is MNI152 already.
+      extraction: one of `brain_extraction.METHODS`; 'auto' leaves a skull-stripped scan as it is.
+      bias_field: take out the coil's shading by N4.
+      brain: the user's brain mask on the scan's voxels, any value > 0; before `extraction`.
 
     Raises:
-      UserError: unknown registration, mask of another shape, or a scan with no brain in it.
+      UserError: unknown registration or extraction, mask of another shape, a scan with no brain
+        in it, or a head whose brain could not be found.
     """
     if registration not in REGISTRATIONS:
         raise UserError(f"registration '{registration}' is unknown; choose 'affine' or 'none'")
@@ -69,33 +87,76 @@ def preprocess(
             f'{lesion.path}: mask of shape {lesion.data.shape} on a scan of shape {scan.data.shape}'
             f' ({scan.path}); give a mask with one voxel for each voxel of the scan'
         )
-    head, brain = extract_brain(scan)
+    found = brain_extraction.extract(scan, extraction, brain)
+    whole = find_brain(scan)[0] if found.brain is None else found.brain
+    head, brain_there = extract_brain(scan, found.brain)
+    shaded, shading = head.data, 1.0
+    if bias_field:
+        field = n4.estimate(head.data, brain_there, head.affine)
+        head = Volume(head.data / field, head.affine, head.path)
+        shading = n4.strength(field, brain_there)
     scan_from_mni = np.eye(4)
     if registration == 'affine':
-        scan_from_mni = affine_registration.register_to_mni(head.data, brain, head.affine)
-    level = white_matter_level(head.data, brain, head.affine, scan_from_mni)
-    data = np.clip(WHITE_MATTER_INTENSITY / level * head.data, 0.0, 1.0)
+        scan_from_mni = affine_registration.register_to_mni(head.data, brain_there, head.affine)
 
     affine = scan_from_mni @ grid.affine
-    brain_on_grid = resample_mask(brain, head.affine, grid.shape, affine)
-    image = resample_image(data, head.affine, grid.shape, affine) * brain_on_grid
+    brain_on_grid = resample_mask(brain_there, head.affine, grid.shape, affine)
+    on_grid = lambda data: brain_on_grid * resample_image(
+        _scaled(data, brain_there, head.affine, scan_from_mni), head.affine, grid.shape, affine)
     lesion_on_grid = None
     if lesion is not None:
         lesion_on_grid = resample_mask(lesion.data > 0, scan.affine, grid.shape, affine)
     overlap = dice(brain_on_grid, mni_brain(grid))
-    return Preprocessed(image, brain_on_grid, lesion_on_grid, affine, overlap)
+    volume_ml = float(whole.sum() * abs(np.linalg.det(scan.affine[:3, :3])) / 1000)
+    warnings = (
+        quality.contrast_warnings(quality.tissue_levels(head.data, head.affine, scan_from_mni))
+        + quality.overlap_warnings(overlap)
+        + quality.head_warnings(found.whole_head, found.method, volume_ml)
+        + quality.field_of_view_warnings(whole, scan.affine)
+    )
+    return Preprocessed(
+        on_grid(head.data), brain_on_grid, lesion_on_grid, affine, overlap, tuple(warnings),
+        found.method, on_grid(shaded) if bias_field else None, shading,
+    )
 
 
-def extract_brain(scan: Volume) -> tuple[Volume, np.ndarray]:
+def _scaled(
+    data: np.ndarray, brain: np.ndarray, affine: np.ndarray, scan_from_mni: np.ndarray
+) -> np.ndarray:
+    """Intensities in [0, 1] with white matter where it belongs."""
+    level = white_matter_level(data, brain, affine, scan_from_mni)
+    return np.clip(WHITE_MATTER_INTENSITY / level * data, 0.0, 1.0)
+
+
+def extract_brain(
+    scan: Volume, brain: np.ndarray | None = None
+) -> tuple[Volume, np.ndarray]:
     """The scan cropped to its brain, background subtracted, zero outside; and the brain mask.
+
+    Args:
+      scan: skull-stripped, unless `brain` is given.
+      brain: (x, y, z) bool on its voxels; None: everything above the background.
 
     Raises:
       UserError: nothing is brighter than the background.
     """
-    brain, background = find_brain(scan)
+    if brain is None:
+        brain, background = find_brain(scan)
+    else:
+        background = _background_around(scan, brain)
     head, brain = _crop(scan, brain)
     data = np.where(brain, np.maximum(head.data - background, 0.0), 0.0)
+    if not data.any():
+        raise UserError(f'{scan.path}: nothing in its brain mask is brighter than the background; '
+                        'do mask and scan belong together?')
     return Volume(data.astype(np.float32), head.affine, scan.path), brain
+
+
+def _background_around(scan: Volume, brain: np.ndarray) -> float:
+    """Intensity of air around a head, of which most faces of the volume may show tissue."""
+    outside = scan.data[~brain][::7]
+    level = background_level(scan.data)
+    return min(level, float(np.percentile(outside, 5))) if outside.size else level
 
 
 def background_level(data: np.ndarray) -> float:

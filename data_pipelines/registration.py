@@ -11,7 +11,9 @@ axis-aligned grids, so its "physical space" is RAS+ throughout and no sign ever 
 
 from __future__ import annotations
 
+import contextlib
 import functools
+from collections.abc import Iterator
 
 import numpy as np
 import SimpleITK as sitk
@@ -49,20 +51,27 @@ def register_to_mni(scan: np.ndarray, brain: np.ndarray, affine: np.ndarray) -> 
     full = sitk.AffineTransform(3)
     full.SetCenter(mni_centre)
 
-    threads = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
-    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)  # Sums in one order: repeatable bits.
-    try:
-        method = _method(fixed_mask, similarity, SIMILARITY_LEVELS, SIMILARITY_STEP_MM)
+    with one_thread():
+        method = registration_method(fixed_mask, similarity, SIMILARITY_LEVELS, SIMILARITY_STEP_MM)
         method.Execute(fixed, moving)
         full.SetMatrix(similarity.GetMatrix())
         full.SetTranslation(similarity.GetTranslation())
-        _method(fixed_mask, full, AFFINE_LEVELS, AFFINE_STEP_MM).Execute(fixed, moving)
+        registration_method(fixed_mask, full, AFFINE_LEVELS, AFFINE_STEP_MM).Execute(fixed, moving)
+    return as_matrix(full)
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """SimpleITK on one thread: sums in one order, repeatable bits."""
+    threads = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+    try:
+        yield
     finally:
         sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
-    return _as_matrix(full)
 
 
-def _method(
+def registration_method(
     fixed_mask: sitk.Image,
     transform: sitk.Transform,
     levels: tuple[tuple[int, float], ...],
@@ -92,7 +101,7 @@ def _method(
     return method
 
 
-def _as_matrix(transform: sitk.AffineTransform) -> np.ndarray:
+def as_matrix(transform: sitk.AffineTransform) -> np.ndarray:
     """x -> M (x - c) + t + c as a homogeneous matrix."""
     matrix = np.eye(4)
     matrix[:3, :3] = np.reshape(transform.GetMatrix(), (3, 3))
@@ -101,7 +110,7 @@ def _as_matrix(transform: sitk.AffineTransform) -> np.ndarray:
     return matrix
 
 
-def _sitk_image(data: np.ndarray, grid: grids.ModelGrid) -> sitk.Image:
+def sitk_image(data: np.ndarray, grid: grids.ModelGrid) -> sitk.Image:
     """An array (x, y, z) on an axis-aligned RAS+ grid as a SimpleITK image, signs unchanged."""
     image = sitk.GetImageFromArray(np.ascontiguousarray(data.T))
     image.SetSpacing(grid.spacing)
@@ -126,8 +135,8 @@ def _fixed_images() -> tuple[sitk.Image, sitk.Image, list[float], float]:
     brain = read(maps.brain) >= 0.5
     margin = ndimage.distance_transform_edt(~brain, sampling=spacing) <= MARGIN_MM
     centre, volume = _centre_and_volume(brain, grid.affine)
-    fixed = _sitk_image(read(maps.t1), grid)
-    return fixed, _sitk_image(margin.astype(np.uint8), grid), centre, volume
+    fixed = sitk_image(read(maps.t1), grid)
+    return fixed, sitk_image(margin.astype(np.uint8), grid), centre, volume
 
 
 def _moving_image(
@@ -144,4 +153,4 @@ def _moving_image(
     smooth = resampling.antialias(scan, affine, spacing)
     # Intensities of the order of one, whatever the scanner's unit.
     smooth = smooth / np.percentile(scan[brain], 98)
-    return _sitk_image(resampling.sample(smooth, affine, grid.positions()), grid), centre, volume
+    return sitk_image(resampling.sample(smooth, affine, grid.positions()), grid), centre, volume

@@ -1,8 +1,8 @@
 """Which files of a user's folder are scans, and which mask belongs to which scan.
 
 A BIDS folder is one that holds `*_T1w.nii[.gz]` files: those are its scans (`derivatives` and
-`sourcedata` are left out). In any other folder every NIfTI file is a scan unless its name says it
-is a mask.
+`sourcedata` are left out). In any other folder every NIfTI or MGH file is a scan unless its name
+says it is a mask.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from data_pipelines.volume_io import NIFTI_ENDINGS, strip_ending
+from data_pipelines.image_files import ENDINGS
+from data_pipelines.volume_io import strip_ending
 from fluidjax.errors import UserError
 
 _BIDS_LEFT_OUT = {'derivatives', 'sourcedata'}
@@ -42,7 +43,7 @@ class Case:
 
 
 def nifti_files(folder: str | os.PathLike[str], purpose: str) -> list[Path]:
-    """Every NIfTI file under a folder, sorted, hidden ones left out.
+    """Every NIfTI or MGH file under a folder, sorted, hidden ones left out.
 
     Raises:
       UserError: no such folder, or nothing in it; `purpose` names the setting.
@@ -53,13 +54,13 @@ def nifti_files(folder: str | os.PathLike[str], purpose: str) -> list[Path]:
     files = [
         path
         for path in sorted(folder.rglob('*'))
-        if path.name.lower().endswith(NIFTI_ENDINGS)
+        if path.name.lower().endswith(ENDINGS)
         and not any(part.startswith('.') for part in path.relative_to(folder).parts)
     ]
     if not files:
         raise UserError(
             f'{purpose}: found no scans in {folder}; looked for *_T1w.nii[.gz] (BIDS), '
-            'then for *.nii and *.nii.gz, in all subfolders'
+            'then for *.nii, *.nii.gz, *.mgz and *.mgh, in all subfolders'
         )
     return files
 
@@ -87,11 +88,30 @@ def find_cases(folder: str | os.PathLike[str], purpose: str) -> list[Case]:
       UserError: no such folder, no scan in it, or a lesion mask that belongs to no scan.
     """
     folder = Path(folder)
+    scans, files = _scans_and_files(folder, purpose)
+    masks = [p for p in files if p not in set(scans) and is_lesion_mask(p)]
+    owners = _match(scans, masks)
+    return [Case(name, scan, owners.get(scan)) for name, scan in zip(_names(scans, folder), scans)]
+
+
+def find_scans(folder: str | os.PathLike[str], purpose: str) -> list[Path]:
+    """The scans of a folder, sorted by path, whatever masks lie beside them.
+
+    Raises:
+      UserError: no such folder, or no scan in it; `purpose` names the setting.
+    """
+    return _scans_and_files(Path(folder), purpose)[0]
+
+
+def _scans_and_files(folder: Path, purpose: str) -> tuple[list[Path], list[Path]]:
+    """A folder's scans, and all its image files that count."""
     files = nifti_files(folder, purpose)
-    left_out = lambda path: _BIDS_LEFT_OUT & set(path.relative_to(folder).parts)
-    scans = [p for p in files if strip_ending(p).endswith('_T1w') and not left_out(p)]
-    if scans:
-        files = [p for p in files if not left_out(p)]
+    for left_out in (_BIDS_LEFT_OUT, _BIDS_LEFT_OUT - {'derivatives'}):
+        inside = [p for p in files if not left_out & set(p.relative_to(folder).parts)]
+        scans = [p for p in inside if strip_ending(p).endswith('_T1w')]
+        if scans:
+            files = inside
+            break
     else:
         scans = [p for p in files if not _MASK_NAME.search(strip_ending(p).lower())]
     if not scans:
@@ -99,9 +119,7 @@ def find_cases(folder: str | os.PathLike[str], purpose: str) -> list[Case]:
             f'{purpose}: found only masks in {folder}; looked for *_T1w.nii[.gz] (BIDS), then for '
             'NIfTI files whose names hold none of lesion, mask, seg, roi, label'
         )
-    masks = [p for p in files if p not in set(scans) and is_lesion_mask(p)]
-    owners = _match(scans, masks)
-    return [Case(name, scan, owners.get(scan)) for name, scan in zip(_names(scans, folder), scans)]
+    return scans, files
 
 
 def is_lesion_mask(path: Path) -> bool:

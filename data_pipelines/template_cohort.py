@@ -21,10 +21,27 @@ from data_pipelines import (
     template_lesions,
     template_subjects,
 )
-from data_pipelines.subject_record import record, record_features
+from data_pipelines.records import record
 
 SEED = 20250610
 _SPLITS = ('train', 'validation', 'test')
+
+
+def record_features(shape: tuple[int, int, int]) -> tfds.features.FeaturesDict:
+    """The record of one subject, the same for every cohort. Arrays are (x, y, z), zlib-packed."""
+    volume = lambda dtype: tfds.features.Tensor(shape=shape, dtype=dtype, encoding='zlib')
+    return tfds.features.FeaturesDict(
+        {
+            'name': tfds.features.Text(),
+            'image': volume(np.float32),
+            'brain': volume(np.uint8),
+            'healthy': volume(np.float32),
+            'has_healthy': np.bool_,
+            'lesion': volume(np.uint8),
+            'has_lesion': np.bool_,
+            'affine': tfds.features.Tensor(shape=(4, 4), dtype=np.float64),
+        }
+    )
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -88,7 +105,7 @@ class TemplateCohort(tfds.core.GeneratorBasedBuilder):
             s: self._generate_examples(s, n) for s, n in zip(_SPLITS, config.sizes, strict=True)
         }
         if config.lesion_dir:
-            splits['lesions'] = lesion_masks.records(config.lesion_dir, config.grid)
+            splits['lesions'] = lesion_masks.lesion_records(config.lesion_dir, config.grid)
         return splits
 
     def _generate_examples(self, split: str, size: int) -> Iterator[tuple[int, dict]]:

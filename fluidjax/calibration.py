@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from data_pipelines.subject import Subject
+from fluidjax import run_files
 from fluidjax.detect import baselines, calibrate, metrics
 from fluidjax.detect.evaluate import json_safe
 from fluidjax.detector import Output
@@ -50,6 +51,12 @@ def save(workdir: Path, calibration: Calibration, step: int) -> None:
 def load(workdir: Path, row: str, step: int, rule: str = 'dice') -> float:
     """A threshold of a run, by one of `RULES`.
 
+    Args:
+        workdir: the run's folder, or its model package.
+        row: of the table of scores; the method's own is `Run.name`.
+        step: of the checkpoint in use.
+        rule: one of `RULES`.
+
     Raises:
         UserError: no such rule, the run was not evaluated since its last step, or no threshold
             could be chosen.
@@ -57,9 +64,11 @@ def load(workdir: Path, row: str, step: int, rule: str = 'dice') -> float:
     path, again = workdir / 'calibration.json', f'python -m fluidjax.eval --workdir={workdir}'
     if rule not in RULES:
         raise UserError(f"threshold '{rule}': is not one of {', '.join(RULES)}")
-    if not path.is_file():
+    text = run_files.read_text(workdir, 'calibration.json')
+    if text is None:
+        again = f'{again}, then export it again' if run_files.is_package(workdir) else again
         raise UserError(f'{workdir}: has no threshold yet; evaluate the run first: {again}')
-    held = json.loads(path.read_text())
+    held = _parsed(text, path, again)
     if held['step'] != step:
         raise UserError(f"{path}: is of step {held['step']}, the run is at step {step}; evaluate "
                         f'it again: {again}')
@@ -67,3 +76,13 @@ def load(workdir: Path, row: str, step: int, rule: str = 'dice') -> float:
     if threshold is None:
         raise UserError(f'{path}: holds no threshold {rule} of {row}; evaluate again: {again}')
     return float(threshold)
+
+
+def _parsed(text: str, path: Path, again: str) -> dict:
+    try:
+        held = json.loads(text)
+        if isinstance(held['step'], int) and isinstance(held['thresholds'], dict):
+            return held
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise UserError(f'{path}: holds no thresholds as eval writes them; evaluate again: {again}')

@@ -96,12 +96,21 @@ def load_config(path: Path) -> ConfigDict:
         raise UserError(f'{path}: no such file, so this is no trained run; train one first: '
                         f'python -m fluidjax.main --config=configs/ldm.py:demo '
                         f'--workdir={path.parent}')
+    return parse_config(path.read_text(), str(path))
+
+
+def parse_config(text: str, where: str) -> ConfigDict:
+    """A configuration from its JSON; `where` names it in messages.
+
+    Raises:
+        UserError: it is none.
+    """
     try:
-        values = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f'{path}: not a configuration ({error}); train again') from error
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f'{where}: not a configuration ({error}); train again') from error
     if not isinstance(values, dict):
-        raise UserError(f'{path}: not a configuration, but {type(values).__name__}; train again')
+        raise UserError(f'{where}: not a configuration, but {type(values).__name__}; train again')
     return ConfigDict(values)
 
 

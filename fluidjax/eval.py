@@ -6,7 +6,15 @@ from absl import flags
 
 from fluidjax import cli
 
-WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of a run of fluidjax.main.')
+WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of a run of fluidjax.main, or a model '
+                              'package of one (fluidjax.export).')
+OUT = flags.DEFINE_string('out', None, "Folder to write to; the run's own without, and NAME-eval "
+                          'beside a package.')
+SCANS = {name: flags.DEFINE_string(name, '', text) for name, text in (
+    ('data_dir', 'Folder of healthy scans, instead of those it was trained on.'),
+    ('test_dir', "Folder of patients' scans with lesion masks, beside data_dir."),
+    ('lesion_dir', 'Folder of lesion masks in MNI152 space, beside data_dir.'),
+    ('store', 'Where they are kept on the model grid, as fluidjax.prepare wrote them.'))}
 VOLUMES = flags.DEFINE_bool('volumes', True, 'Also write NIfTI files of every test subject.')
 
 
@@ -16,7 +24,10 @@ def main() -> None:
 
     if not WORKDIR.value:
         raise cli.UserError('eval needs --workdir=DIR, the folder of a trained run')
-    report = evaluation.run_evaluation(Path(WORKDIR.value).expanduser(), VOLUMES.value)
+    out = None if OUT.value is None else Path(OUT.value).expanduser()
+    scans = {name: flag.value for name, flag in SCANS.items() if flag.value}
+    report = evaluation.run_evaluation(
+        Path(WORKDIR.value).expanduser(), VOLUMES.value, out, scans)
     print(f'report: {report.absolute()}')
 
 

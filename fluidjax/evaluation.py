@@ -8,18 +8,20 @@ by the training's own law: it needs no diseased scan, so a user without any gets
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from data_pipelines.subject import Subject
-from fluidjax import calibration
+from fluidjax import calibration, run_files
 from fluidjax.detect import baselines, curves, evaluate
 from fluidjax.detect.figures import Panel, subject_figure
 from fluidjax.detect.report import write_report
 from fluidjax.detect.scores import verdict
 from fluidjax.detector import Detector, Output
+from fluidjax.errors import UserError
 from fluidjax.experiment import Run, check_cohort_of, load_run, open_cohort
 from fluidjax.files import write_bytes
 from fluidjax.test_sets import own_test_set
@@ -27,12 +29,19 @@ from fluidjax.test_sets import own_test_set
 MAX_PICTURED = 12
 
 
-def run_evaluation(workdir: Path, save_volumes: bool = True) -> Path:
+def run_evaluation(
+    workdir: Path, save_volumes: bool = True, out: Path | None = None,
+    scans: Mapping[str, str] | None = None,
+) -> Path:
     """Evaluate a run on its cohort's test subjects; see the module's docstring.
 
     Args:
-        workdir: a run of `fluidjax.main`.
+        workdir: a run of `fluidjax.main`, or a model package of one.
         save_volumes: also write NIfTI files of every test subject.
+        out: folder to write to, with the thresholds; where there is none the run's own, and
+            `NAME-eval` beside a package.
+        scans: other scans than those it was trained on, `{'data_dir': DIR, 'test_dir': DIR}`;
+            needs an `out` where the run is a folder.
 
     Returns:
         Path of the report.
@@ -40,20 +49,21 @@ def run_evaluation(workdir: Path, save_volumes: bool = True) -> Path:
     Raises:
         UserError: no trained run there, or a cohort that cannot be read.
     """
+    home, folder = _where_to_write(workdir, out, bool(scans))
     run = load_run(workdir)
-    cohort = open_cohort(run.config)
-    check_cohort_of(workdir, cohort)
+    cohort = open_cohort(_with_scans(run.config, workdir, scans or {}))
+    if not scans:
+        check_cohort_of(workdir, cohort)
     detector = Detector(run, training_brains(cohort))
     name, cases, split = own_test_set(run.config, cohort)
     darker = calibration.darker_on(split.validation)
     detector.warm_up(split.validation[0])
     chosen = calibration.calibrate_rows(detector.rows(split.validation, darker), split.validation)
-    calibration.save(workdir, chosen, run.step)
+    calibration.save(home, chosen, run.step)
     thresholds = {row: rules['dice'] for row, rules in chosen.items()}
     rows = detector.rows(cases, darker)
     summary, table = score_rows(name, rows, cases, thresholds)
     panels = _panels(name, run, rows, cases, thresholds)
-    folder = workdir / 'eval'
     evaluate.write_metrics(folder / 'metrics.json', summary)
     evaluate.write_subjects_csv(folder / 'subjects.csv', table)
     facts = {'run': workdir.name, 'method': run.name, 'step': run.step,
@@ -70,6 +80,34 @@ def run_evaluation(workdir: Path, save_volumes: bool = True) -> Path:
                        None if spreads is None else spreads[number])
     print(scores_text(summary))
     return folder / 'report.html'
+
+
+def _where_to_write(workdir: Path, out: Path | None, other_scans: bool) -> tuple[Path, Path]:
+    """The folder for the thresholds, and that for the report."""
+    if out is not None:
+        return out, out
+    if run_files.is_package(workdir):
+        beside = workdir.with_name(f'{workdir.stem}-eval')
+        return beside, beside
+    if other_scans:
+        raise UserError(f'{workdir}: was evaluated on its own scans; give --out=DIR for others, so '
+                        'that its scores and thresholds stay')
+    return workdir, workdir / 'eval'
+
+
+def _with_scans(config: ConfigDict, workdir: Path, scans: Mapping[str, str]) -> ConfigDict:
+    """The configuration with the cohort's folders, which a package does not hold."""
+    if not scans and config.cohort.name == 'nifti' and not config.cohort.data_dir:
+        raise UserError(f'{workdir}: a package holds no scans; name a folder of healthy ones, '
+                        '--data_dir=DIR, and of patients, --test_dir=DIR')
+    if scans and not scans.get('data_dir'):
+        raise UserError('--test_dir: needs --data_dir=DIR beside it, a folder of healthy scans, on '
+                        'which thresholds are chosen')
+    changed = ConfigDict(config.to_dict())
+    if scans:
+        fresh = {'name': 'nifti', 'data_dir': '', 'test_dir': '', 'lesion_dir': ''}
+        changed.cohort.update({**fresh, **scans})
+    return changed
 
 
 def training_brains(cohort: object) -> tuple[np.ndarray, np.ndarray]:

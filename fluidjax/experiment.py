@@ -18,8 +18,14 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from fluidjax import cli
-from fluidjax.config import differences, load_config, save_config, settings_from
+from fluidjax import cli, package_file, run_files
+from fluidjax.config import (
+    differences,
+    load_config,
+    parse_config,
+    save_config,
+    settings_from,
+)
 from fluidjax.detect.anomaly_map import MapSettings
 from fluidjax.errors import UserError
 from fluidjax.files import write_text
@@ -188,10 +194,11 @@ def check_cohort_of(workdir: Path, cohort: Any) -> None:
         UserError: scans were added, changed or removed since: the split into training and
             validation would be another one.
     """
-    path = workdir / 'cohort.json'
-    if path.is_file() and json.loads(path.read_text()) != _identity(cohort):
-        raise UserError(f'{path}: the scans are not those this run was trained on (files added, '
-                        'changed or removed); restore them, or train in another --workdir')
+    text = run_files.read_text(workdir, 'cohort.json')
+    if text is not None and json.loads(text) != _identity(cohort):
+        raise UserError(f'{workdir / "cohort.json"}: the scans are not those this run was trained '
+                        'on (files added, changed or removed); restore them, or train in another '
+                        '--workdir')
 
 
 def _refuse_another_run(config: ConfigDict, workdir: Path, grid: Grid) -> None:
@@ -243,15 +250,18 @@ class Run:
 
 
 def load_run(workdir: Path, changes: Mapping[str, Any] | None = None) -> Run:
-    """The newest checkpoint of a run's last stage.
+    """The newest checkpoint of a run's last stage, or the weights of a model package.
 
     Args:
+        workdir: a run's folder, or a package made of it (`fluidjax.export`).
         changes: fields to replace, `{'diffusion.process.sampler_steps': 5}`; of those that the
             parameters do not depend on.
 
     Raises:
-        UserError: no such run, or no checkpoint of it.
+        UserError: no such run, or no checkpoint of it; a package that cannot be used.
     """
+    if run_files.is_package(workdir):
+        return _load_package(workdir, changes or {})
     config = load_config(workdir / 'config.json')
     config.update_from_flattened_dict(changes or {})
     grid = model_grid(config)
@@ -268,3 +278,23 @@ def load_run(workdir: Path, changes: Mapping[str, Any] | None = None) -> Run:
     template = state_template(method.init, method.trainable, stage.training)
     state = checkpoint.restore(folder, template, step)
     return Run(config, grid, method, jax.device_put(state.averaged()), step)
+
+
+def _load_package(path: Path, changes: Mapping[str, Any]) -> Run:
+    from data_pipelines.nifti_source import PREPROCESSING_VERSION
+
+    package = package_file.open_package(path)
+    config = parse_config(package.texts['config.json'], f'{path}: config.json')
+    config.update_from_flattened_dict(changes)
+    try:
+        grid = model_grid(config)
+        method = build_stages(config, grid)[-1].method
+    except (TypeError, ValueError) as error:  # a UserError too: it is the package's, not a field
+        raise UserError(f'{path}: config.json: {error}') from error
+    params = package.params(jax.eval_shape(method.init, jax.random.key(0)))
+    prepared = package.manifest['preprocessing'].get('version')
+    if prepared != PREPROCESSING_VERSION:
+        cli.tell(f'{path}: was trained on scans preprocessed by version {prepared}, which is '
+                 f'{PREPROCESSING_VERSION} here: its maps may differ; install fluidjax '
+                 f'{package.manifest["fluidjax"]} for those it was scored with')
+    return Run(config, grid, method, jax.device_put(params), package.manifest['step'])

@@ -3,7 +3,7 @@
 Paints lesions, carried along random flows, into healthy skull-stripped scans, and writes for each
 scan the healthy and the diseased images, lesion masks and probabilities on the scan's own voxels,
 a contact sheet, an animation of one lesion flowing, the distribution of what was drawn, and
-draws.json, from which `--replay` makes the same files again. See `fluidjax.pseudo_pathology`.
+draws.json, from which `--replay` makes the same files again. See `fluidjax.scan_pairs`.
 """
 
 import sys
@@ -33,7 +33,7 @@ DEFAULT_CONFIG = Path(__file__).parents[1] / 'configs' / 'fluid.py'
 
 def main(scans: list[str]) -> None:
     """Read the flags and paint."""
-    from fluidjax import pseudo_pathology
+    from fluidjax import scan_pairs
     from fluidjax.config import settings_from
     from fluidjax.fluid.settings import FluidSettings
 
@@ -45,13 +45,13 @@ def main(scans: list[str]) -> None:
         given = [name for name in ('n', 'seed', 'lesions', 'brain') if flags.FLAGS[name].present]
         if given:
             raise cli.UserError(f'--{given[0]} has no part in --replay: the file says it all')
-        page = pseudo_pathology.replay(Path(REPLAY.value).expanduser(), out, VOLUMES.value)
+        page = scan_pairs.replay(Path(REPLAY.value).expanduser(), out, VOLUMES.value)
     else:
         settings = settings_from(FluidSettings, CONFIG.value, '')
-        request = pseudo_pathology.Request(
+        request = scan_pairs.Request(
             scans=tuple(scans), settings=settings, num_pairs=N.value, seed=SEED.value,
             lesions=LESIONS.value, brain=BRAIN.value)
-        page = pseudo_pathology.make(request, out, VOLUMES.value)
+        page = scan_pairs.make(request, out, VOLUMES.value)
     print(page)
 
 

@@ -53,7 +53,7 @@ def test_tensorflow_is_imported_by_the_pipeline_and_the_builders_alone():
     users = {module_of(p) for p in SOURCES
              if touches(imports(p), 'tensorflow') or touches(imports(p), 'tensorflow_datasets')}
     assert users == {'data_pipelines.input_pipeline', 'data_pipelines.template_cohort',
-                     'data_pipelines.nifti_cohort', 'data_pipelines.subject_record'}
+                     'data_pipelines.nifti_cohort'}
 
 
 def test_data_pipelines_know_no_jax():

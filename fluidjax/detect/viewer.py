@@ -60,7 +60,7 @@ PAGE = '''<section class="viewer" id="viewer" hidden>
 <input type="range" id="viewer-opacity" min="0" max="1" step="0.05" value="0.7"></label>
 <label>Threshold <input type="range" id="viewer-threshold" min="1" max="255" step="1">
 <output id="viewer-value"></output></label>
-<label><input type="checkbox" id="viewer-lesion" checked> true lesion</label>
+<label><input type="checkbox" id="viewer-lesion" checked> {outline}</label>
 </form>
 <div class="stage"><canvas id="viewer-canvas"></canvas></div>
 <p id="viewer-place"></p>
@@ -154,6 +154,11 @@ SCRIPT = '''
     part('note').textContent = part('note').dataset.help;
     part('subject').onchange = choose;
     for (const name of ['counterpart', 'opacity', 'threshold', 'lesion']) part(name).oninput = draw;
+    window.addEventListener('fluidjax-go', event => {  // a place in mm, from elsewhere in the page
+      nv.scene.crosshairPos = nv.mm2frac(event.detail);
+      nv.createOnLocationChange();
+      nv.drawScene();
+    });
     await choose();
   }
   start().catch(error => {
@@ -260,14 +265,17 @@ def _script() -> str:
 
 
 def viewer_html(panels: Sequence[Panel], scales: Mapping[str, float] | None = None,
-                limit: int = MAX_BYTES) -> str:
+                limit: int = MAX_BYTES, outline: str = 'true lesion') -> str:
     """The viewer as HTML for the report; empty without panels or without NiiVue.
+
+    The page moves it by `dispatchEvent(new CustomEvent('fluidjax-go', {detail: [x, y, z]}))`, mm.
 
     Args:
       panels: whose volumes are shown, in this order; the first is shown at first.
       scales: {method: upper end of its map's colours} (`figures.map_scale`); default: computed.
       limit: bytes of volumes (base64) the page may hold. Panels beyond are left out, and the page
         says so.
+      outline: what the panels' `lesion` is called.
     """
     code = niivue_code() if panels else None
     if code is None:
@@ -281,5 +289,6 @@ def viewer_html(panels: Sequence[Panel], scales: Mapping[str, float] | None = No
     left = len(panels) - len(data)
     more = f' {left} more subjects have their pictures alone, for the size of the page.' \
         if left else ''
-    return PAGE.format(options=options, note=NOTE, help=escape(HELP + more), licence=LICENCE,
-                       code=packed(code), data=json.dumps(data), script=_script())
+    return PAGE.format(options=options, note=NOTE, outline=escape(outline),
+                       help=escape(HELP + more), licence=LICENCE, code=packed(code),
+                       data=json.dumps(data), script=_script())

@@ -151,20 +151,6 @@ def test_a_run_killed_with_signal_9_ends_in_the_same_numbers(checkout, store, tm
     assert final(killed) == final(tmp_path / 'whole')
 
 
-def test_predict_on_a_scan_of_ones_own(trained, call, tmp_path):
-    """A test subject's scan, given back as a file: maps in its own space, a picture, a line."""
-    scan = sorted((trained[0] / 'eval' / 'subjects').iterdir())[0] / 'scan.nii.gz'
-    broken = tmp_path / 'broken.nii.gz'
-    broken.write_bytes(scan.read_bytes()[:100])
-    out = tmp_path / 'out'
-    done = call('predict', scan, broken, f'--workdir={trained[0]}', f'--out={out}')
-    assert 'broken.nii.gz' in one_line_error(done) and '1 of 2 scans failed' in done.stderr
-    made = {path.name for path in (out / 'scan').iterdir()}
-    assert made == {'scan.nii.gz', 'counterpart.nii.gz', 'anomaly_map.nii.gz',
-                    'anomaly_mask.nii.gz', 'picture.png'}
-    assert (out / 'scan' / 'picture.png').read_bytes()[:4] == b'\x89PNG'
-
-
 @pytest.mark.parametrize('name,arguments,message', [
     ('main', ['--config=configs/ldm.py:tiny', '--workdir=x'], 'size is one of paper, demo, smoke'),
     ('main', ['--config=configs/none.py', '--workdir=x'], "no file 'configs/none.py'"),
@@ -176,7 +162,7 @@ def test_predict_on_a_scan_of_ones_own(trained, call, tmp_path):
     ('main', [CONFIG, '--workdir=/proc/nowhere'], '/proc/nowhere'),
     ('eval', ['--workdir={tmp}/nothing'], 'no such file'),
     ('eval', ['more', '--workdir=x'], "unexpected argument 'more'"),
-    ('predict', ['a/T1.nii', 'b/T1.nii.gz', '--workdir=x', '--out={tmp}'], "called 'T1'"),
+    ('predict', ['a/T1.nii', 'a/T1.nii.gz', '--workdir=x', '--out={tmp}'], 'overwrite its results'),
 ])
 def test_a_mistake_is_one_line(call, tmp_path, name, arguments, message):
     arguments = [argument.format(tmp=tmp_path) for argument in arguments]
@@ -256,8 +242,8 @@ def test_a_damaged_configuration_is_one_line(tmp_path, content, message):
 
 def test_run_sh_knows_its_verbs(checkout):
     listed = subprocess.run(['./run.sh', 'help'], cwd=checkout, capture_output=True, text=True)
-    for verb in ('setup', 'demo', 'test', 'train', 'eval', 'predict', 'randomize', 'convert',
-                 'bench', 'benchmark', 'sweep', 'help'):
+    for verb in ('setup', 'demo', 'test', 'train', 'eval', 'predict', 'prepare', 'export',
+                 'randomize', 'convert', 'bench', 'benchmark', 'sweep', 'help'):
         assert re.search(rf'^  {verb}\b', listed.stdout, re.M), verb
     wrong = subprocess.run(['./run.sh', 'dance'], cwd=checkout, capture_output=True, text=True)
     assert wrong.returncode == 2 and "no verb 'dance'" in wrong.stderr
@@ -273,5 +259,5 @@ def test_the_device_path_needs_no_tensorflow(checkout):
     code = ("import sys; sys.modules['tensorflow'] = None; "
             "sys.modules['tensorflow_datasets'] = None; "
             'import fluidjax.experiment, fluidjax.evaluation, fluidjax.prediction, fluidjax.bench, '
-            'fluidjax.fluid_timing, fluidjax.pseudo_pathology')
+            'fluidjax.fluid_timing, fluidjax.scan_pairs')
     subprocess.run([sys.executable, '-c', code], cwd=checkout, check=True)

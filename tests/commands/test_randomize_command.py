@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fluidjax import draw_records, pseudo_pathology
+from fluidjax import draw_records, healthy_scan, scan_pairs
 from fluidjax.errors import UserError
 from fluidjax.fluid import FluidSettings
 
@@ -109,7 +109,7 @@ def test_volumes_lie_on_the_scan_and_differ_from_it_in_the_lesion_alone(made):
 
 def test_the_json_gives_the_same_files_again(made):
     folder, _, _ = made
-    pseudo_pathology.replay(folder / 'out' / 'draws.json', folder / 'again')
+    scan_pairs.replay(folder / 'out' / 'draws.json', folder / 'again')
     for path in sorted((folder / 'out').rglob('*')):
         if path.is_file():
             again = folder / 'again' / path.relative_to(folder / 'out')
@@ -124,13 +124,13 @@ def test_an_edited_draw_is_followed(made, tmp_path):
     record['scans'][0]['pairs'][0]['draw'] |= {'diseased': False}
     edited = tmp_path / 'edited.json'
     edited.write_text(json.dumps(record))
-    pseudo_pathology.replay(edited, tmp_path / 'out')
+    scan_pairs.replay(edited, tmp_path / 'out')
     assert not nib.load(tmp_path / 'out' / 'one' / '001_mask.nii.gz').get_fdata().any()
 
 
 def test_many_draws_without_volumes_give_their_distribution(made, tmp_path):
-    request = pseudo_pathology.Request((str(made[1][0]),), SETTINGS, num_pairs=20, seed=1)
-    page = pseudo_pathology.make(request, tmp_path / 'out', volumes=False)
+    request = scan_pairs.Request((str(made[1][0]),), SETTINGS, num_pairs=20, seed=1)
+    page = scan_pairs.make(request, tmp_path / 'out', volumes=False)
     assert not list((tmp_path / 'out').rglob('*.nii.gz'))
     assert (tmp_path / 'out' / 'distribution.png').stat().st_size > 5000
     pairs = json.loads(page.read_text())['scans'][0]['pairs']
@@ -140,7 +140,7 @@ def test_many_draws_without_volumes_give_their_distribution(made, tmp_path):
 
 def test_scans_of_one_name_get_folders_that_tell_them_apart(made, tmp_path):
     scans = [str(write_brain(tmp_path / who / 'T1w.nii.gz')) for who in ('anna', 'ben')]
-    pseudo_pathology.make(pseudo_pathology.Request(tuple(scans), SETTINGS, 1), tmp_path / 'out')
+    scan_pairs.make(scan_pairs.Request(tuple(scans), SETTINGS, 1), tmp_path / 'out')
     assert {p.name for p in (tmp_path / 'out').iterdir() if p.is_dir()} == {'anna_T1w', 'ben_T1w'}
 
 
@@ -149,19 +149,19 @@ def test_a_broken_mask_is_left_out_and_named(made, tmp_path, capsys):
     folder.mkdir()
     (folder / 'broken.nii').write_bytes(b'no')
     (folder / 'good.nii.gz').write_bytes((made[0] / 'masks' / 'a.nii.gz').read_bytes())
-    assert len(pseudo_pathology.MaskFiles(str(folder))) == 1
+    assert len(healthy_scan.MaskFiles(str(folder))) == 1
     assert 'broken.nii' in capsys.readouterr().err
     (folder / 'good.nii.gz').unlink()
     with pytest.raises(UserError, match='no mask in'):
-        pseudo_pathology.MaskFiles(str(folder))
+        healthy_scan.MaskFiles(str(folder))
 
 
 def test_a_scan_that_fails_does_not_stop_the_others(made, tmp_path):
     broken = tmp_path / 'broken.nii.gz'
     broken.write_bytes(b'not a scan')
-    request = pseudo_pathology.Request((str(broken), str(made[1][0])), SETTINGS, num_pairs=1)
+    request = scan_pairs.Request((str(broken), str(made[1][0])), SETTINGS, num_pairs=1)
     with pytest.raises(UserError, match='1 of 2 scans failed: .*broken.nii.gz'):
-        pseudo_pathology.make(request, tmp_path / 'out')
+        scan_pairs.make(request, tmp_path / 'out')
     assert (tmp_path / 'out' / 'one' / '001_mask.nii.gz').is_file()
     assert len(json.loads((tmp_path / 'out' / 'draws.json').read_text())['scans']) == 1
 
@@ -194,7 +194,7 @@ def test_a_scan_that_cannot_be_used_is_one_line(tmp_path, kind, message):
         (tmp_path / 'x.nii').write_bytes(
             header.binaryblock + bytes(4) + data.astype(np.float32).tobytes())
     with pytest.raises(UserError, match=message) as caught:
-        pseudo_pathology.make(pseudo_pathology.Request((path,), SETTINGS, 1), tmp_path / 'out')
+        scan_pairs.make(scan_pairs.Request((path,), SETTINGS, 1), tmp_path / 'out')
     assert 'x.nii' in str(caught.value) and '\n' not in str(caught.value)
     assert not list((tmp_path / 'out').rglob('*.nii.gz'))
 
@@ -205,14 +205,14 @@ def test_a_brain_mask_must_lie_on_the_scan(made, tmp_path):
     small = np.zeros(image.shape, np.uint8)
     small[10:25, 12:25, 10:25] = 1
     with pytest.raises(UserError, match='mask of shape'):
-        pseudo_pathology.load_healthy(scan, _save(tmp_path, 'a.nii', small[:-1], image.affine))
+        healthy_scan.load_healthy(scan, _save(tmp_path, 'a.nii', small[:-1], image.affine))
     with pytest.raises(UserError, match='affine differs'):
-        pseudo_pathology.load_healthy(scan, _save(tmp_path, 'b.nii', small, np.diag([5, 6, 7, 1])))
+        healthy_scan.load_healthy(scan, _save(tmp_path, 'b.nii', small, np.diag([5, 6, 7, 1])))
     good = _save(tmp_path, 'c.nii', small, image.affine)
-    healthy = pseudo_pathology.load_healthy(scan, good)
+    healthy = healthy_scan.load_healthy(scan, good)
     assert healthy.whole(healthy.brain).sum() == small.sum()
-    request = pseudo_pathology.Request((scan,), SETTINGS, 2, brain=good)
-    pseudo_pathology.make(request, tmp_path / 'out')
+    request = scan_pairs.Request((scan,), SETTINGS, 2, brain=good)
+    scan_pairs.make(request, tmp_path / 'out')
     for number in (1, 2):
         mask = nib.load(tmp_path / 'out' / 'one' / f'{number:03d}_mask.nii.gz').get_fdata() > 0
         assert mask.any() and not mask[small == 0].any()
@@ -241,14 +241,14 @@ def test_a_damaged_json_is_one_line(made, tmp_path, change, message):
     path = tmp_path / 'draws.json'
     path.write_text(json.dumps(record))
     with pytest.raises(UserError, match=message):
-        pseudo_pathology.replay(path, tmp_path / 'out')
+        scan_pairs.replay(path, tmp_path / 'out')
 
 
 def test_what_is_there_is_not_overwritten(made):
     folder, scans, _ = made
     with pytest.raises(UserError, match='holds files already'):
-        pseudo_pathology.make(
-            pseudo_pathology.Request((str(scans[0]),), SETTINGS, 1), folder / 'out')
+        scan_pairs.make(
+            scan_pairs.Request((str(scans[0]),), SETTINGS, 1), folder / 'out')
 
 
 @pytest.mark.parametrize(('arguments', 'message'), [

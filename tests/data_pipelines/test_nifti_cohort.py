@@ -7,7 +7,7 @@ import os
 import numpy as np
 import pytest
 
-from data_pipelines import grids, input_pipeline, lesion_masks, nifti_cohort, scan_folders
+from data_pipelines import grids, input_pipeline, lesion_masks, nifti_source, scan_folders
 from fluidjax.errors import UserError
 
 SMOKE = grids.GRIDS['smoke']
@@ -66,7 +66,7 @@ def test_all_scans_of_a_person_go_to_one_split(tmp_path, write_scan, lesion_mask
         for session in (1, 2):
             write_scan(folder / f'sub-{subject}/sub-{subject}_ses-{session}_T1w.nii.gz')
     write_scan(folder / 'sub-7/sub-7_ses-2_label-lesion_mask.nii.gz', lesion_mask)
-    splits = nifti_cohort.assign_splits(nifti_cohort.NiftiSource(SMOKE, str(folder)))
+    splits = nifti_source.assign_splits(nifti_source.NiftiSource(SMOKE, str(folder)))
     people = {split: {case.name.split('_')[0] for case in cases} for split, cases in splits.items()}
     assert not people['train'] & people['validation']
     assert people['train'] | people['validation'] == {f'sub-{n}' for n in range(1, 7)}
@@ -76,15 +76,15 @@ def test_all_scans_of_a_person_go_to_one_split(tmp_path, write_scan, lesion_mask
 def test_folders_of_one_name_each_are_different_people(tmp_path, write_scan):
     for name in ('ann', 'ben', 'cem'):
         write_scan(tmp_path / f'plain/{name}/T1.nii.gz')
-    splits = nifti_cohort.assign_splits(nifti_cohort.NiftiSource(SMOKE, str(tmp_path / 'plain')))
+    splits = nifti_source.assign_splits(nifti_source.NiftiSource(SMOKE, str(tmp_path / 'plain')))
     assert (len(splits['train']), len(splits['validation'])) == (2, 1)
 
 
 @pytest.mark.parametrize('purpose', ['test_dir', 'lesion_dir'])
 def test_patients_inside_the_healthy_folder_are_refused(bids, purpose):
-    source = nifti_cohort.NiftiSource(SMOKE, str(bids), **{purpose: str(bids / 'sub-06')})
+    source = nifti_source.NiftiSource(SMOKE, str(bids), **{purpose: str(bids / 'sub-06')})
     with pytest.raises(UserError, match=f'{purpose}: .* lies inside data_dir'):
-        nifti_cohort.assign_splits(source)
+        nifti_source.assign_splits(source)
 
 
 def test_finished_cohort_is_reused_and_a_changed_file_makes_another(bids, tmp_path, write_scan):
@@ -99,12 +99,12 @@ def test_finished_cohort_is_reused_and_a_changed_file_makes_another(bids, tmp_pa
 
 
 def test_fingerprint_depends_on_the_settings(bids):
-    base = nifti_cohort.NiftiSource(SMOKE, str(bids))
+    base = nifti_source.NiftiSource(SMOKE, str(bids))
     others = [
-        nifti_cohort.NiftiSource(grids.GRIDS['demo'], str(bids)),
-        nifti_cohort.NiftiSource(SMOKE, str(bids), registration='none'),
-        nifti_cohort.NiftiSource(SMOKE, str(bids), seed=1),
-        nifti_cohort.NiftiSource(SMOKE, str(bids), test_dir=str(bids)),
+        nifti_source.NiftiSource(grids.GRIDS['demo'], str(bids)),
+        nifti_source.NiftiSource(SMOKE, str(bids), registration='none'),
+        nifti_source.NiftiSource(SMOKE, str(bids), seed=1),
+        nifti_source.NiftiSource(SMOKE, str(bids), test_dir=str(bids)),
     ]
     prints = {source.fingerprint() for source in (base, *others)}
     assert len(prints) == 5 and base.fingerprint() in prints
@@ -187,12 +187,12 @@ def test_too_few_healthy_scans(tmp_path, write_scan, lesion_mask):
 
 
 def _case_error(tmp_path, write_scan, mask, says):
-    source = nifti_cohort.NiftiSource(SMOKE, str(tmp_path), registration='none')
+    source = nifti_source.NiftiSource(SMOKE, str(tmp_path), registration='none')
     case = scan_folders.Case(
         'a', write_scan(tmp_path / 'a.nii'), write_scan(tmp_path / 'a_mask.nii', mask)
     )
     with pytest.raises(UserError, match=says):
-        nifti_cohort.make_record(case, source)
+        nifti_source.make_record(case, source)
 
 
 def test_mask_of_another_shape(tmp_path, write_scan, lesion_mask):
@@ -208,5 +208,5 @@ def test_lesion_bank_outside_mni(tmp_path, write_scan, lesion_mask):
     affine = np.diag([1.0, 1.0, 1.0, 1.0])
     affine[:3, 3] = 500
     path = write_scan(tmp_path / 'far.nii', lesion_mask, affine)
-    with pytest.raises(UserError, match=f'{path.name}: lies outside'):
-        list(lesion_masks.records(str(tmp_path), SMOKE))
+    with pytest.raises(UserError, match='far.nii: lies outside'):
+        lesion_masks.lesion_record(path, str(tmp_path), SMOKE)

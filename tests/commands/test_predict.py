@@ -1,0 +1,218 @@
+"""`predict`: from files of any kind to maps, tables and pages on the scans' own voxels."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from urllib.parse import unquote
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from data_pipelines import grids, mni_template, resampling
+from fluidjax import prediction
+from fluidjax.errors import UserError
+from fluidjax.scan_names import name_of, scan_files
+
+KINDS = ('desc-healthy_T1w', 'desc-anomaly_map', 'desc-anomaly_mask', 'desc-brain_mask')
+ENDINGS = {f'{kind}{end}' for kind in KINDS for end in ('.nii.gz', '.json')} | {
+    'desc-anomaly_lesions.tsv', 'desc-anomaly_lesions.json', 'desc-anomaly.png', 'desc-quality.png',
+    'desc-anomaly.html'}
+
+
+@pytest.fixture(scope='module')
+def head():
+    """The MNI152 brain on 5 mm voxels with a dark hole on the right, moved and turned a little, as
+    (voxels 0..1000, affine)."""
+    grid = grids.ModelGrid((38, 46, 38), (5.0, 5.0, 5.0))
+    maps = mni_template.load_template(4.0)
+    positions = grid.positions()
+    data = 1000 * resampling.sample(maps.t1, maps.affine, positions)
+    data[resampling.sample(maps.brain, maps.affine, positions) < 0.5] = 0
+    data[np.linalg.norm(positions - [30, 20, 20], axis=-1) < 14] *= 0.3
+    turn = np.eye(4)
+    turn[:3, :3] = nib.eulerangles.euler2mat(0.1, 0.05, -0.08)
+    turn[:3, 3] = 6, -5, 4
+    return data.astype(np.float32), turn @ grid.affine
+
+
+def write(path, head, axes='RAS', dtype=np.float32):
+    """The head as a file whose axes are stored in another order."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = nib.Nifti1Image(head[0].astype(dtype), head[1])
+    start, end = nib.io_orientation(head[1]), nib.orientations.axcodes2ornt(axes)
+    image = image.as_reoriented(nib.orientations.ornt_transform(start, end))
+    kind = nib.MGHImage if path.suffix == '.mgz' else nib.Nifti1Image
+    nib.save(kind(np.asarray(image.dataobj), image.affine), path)
+    return path
+
+
+@pytest.fixture(scope='module')
+def predicted(head, smoke_run, checkout, tmp_path_factory):
+    """A batch of good and bad files, by the command line: the folder, the files, the process."""
+    given, out = tmp_path_factory.mktemp('given'), tmp_path_factory.mktemp('out') / 'maps'
+    bids = given / 'bids' / 'sub-01' / 'ses-2' / 'anat'
+    scans = {'sub-01_ses-2': write(bids / 'sub-01_ses-2_T1w.nii.gz', head, 'LPS'),
+             'ein Kopf ä': write(given / 'ein Kopf ä.mgz', head, 'PIR'),
+             'whole': write(given / 'whole.nii', head, 'RAS', np.int16)}
+    shutil.copy(scans['sub-01_ses-2'], bids / 'sub-01_ses-2_label-lesion_mask.nii.gz')
+    (given / 'text.nii').write_text('nothing')
+    done = subprocess.run(
+        [sys.executable, '-m', 'fluidjax.predict', given / 'bids', scans['ein Kopf ä'],
+         given / 'text.nii', scans['whole'], given / 'none.nii.gz', f'--workdir={smoke_run}',
+         f'--out={out}'], capture_output=True, text=True, timeout=500,
+        cwd=checkout, env=dict(os.environ))
+    return out, scans, done
+
+
+FOLDERS = {'sub-01_ses-2': 'sub-01/ses-2/anat', 'ein Kopf ä': 'ein Kopf ä', 'whole': 'whole'}
+
+
+def files_of(predicted, name):
+    return predicted[0] / FOLDERS[name], predicted[1][name]
+
+
+def test_failures_are_listed_and_stop_nothing(predicted):
+    out, scans, done = predicted
+    assert done.returncode == 2 and 'Traceback' not in done.stderr, done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    assert lines[-1] == 'fluidjax: error: 2 of 5 scans failed, see above'
+    assert re.match(r'failed: .*text.nii: is a text file', lines[-3])
+    assert re.match(r'failed: .*none.nii.gz: no such file', lines[-2])
+    assert {p.name for p in out.iterdir()} == {
+        'sub-01', 'ein Kopf ä', 'whole', 'index.html', 'dataset_description.json'}
+    index = (out / 'index.html').read_text()
+    assert index.count('<tr>') == 4 and 'text.nii: is a text file' in index
+    for page in re.findall(r'href="([^"]+)"', index):
+        assert (out / unquote(page)).is_file()
+
+
+@pytest.mark.parametrize('name', FOLDERS)
+def test_everything_is_written_on_the_scans_own_voxels(predicted, name):
+    folder, scan = files_of(predicted, name)
+    assert {p.name.removeprefix(f'{name}_') for p in folder.iterdir()} == ENDINGS
+    original = nib.load(scan)
+    found = {kind: nib.load(folder / f'{name}_{kind}.nii.gz') for kind in KINDS}
+    for image in found.values():
+        assert image.shape == original.shape
+        np.testing.assert_allclose(image.affine, original.affine, atol=1e-5)
+    voxels = {kind: image.get_fdata() for kind, image in found.items()}
+    truth, brain = original.get_fdata() > 0, voxels['desc-brain_mask'] > 0
+    assert 2 * (truth & brain).sum() / (truth.sum() + brain.sum()) > 0.9
+    assert not voxels['desc-healthy_T1w'][~brain].any()
+    threshold = json.loads((folder / f'{name}_desc-anomaly_map.json').read_text())['Threshold']
+    np.testing.assert_array_equal(
+        voxels['desc-anomaly_mask'] > 0, brain & (voxels['desc-anomaly_map'] >= threshold))
+
+
+def test_axes_and_formats_change_nothing(predicted):
+    """The same head in three orders of its axes, as int16, float32 and MGH: the same map."""
+    maps = []
+    for name in FOLDERS:
+        folder, _ = files_of(predicted, name)
+        image = nib.load(folder / f'{name}_desc-anomaly_map.nii.gz')
+        maps.append(nib.as_closest_canonical(image).get_fdata())
+    for other in maps[1:]:  # the smoke model draws noise by a scan's place in its batch
+        assert np.corrcoef(maps[0].ravel(), other.ravel())[0, 1] > 0.9
+
+
+def test_tables_and_sidecars(predicted):
+    folder, scan = files_of(predicted, 'sub-01_ses-2')
+    start = folder / 'sub-01_ses-2_desc-anomaly'
+    record = json.loads(start.with_name(start.name + '_lesions.json').read_text())
+    rows = list(csv.DictReader(start.with_name(start.name + '_lesions.tsv').open(), delimiter='\t'))
+    assert len(rows) == record['Summary']['regions'] == len(record['Lesions'])
+    assert set(record['Summary']) >= {'scan', 'marked_ml', 'threshold', 'step', 'warnings'}
+    assert record['Summary']['scan'] == str(scan)
+    for row, region in zip(rows, record['Lesions']):
+        assert float(row['volume_ml']) == region['volume_ml'] >= 0.1
+        assert set(row) == set(region) <= set(record)
+    about = json.loads((predicted[0] / 'dataset_description.json').read_text())
+    assert about['DatasetType'] == 'derivative' and about['GeneratedBy'][0]['Name'] == 'fluidjax'
+    healthy = json.loads((folder / 'sub-01_ses-2_desc-healthy_T1w.json').read_text())
+    assert healthy['SkullStripped'] is True and healthy['Sources'] == [str(scan)]
+    mask = json.loads((folder / 'sub-01_ses-2_desc-brain_mask.json').read_text())
+    assert mask['Type'] == 'Brain'
+    page = start.with_name(start.name + '.html').read_text()
+    assert 'not for diagnosis' in page and 'sub-01_ses-2' in page
+
+
+def test_again_into_the_same_folder_keeps_what_is_there(predicted, smoke_run, tmp_path):
+    out = tmp_path / 'maps'
+    shutil.copytree(predicted[0], out)
+    stale = out / 'whole' / 'whole_desc-uncertainty_map.nii.gz'
+    mine = out / 'whole' / 'notes.txt'
+    stale.write_bytes(b'old'), mine.write_text('mine')
+    prediction.predict([str(predicted[1]['whole'])], smoke_run, out)
+    assert not stale.exists() and mine.read_text() == 'mine'
+    assert (out / 'index.html').read_text().count('<tr>') == 4  # one predicted anew, two as before
+
+
+def test_a_failure_while_writing_leaves_nothing(predicted, smoke_run, tmp_path, monkeypatch):
+    from fluidjax import predicted_files
+
+    def full(*_, **__):
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr(predicted_files, 'write_scan_page', full)
+    with pytest.raises(UserError, match='whole.nii: .*No space left'):
+        prediction.predict([str(predicted[1]['whole'])], smoke_run, tmp_path / 'out')
+    assert not list((tmp_path / 'out').rglob('*'))
+
+
+def test_several_counterparts_give_an_uncertainty(predicted, smoke_run, tmp_path):
+    config = json.loads((smoke_run / 'config.json').read_text())
+    config['diffusion']['process']['num_samples'] = 2
+    workdir, out = tmp_path / 'run', tmp_path / 'out'
+    shutil.copytree(smoke_run, workdir)
+    (workdir / 'config.json').write_text(json.dumps(config))
+    prediction.predict([str(predicted[1]['whole'])], workdir, out)
+    spread = nib.load(out / 'whole' / 'whole_desc-uncertainty_map.nii.gz')
+    assert spread.shape == nib.load(predicted[1]['whole']).shape and spread.get_fdata().max() > 0
+
+
+def test_another_data_set_is_not_written_into(tmp_path):
+    (tmp_path / 'dataset_description.json').write_text('{"Name": "mine"}')
+    with pytest.raises(UserError, match='another data set'):
+        prediction.predict(['scan.nii'], tmp_path / 'run', tmp_path)
+    with pytest.raises(UserError, match='is a file'):
+        prediction.predict(['scan.nii'], tmp_path / 'run', tmp_path / 'dataset_description.json')
+
+
+@pytest.mark.parametrize('path,name', [
+    ('sub-01_ses-2_desc-preproc_T1w.nii.gz', 'sub-01_ses-2'), ('p 1_T1w.mgz', 'p 1'),
+    ('sub-01_space-MNI_T1w.nii', 'sub-01_space-MNI'), ('T1.mgz', 'T1'), ('_T1w.nii', '_T1w')])
+def test_names(path, name):
+    assert name_of(path) == name
+
+
+def test_scans_of_one_name_are_told_apart(tmp_path):
+    given = [tmp_path / x for x in ('a/mri/T1.mgz', 'b/mri/T1.mgz', 'c/T1.nii', 'd/other.nii')]
+    names = [one.name for one in scan_files([*given, given[0]], tmp_path / 'out')]
+    assert names[2:] == ['c_T1', 'other'] and len(set(names)) == 4
+    assert [name[-8:] for name in names[:2]] == ['a_mri_T1', 'b_mri_T1']
+    with pytest.raises(UserError, match='overwrite its results'):
+        scan_files([tmp_path / 'T1.nii', tmp_path / 'T1.mgz'], tmp_path / 'out')
+
+
+def test_a_folder_is_searched_but_for_masks_and_results(tmp_path):
+    for name in ('p1.nii.gz', 'p1_lesion.nii.gz', 'q_orphan_lesion.nii', 'out/p0/p0_map.nii.gz'):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b'x')
+    assert [one.name for one in scan_files([tmp_path], tmp_path / 'out')] == ['p1']
+    bids = tmp_path / 'bids' / 'sub-1' / 'anat' / 'sub-1_T1w.nii.gz'
+    bids.parent.mkdir(parents=True)
+    bids.write_bytes(b'x')
+    [one] = scan_files([tmp_path / 'bids'], tmp_path / 'out')
+    assert str(one.folder) == 'sub-1/anat' and one.name == 'sub-1'
+    (tmp_path / 'empty').mkdir()
+    with pytest.raises(UserError, match='found no scans'):
+        scan_files([tmp_path / 'empty'], tmp_path / 'out')
+    with pytest.raises(UserError, match='no scan but the results'):
+        scan_files([tmp_path / 'bids'], tmp_path / 'bids')

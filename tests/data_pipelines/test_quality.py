@@ -1,0 +1,72 @@
+"""Each warning fires where it should and nowhere else; the picture is a picture."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import synthetic_heads as heads
+
+from data_pipelines import bias_field, grids, preprocess, quality
+from data_pipelines.volume_io import Volume, load_volume
+
+DEMO = grids.GRIDS['demo']
+
+
+def _warnings(scan, **options):
+    return preprocess.preprocess(scan, DEMO, registration='none', **options).warnings
+
+
+def test_a_good_scan_has_none():
+    assert _warnings(heads.stripped()) == ()
+
+
+def test_wrong_contrast():
+    scan = heads.stripped()
+    inverse = np.where(scan.data > 0, np.maximum(1200 - scan.data, 1), 0).astype(np.float32)
+    found = _warnings(Volume(inverse, scan.affine, 't2.nii'), extraction='none')
+    assert any('wm < gm < csf' in warning and 'T1w' in warning for warning in found)
+
+
+@pytest.mark.parametrize('name, wrong', [
+    ('other_contrast/stroke_T2w.nii.gz', True),
+    ('healthy_t1w/sub-62/anat/sub-62_T1w.nii.gz', False),
+    ('pathology_t1w/sub-ms26/anat/sub-ms26_T1w.nii.gz', False),
+    ('pathology_t1w/sub-glioma6692/anat/sub-glioma6692_T1w.nii.gz', False),
+])
+def test_contrast_of_real_scans(shared_dir, name, wrong):
+    made = preprocess.preprocess(load_volume(shared_dir / 'data' / name), DEMO)
+    assert any('contrast' in warning for warning in made.warnings) is wrong
+
+
+def test_low_overlap():
+    scan = heads.stripped()
+    far = scan.affine.copy()
+    far[:3, 3] += 40.0
+    assert any('overlap with the MNI152 brain is only 0.' in warning
+               for warning in _warnings(Volume(scan.data, far, 'far.nii')))
+    assert not quality.overlap_warnings(0.85)
+
+
+def test_a_head_taken_for_a_brain():
+    head, brain = heads.whole_head()
+    assert any('whole head' in warning for warning in _warnings(head, extraction='none'))
+    skull = Volume((head.data > 90).astype(np.float32), head.affine, 'mask.nii')
+    assert any('more than any brain' in warning for warning in _warnings(head, brain=skull))
+
+
+@pytest.mark.parametrize('axis, side, name', [(2, slice(0, 40), 'top'), (0, slice(36, 72), 'left')])
+def test_cut_brain(axis, side, name):
+    _, brain = heads.brain_and_mask()
+    assert quality.field_of_view_warnings(brain, heads.GRID.affine) == []
+    cut = brain[tuple(side if k == axis else slice(None) for k in range(3))]
+    (warning,) = quality.field_of_view_warnings(cut, heads.GRID.affine)
+    assert f'({name})' in warning
+
+
+def test_picture(monkeypatch):
+    monkeypatch.setattr(bias_field, 'ITERATIONS', (4, 2))
+    scan = heads.stripped()
+    for n4 in (False, True):
+        made = preprocess.preprocess(scan, DEMO, registration='none', bias_field=n4)
+        png = quality.quality_figure(made, DEMO, scan, dpi=30)
+        assert png.startswith(b'\x89PNG') and len(png) > 5000
