@@ -17,9 +17,10 @@ def common(method: str, size: str, cohort: str) -> ConfigDict:
     config = ConfigDict({'seed': 0, 'method': method, 'size': size})
     # 0: fresh pairs at every step. n: as if n of each scan had been made once, the published way.
     config.stored_pairs = 0
+    # embedded: subjects of the embedded cohort that train beside scans of one's own.
     config.cohort = ConfigDict({
         'name': cohort, 'data_dir': '', 'test_dir': '', 'lesion_dir': '',
-        'registration': 'affine', 'store': '',
+        'registration': 'affine', 'store': '', 'embedded': 0,
     })
     config.augment = ConfigDict({
         'flip_probability': 0.5, 'rotation_degrees': 15.0, 'scaling': 0.2, 'shear': 0.2,

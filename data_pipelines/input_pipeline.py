@@ -89,11 +89,15 @@ def nifti_cohort(
     lesion_dir: str | os.PathLike[str] = '',
     registration: str = 'affine',
     seed: int = 0,
+    embedded: int = 0,
 ) -> Cohort:
     """The cohort of the user's own scans (`nifti_source.NiftiSource` says what each folder is for).
 
     Built under `store` when absent, which takes some 5 s a scan with registration, or no time where
     `preparation` has made its records; a changed file or setting makes another cohort.
+
+    Args:
+      embedded: subjects of the embedded cohort that train beside them.
 
     Raises:
       UserError: a folder or file that cannot be used, by name, or fewer than two healthy scans.
@@ -101,7 +105,7 @@ def nifti_cohort(
     folders = (os.fspath(folder) for folder in (data_dir, test_dir, lesion_dir))
     source = preparation.as_prepared(
         NiftiSource(grid, *folders, registration, seed), store)
-    config = nifti_cohort_builder.config_for(source)
+    config = nifti_cohort_builder.config_for(source, embedded)
     make = lambda: nifti_cohort_builder.NiftiCohort(
         config=config, data_dir=os.fspath(store), file_format=FILE_FORMAT
     )

@@ -1,7 +1,8 @@
 """TFDS builder over the user's own scans: a BIDS or plain folder, test scans, a lesion bank.
 
 The config's name carries a hash of the inputs, so a changed file or setting is another cohort and
-an unchanged one is used again. `nifti_source` says which case goes to which split.
+an unchanged one is used again. `nifti_source` says which case goes to which split. Subjects of the
+embedded cohort can stand beside few scans of one's own.
 """
 
 from __future__ import annotations
@@ -19,16 +20,21 @@ from data_pipelines.nifti_source import NiftiSource, all_items
 
 @dataclasses.dataclass(kw_only=True)
 class NiftiConfig(tfds.core.BuilderConfig):
-    """Attributes: source: what the cohort is made of."""
+    """Attributes: source: the user's part of the cohort; embedded: subjects of the embedded cohort
+    that train beside it, and an eighth as many that validate."""
 
     source: NiftiSource
+    embedded: int = 0
 
 
-def config_for(source: NiftiSource) -> NiftiConfig:
-    """The TFDS config of a source: named by its grid and its fingerprint."""
+def config_for(source: NiftiSource, embedded: int = 0) -> NiftiConfig:
+    """The TFDS config of a source: named by its grid, its fingerprint and what is beside it."""
     x, y, z = source.grid.shape
     name = f'{x}x{y}x{z}_{source.grid.spacing[0]:g}mm_{source.fingerprint()}'.replace('.', 'p')
-    return NiftiConfig(name=name, source=source)
+    if embedded:
+        made_by = str(template_cohort.TemplateCohort.VERSION).replace('.', 'p')
+        name += f'_and_{embedded}_embedded_{made_by}'
+    return NiftiConfig(name=name, source=source, embedded=embedded)
 
 
 class NiftiCohort(tfds.core.GeneratorBasedBuilder):
@@ -50,6 +56,12 @@ class NiftiCohort(tfds.core.GeneratorBasedBuilder):
         return {split: self._generate_examples(split, chosen) for split, chosen in items.items()}
 
     def _generate_examples(self, split: str, items: list) -> Iterator[tuple[int, dict]]:
+        config = self.builder_config
         progress = tqdm.tqdm(items, desc=f'preprocessing {split}', file=sys.stderr)
         for number, item in enumerate(progress):
-            yield number, record_cache.record_of(item, self.builder_config.source)
+            yield number, record_cache.record_of(item, config.source)
+        beside = {'train': config.embedded, 'validation': config.embedded // 8}.get(split, 0)
+        if beside:
+            for number in tqdm.trange(beside, desc=f'making {split} subjects', file=sys.stderr):
+                yield len(items) + number, template_cohort.make_record(
+                    config.source.grid, split, number)

@@ -2,7 +2,7 @@
 
 Conditional latent diffusion with fluid-driven anomaly randomization (arXiv:2506.10233) in JAX.
 
-    model = fluidjax.load('runs/demo')                 # or a model package, model.zip
+    model = fluidjax.load()                            # or a run's folder, or a model package
     found = model.detect('scan.nii.gz')                # .mask, .anomaly_map, .healthy, .volume_ml
     model = fluidjax.train(config, 'runs/mine')
     diseased, mask = fluidjax.pseudo_pathology('scan.nii.gz', seed=1)

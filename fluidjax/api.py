@@ -1,6 +1,6 @@
 """fluidjax from Python, reached as `fluidjax.load` and so on: nibabel images in and out.
 
-    model = fluidjax.load('model.zip')
+    model = fluidjax.load()                            # the model that comes with fluidjax
     found = model.detect(nib.load('scan.nii.gz'))
     found.mask.to_filename('mask.nii.gz')
 
@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 from data_pipelines import volume_io
 from data_pipelines.subject import Subject
 from data_pipelines.volume_io import Volume
-from fluidjax import calibration, experiment
+from fluidjax import calibration, experiment, run_files
 from fluidjax.config import settings_from
 from fluidjax.detect.evaluate import voxel_ml
 from fluidjax.detector import Detector, Output
@@ -120,13 +120,16 @@ class Model:
                         threshold, volume, image)
 
 
-def load(run: str | os.PathLike) -> Model:
-    """A trained model from a run's folder or a model package.
+def load(run: str | os.PathLike | None = None) -> Model:
+    """A trained model.
+
+    Args:
+        run: a run's folder or a model package; None for the model that comes with fluidjax.
 
     Raises:
         UserError: it is neither, or cannot be used.
     """
-    path = Path(run).expanduser()
+    path = run_files.BUNDLED if run is None else Path(run).expanduser()
     return Model(experiment.load_run(path), path)
 
 

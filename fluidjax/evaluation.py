@@ -105,7 +105,8 @@ def _with_scans(config: ConfigDict, workdir: Path, scans: Mapping[str, str]) -> 
                         'which thresholds are chosen')
     changed = ConfigDict(config.to_dict())
     if scans:
-        fresh = {'name': 'nifti', 'data_dir': '', 'test_dir': '', 'lesion_dir': ''}
+        fresh = {'name': 'nifti', 'data_dir': '', 'test_dir': '', 'lesion_dir': '',
+                 'embedded': 0}
         changed.cohort.update({**fresh, **scans})
     return changed
 

@@ -59,7 +59,8 @@ def open_cohort(config: ConfigDict) -> Any:
     if chosen.name == 'template':
         return input_pipeline.template_cohort(config.size, store, folders[-1])
     return input_pipeline.nifti_cohort(
-        GRIDS[config.size], store, *folders, registration=chosen.registration, seed=config.seed)
+        GRIDS[config.size], store, *folders, registration=chosen.registration, seed=config.seed,
+        embedded=chosen.get('embedded', 0))  # older runs know no such field
 
 
 def _check_cohort(config: ConfigDict) -> None:
@@ -68,10 +69,12 @@ def _check_cohort(config: ConfigDict) -> None:
         raise UserError(f'config.seed: {config.seed} must be 0 or more')
     if chosen.name not in ('template', 'nifti'):
         raise UserError(f"config.cohort.name: '{chosen.name}' is neither template nor nifti")
-    given = [name for name in ('data_dir', 'test_dir') if chosen[name]]
+    given = [name for name in ('data_dir', 'test_dir', 'embedded') if chosen.get(name)]
     if chosen.name == 'template' and given:
         raise UserError(f'config.cohort.{given[0]} is set, but the cohort is the embedded one; for '
                         f'your own scans use --config=configs/ldm.py:{config.size},cohort=nifti')
+    if chosen.get('embedded', 0) < 0:
+        raise UserError(f'config.cohort.embedded: {chosen.embedded} must be 0 or more')
     if chosen.name == 'nifti' and not chosen.data_dir:
         raise UserError('config.cohort.data_dir is empty: name the folder of your healthy scans, '
                         '--config.cohort.data_dir=DIR')

@@ -38,6 +38,9 @@ def card(run: Run, config: ConfigDict, manifest: Mapping[str, Any], cohort: Mapp
     embedded = config.cohort.name == 'template'
     saw = ('The embedded cohort: deformations of one template (MNI152) with simulated contrast. No '
            'real scan.' if embedded else "Skull-stripped T1w scans of its maker's own.")
+    if beside := config.cohort.get('embedded', 0):
+        saw += (f' Beside them {beside} subjects of the embedded cohort: deformations of one template '
+                '(MNI152) with simulated contrast.')
     terms = licence or (
         'Not stated by the maker of this file. ' + (
             'It was trained on nothing but the MNI152 template that nilearn ships.' if embedded else

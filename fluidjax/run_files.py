@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+# The model that comes with fluidjax, so that a first scan needs no training.
+BUNDLED = Path(__file__).with_name('bundled_model.zip')
+
 
 def is_package(run: Path) -> bool:
     """Whether a path names a model package, there or not, rather than a run's folder."""

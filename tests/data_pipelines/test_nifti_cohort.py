@@ -7,7 +7,14 @@ import os
 import numpy as np
 import pytest
 
-from data_pipelines import grids, input_pipeline, lesion_masks, nifti_source, scan_folders
+from data_pipelines import (
+    grids,
+    input_pipeline,
+    lesion_masks,
+    nifti_source,
+    scan_folders,
+    template_cohort,
+)
 from fluidjax.errors import UserError
 
 SMOKE = grids.GRIDS['smoke']
@@ -57,6 +64,18 @@ def test_bids_folder_becomes_splits(bids, tmp_path, write_scan, lesion_mask):
     bank = input_pipeline.lesion_bank(cohort)
     assert bank.dtype == np.uint8
     np.testing.assert_array_equal(bank[0], masked.lesion)
+
+
+def test_embedded_subjects_stand_beside_a_few_scans(bids, tmp_path):
+    alone, cohort = _build(bids, tmp_path), _build(bids, tmp_path, embedded=8)
+    assert cohort.sizes == {'train': 4 + 8, 'validation': 1 + 1, 'test': 1}
+    assert cohort.directory != alone.directory
+    trained = list(input_pipeline.subjects(cohort, 'train'))
+    assert [subject.name for subject in trained[4:]] == [f'train-{n:03d}' for n in range(8)]
+    made = template_cohort.make_record(SMOKE, 'train', 7)
+    np.testing.assert_array_equal(trained[-1].image, made['image'])
+    for ours, its in zip(trained, input_pipeline.subjects(alone, 'train')):
+        np.testing.assert_array_equal(ours.image, its.image)
 
 
 def test_all_scans_of_a_person_go_to_one_split(tmp_path, write_scan, lesion_mask):
