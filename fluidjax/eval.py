@@ -15,6 +15,8 @@ SCANS = {name: flags.DEFINE_string(name, '', text) for name, text in (
     ('test_dir', "Folder of patients' scans with lesion masks, beside data_dir."),
     ('lesion_dir', 'Folder of lesion masks in MNI152 space, beside data_dir.'),
     ('store', 'Where they are kept on the model grid, as fluidjax.prepare wrote them.'))}
+EMBEDDED = flags.DEFINE_bool('embedded', False, 'On the embedded cohort, whatever it was trained '
+                             'on: needs no scans.')
 VOLUMES = flags.DEFINE_bool('volumes', True, 'Also write NIfTI files of every test subject.')
 
 
@@ -26,6 +28,10 @@ def main() -> None:
         raise cli.UserError('eval needs --workdir=DIR, the folder of a trained run')
     out = None if OUT.value is None else Path(OUT.value).expanduser()
     scans = {name: flag.value for name, flag in SCANS.items() if flag.value}
+    if EMBEDDED.value:
+        if set(scans) - {'store'}:
+            raise cli.UserError('--embedded: needs no scans; leave out --data_dir and the like')
+        scans['name'] = 'template'
     report = evaluation.run_evaluation(
         Path(WORKDIR.value).expanduser(), VOLUMES.value, out, scans)
     print(f'report: {report.absolute()}')

@@ -40,8 +40,9 @@ def run_evaluation(
         save_volumes: also write NIfTI files of every test subject.
         out: folder to write to, with the thresholds; where there is none the run's own, and
             `NAME-eval` beside a package.
-        scans: other scans than those it was trained on, `{'data_dir': DIR, 'test_dir': DIR}`;
-            needs an `out` where the run is a folder.
+        scans: other scans than those it was trained on, as fields of `config.cohort`: `{'data_dir':
+            DIR, 'test_dir': DIR}`, or `{'name': 'template'}` for the embedded cohort; needs an
+            `out` where the run is a folder.
 
     Returns:
         Path of the report.
@@ -99,8 +100,8 @@ def _with_scans(config: ConfigDict, workdir: Path, scans: Mapping[str, str]) -> 
     """The configuration with the cohort's folders, which a package does not hold."""
     if not scans and config.cohort.name == 'nifti' and not config.cohort.data_dir:
         raise UserError(f'{workdir}: a package holds no scans; name a folder of healthy ones, '
-                        '--data_dir=DIR, and of patients, --test_dir=DIR')
-    if scans and not scans.get('data_dir'):
+                        '--data_dir=DIR, and of patients, --test_dir=DIR; or --embedded')
+    if scans and scans.get('name') != 'template' and not scans.get('data_dir'):
         raise UserError('--test_dir: needs --data_dir=DIR beside it, a folder of healthy scans, on '
                         'which thresholds are chosen')
     changed = ConfigDict(config.to_dict())

@@ -39,8 +39,8 @@ def card(run: Run, config: ConfigDict, manifest: Mapping[str, Any], cohort: Mapp
     saw = ('The embedded cohort: deformations of one template (MNI152) with simulated contrast. No '
            'real scan.' if embedded else "Skull-stripped T1w scans of its maker's own.")
     if beside := config.cohort.get('embedded', 0):
-        saw += (f' Beside them {beside} subjects of the embedded cohort: deformations of one template '
-                '(MNI152) with simulated contrast.')
+        saw += (f' Beside them {beside} subjects of the embedded cohort: deformations of one '
+                'template (MNI152) with simulated contrast.')
     terms = licence or (
         'Not stated by the maker of this file. ' + (
             'It was trained on nothing but the MNI152 template that nilearn ships.' if embedded else
@@ -49,7 +49,7 @@ def card(run: Run, config: ConfigDict, manifest: Mapping[str, Any], cohort: Mapp
 
 **Research use only. Not a medical device, not for diagnosis.**
 
-Turns a skull-stripped T1w brain scan into its healthy counterpart; what differs is the anomaly.
+Turns a T1w brain scan into its healthy counterpart; what differs is the anomaly.
 Method `{config.method}`, {manifest["parameters"]:,} parameters (stored as {manifest["weights"]}), \
 {run.step} steps, on {grid} voxels of {run.grid.spacing[0]:g} mm.
 
@@ -72,7 +72,8 @@ or in Python
     found = fluidjax.load('THIS.zip').detect('SCAN.nii.gz')
     found.mask.to_filename('mask.nii.gz')
 
-Scans must be skull-stripped T1w; registration is `{manifest["preprocessing"]["registration"]}`, \
+Scans must be T1w, best skull-stripped; of a whole head the brain is found first. \
+Registration is `{manifest["preprocessing"]["registration"]}`, \
 preprocessing version {manifest["preprocessing"]["version"]}.
 
 ## Make it again
@@ -125,7 +126,9 @@ def _scores(scores: Mapping[str, Any]) -> str:
         return 'It was not evaluated.'
     tables = []
     for cohort, rows in scores.items():
-        lines = [f'On `{cohort}` (mean, 95 % interval):', '',
+        counts = [entry.get('n') or 0 for entries in rows.values() for entry in entries.values()]
+        cases = max(counts, default=0)
+        lines = [f'On `{cohort}`, {cases} cases (mean, 95 % interval):', '',
                  '| method | ' + ' | '.join(_SCORES.values()) + ' |',
                  '|' + '---|' * (1 + len(_SCORES))]
         lines += [f'| {row} | ' + ' | '.join(_cell(entries.get(s)) for s in _SCORES) + ' |'

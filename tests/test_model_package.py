@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from configs import ldm
-from fluidjax import calibration, experiment, model_card, model_package, package_file
+from fluidjax import calibration, evaluation, experiment, model_card, model_package, package_file
 from fluidjax import safetensors_file as safetensors
 from fluidjax.errors import UserError
 
@@ -72,6 +72,24 @@ def test_half_precision_halves_the_file_and_keeps_the_maps(smoke_run, package, t
     maps = [Detector(experiment.load_run(path)).detect([case]).maps for path in (package, small)]
     assert maps[0].max() > 0.01
     np.testing.assert_allclose(*maps, atol=0.01 * maps[0].max())
+
+
+def test_a_package_is_evaluated_as_its_run(smoke_run, package, tmp_path):
+    """A package names no scans; on the embedded cohort its scores are the run's own."""
+    config = json.loads(package_file.open_package(package).texts['config.json'])
+    config['cohort']['name'] = 'nifti'
+    of_scans = edited(package, tmp_path / 'own.zip', {'config.json': json.dumps(config)})
+    with pytest.raises(UserError, match='--data_dir=DIR.*--embedded'):
+        evaluation.run_evaluation(of_scans)
+    evaluation.run_evaluation(of_scans, False, tmp_path / 'package', {'name': 'template'})
+    evaluation.run_evaluation(smoke_run, False, tmp_path / 'run')
+    scores = [json.loads((tmp_path / name / 'metrics.json').read_text())['template_smoke']
+              for name in ('package', 'run')]
+    for one in scores[0].values():
+        del one['seconds']
+    for row, entries in scores[0].items():
+        for score, entry in entries.items():
+            assert entry == scores[1][row][score], (row, score)
 
 
 def test_a_package_names_no_folder_of_the_machine(smoke_run, tmp_path):

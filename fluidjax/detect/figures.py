@@ -66,9 +66,14 @@ def upper_value(volume: np.ndarray, region: np.ndarray, percentile: float = 99.5
 
 
 def map_scale(panels: Sequence[Panel]) -> float:
-    """One upper end of the colour scale for all these maps, so that they can be compared."""
+    """One upper end of the colour scale for all these maps, so that they can be compared.
+
+    It is above the threshold: the map of a healthy brain, all below it, stays dark.
+    """
     tops = [upper_value(p.anomaly_map, p.subject.brain, 99.8) for p in panels]
-    return max(tops, default=1.0)
+    cuts = [1.25 * p.threshold for p in panels
+            if p.threshold is not None and math.isfinite(p.threshold)]
+    return max(tops + cuts, default=1.0)
 
 
 def scales_of(panels: Sequence[Panel]) -> dict[str, float]:
