@@ -53,6 +53,7 @@ def test_shape_and_dtype_can_be_chosen():
     assert rows['unet_vector'].batch['cond'].shape == (1, 12, 12, 12, 3)
 
 
+@pytest.mark.slow
 def test_forward_and_training_step_are_measured(capsys):
     rows = model_timing.rows_of(ldm.get_config('smoke'))
     rows = model_timing.chosen_rows(rows, ['encode', 'autoencoder_step'])

@@ -50,6 +50,7 @@ def test_bench_times_a_part():
     assert slow['compile_seconds'] > 0
 
 
+@pytest.mark.slow
 def test_bench_fluid_writes_its_table(checkout, tmp_path):
     done = subprocess.run(
         [sys.executable, '-m', 'fluidjax.bench', 'fluid', '--shape', '16', '18', '14', '--batch',

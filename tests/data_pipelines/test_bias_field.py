@@ -30,6 +30,7 @@ def _spread(field, brain):
     return np.std(np.log(field[brain]))
 
 
+@pytest.mark.slow
 def test_shading_is_found(shaded):
     data, brain, truth = shaded
     field = bias_field.estimate(data * truth, brain, heads.GRID.affine)

@@ -134,7 +134,8 @@ def both_backends(model, x):
 
 
 @pytest.mark.parametrize('model,shape', [
-    (Autoencoder(AutoencoderConfig((4, 8), 1, 2, 2)), (4, 6, 8)),
+    pytest.param(Autoencoder(AutoencoderConfig((4, 8), 1, 2, 2)), (4, 6, 8),
+                 marks=pytest.mark.slow),
     (Discriminator(4, 1), (8, 10, 9)),
 ], ids=['autoencoder', 'discriminator'])
 def test_networks_are_the_same_on_every_backend(model, shape):
