@@ -8,7 +8,8 @@ After the colon of `--config=configs/FILE.py:...`, comma-separated, any of
 from ml_collections import ConfigDict
 
 CHOICES = {'size': ('paper', 'demo', 'smoke'), 'cohort': ('template', 'nifti')}
-SMOKE_TRAINING = {'steps': 6, 'batch_size': 2, 'log_every': 2, 'checkpoint_every': 3}
+# A batch that eight devices can share, so that tests on simulated ones run as it is.
+SMOKE_TRAINING = {'steps': 6, 'batch_size': 8, 'log_every': 2, 'checkpoint_every': 3}
 
 
 def common(method: str, size: str, cohort: str) -> ConfigDict:
@@ -55,7 +56,8 @@ def optimizer(learning_rate: float, **others) -> ConfigDict:
 
 def training(steps: int, batch_size: int, rates: ConfigDict, **others) -> ConfigDict:
     """How long a stage is trained, and how often it tells and saves."""
-    usual = {'ema_decay': 0.9999, 'log_every': 100, 'checkpoint_every': 2000}
+    usual = {'ema_decay': 0.9999, 'log_every': 100, 'checkpoint_every': 2000,
+             'validate_every': 2000, 'picture_every': 2000, 'accumulate': 1, 'reuse': 1, 'pool': 1}
     return ConfigDict({'steps': steps, 'batch_size': batch_size, 'optimizer': rates,
                        **usual, **others})
 
@@ -63,7 +65,8 @@ def training(steps: int, batch_size: int, rates: ConfigDict, **others) -> Config
 def demo_training(steps: int, learning_rate: float, **others) -> ConfigDict:
     """A few minutes on two CPU cores, with a rate that rises and falls."""
     rates = optimizer(learning_rate, warmup_steps=40, decay='cosine', clip_norm=1.0, b2=0.99)
-    usual = {'ema_decay': 0.99, 'log_every': 50, 'checkpoint_every': 200}
+    usual = {'ema_decay': 0.99, 'log_every': 50, 'checkpoint_every': 200,
+             'validate_every': 0, 'picture_every': 0}
     return training(steps, 4, rates, **(usual | others))
 
 

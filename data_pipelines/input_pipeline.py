@@ -30,6 +30,7 @@ from data_pipelines import nifti_cohort as nifti_cohort_builder  # noqa: E402
 from data_pipelines import template_cohort as template_cohort_builder  # noqa: E402
 from data_pipelines.nifti_source import NiftiSource  # noqa: E402
 from data_pipelines.subject import Subject  # noqa: E402
+from fluidjax import run_lock  # noqa: E402
 from fluidjax.errors import UserError  # noqa: E402
 
 if TYPE_CHECKING:
@@ -116,8 +117,9 @@ def _build(
     name: str, grid: grids.ModelGrid, make: Callable[[], tfds.core.DatasetBuilder]
 ) -> Cohort:
     """Prepare the builder's files when absent. TFDS writes beside and renames when all is done."""
-    with _quiet_tfds(), tempfile.TemporaryDirectory() as scratch:
-        builder = make()
+    with _quiet_tfds(), _alone_in(Path(make().data_dir)), \
+            tempfile.TemporaryDirectory() as scratch:
+        builder = make()  # again, when whoever built it before us is done
         # Nothing is downloaded; TFDS makes a download folder all the same.
         builder.download_and_prepare(
             download_dir=scratch,
@@ -125,6 +127,13 @@ def _build(
         )
     sizes = {split: info.num_examples for split, info in builder.info.splits.items()}
     return Cohort(name, grid, Path(builder.data_dir), {s: n for s, n in sizes.items() if n})
+
+
+@contextlib.contextmanager
+def _alone_in(home: Path) -> Iterator[None]:
+    """Other processes of this machine that want the same cohort wait for it, and find it built."""
+    with run_lock.waited_for(home.parent / f'.{home.name}.lock'):
+        yield
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fluidjax.batch_share import sample_keys
 from fluidjax.errors import UserError
 
 Spacing = tuple[float, float, float]
@@ -147,8 +148,8 @@ def augment_batch(
     key: jax.Array, images: jax.Array, brains: jax.Array, spacing: Spacing,
     settings: AugmentSettings,
 ) -> tuple[jax.Array, jax.Array]:
-    """`augment` over a batch `(batch, x, y, z, 1)`, each sample with a key of its own."""
-    keys = jax.random.split(key, images.shape[0])
+    """`augment` over a batch `(batch, x, y, z, 1)`; one key, or `(batch,)`, one a sample."""
+    keys = sample_keys(key, images.shape[0])
     one = lambda k, image, brain: augment(k, image, brain, spacing, settings)
     image, brain = jax.vmap(one)(keys, images[..., 0], brains[..., 0])
     return image[..., None], brain[..., None]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from absl import app, flags, logging
 
-from fluidjax.errors import UserError
+from fluidjax.errors import Stopped, UserError
 
 
 def quiet_libraries() -> None:
@@ -53,6 +53,9 @@ def run(
             where = error.filename or 'a file'
             return _fail(f'{where}: {error.strerror or error}; check the path, its rights and the '
                          'space left')
+        except Stopped as stopped:
+            tell(f'\nfluidjax: {stopped}')
+            return stopped.status
         except KeyboardInterrupt:
             tell(f'\nfluidjax: interrupted; {interrupted}')
             return 130

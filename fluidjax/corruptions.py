@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.spatial.transform import Rotation
 
+from fluidjax.batch_share import WHOLE, Share
 from fluidjax.errors import UserError
 from fluidjax.fluid import flow_map, painting
 from fluidjax.fluid.grid import Grid
@@ -322,7 +323,7 @@ def _corrupt(
 
 def corrupt_batch(
     key: jax.Array, images: jax.Array, brains: jax.Array, grid: Grid,
-    settings: CorruptionSettings = CorruptionSettings(),
+    settings: CorruptionSettings = CorruptionSettings(), share: Share = WHOLE,
 ) -> Randomized:
     """Pairs of healthy and corrupted images, each sample with a region and a task of its own.
 
@@ -336,6 +337,7 @@ def corrupt_batch(
         brains: masks shaped as images, inside where > 0; an empty one gives a healthy pair.
         grid: geometry, 3-D; static under jit.
         settings: see `CorruptionSettings`; static under jit.
+        share: which samples of the batch these are.
 
     Returns:
         `Randomized`, each `(batch, x, y, z, 1)`. The mask is the region; the probability is 1
@@ -348,10 +350,10 @@ def corrupt_batch(
         raise UserError(f'config.corruptions: images {images.shape} and brain masks '
                         f'{brains.shape} must both be (batch, x, y, z, 1) on a 3-D grid, here '
                         f'{grid.shape}')
-    keys = jax.random.split(key, images.shape[0])
+    keys = share.keys(key, images.shape[0])
     images = jax.vmap(painting.divide_by_maximum)(images)  # so that foreign contrast is comparable
-    others = jnp.roll(jnp.concatenate([images, brains.astype(images.dtype)], axis=-1), 1, axis=0)
-    alone = images.shape[0] == 1
+    others = share.predecessors(jnp.concatenate([images, brains.astype(images.dtype)], axis=-1))
+    alone = (share.total or images.shape[0]) == 1
     one = lambda k, image, brain, other: _corrupt(k, image, brain, other, grid, settings, alone)
     pairs = jax.vmap(one)(keys, images[..., 0], brains[..., 0] > 0, others)
     return jax.tree.map(lambda volume: volume[..., None], pairs)

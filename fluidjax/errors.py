@@ -1,4 +1,4 @@
-"""The one exception that means: the user can mend this."""
+"""The exceptions that are no bugs: what a user can mend, and what a user asked for."""
 
 from __future__ import annotations
 
@@ -9,3 +9,16 @@ class UserError(ValueError):
     The message is one line that says which file or field, what is wrong with it, and what to do.
     The command lines print it without a traceback and exit with status 2 (`fluidjax.cli`).
     """
+
+
+class Stopped(Exception):
+    """A run that was asked to stop has saved itself; the same command goes on from there.
+
+    Attributes:
+        status: exit status of the command: 75 after SIGTERM (EX_TEMPFAIL of sysexits.h, which
+            schedulers can be told to start again), 130 after Ctrl-C.
+    """
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status

@@ -6,19 +6,18 @@ methods, and training. `main`, `eval`, `predict`, `bench` and `sweep` all come t
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import itertools
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 
-from fluidjax import cli, package_file, run_files
+from fluidjax import cli, package_file, run_files, run_lock
 from fluidjax.config import (
     differences,
     load_config,
@@ -28,17 +27,19 @@ from fluidjax.config import (
 )
 from fluidjax.detect.anomaly_map import MapSettings
 from fluidjax.errors import UserError
+from fluidjax.feed import Feed, some_volumes
 from fluidjax.files import write_text
 from fluidjax.fluid.grid import Grid
+from fluidjax.progress_picture import painter
 from fluidjax.stages import Stage, build_stages, fluid_settings
-from fluidjax.training import checkpoint
-from fluidjax.training.loop import is_done, state_template, train_stage
+from fluidjax.training import checkpoint, parallel
+from fluidjax.training.loop import Watch, is_done, state_template, train_stage
+from fluidjax.training.stopping import StopRequest
+from fluidjax.wandb_mirror import mirrored
 
 Params = dict[str, Any]
 # Random numbers of a run: each purpose has a seed of its own, made from the run's.
 PURPOSES = ('first stage', 'second stage', 'validation lesions', 'test lesions', 'sampling')
-# Volumes that the data-dependent starts (principal components, latent mean) look at.
-PREPARE_VOLUMES = 64
 
 
 def open_cohort(config: ConfigDict) -> Any:
@@ -94,95 +95,131 @@ def model_grid(config: ConfigDict) -> Grid:
     return Grid(tuple(grid.shape), tuple(grid.spacing))
 
 
-class Feed:
-    """Batches of a stage from any step on, with lesion masks from the bank beside the images."""
-
-    def __init__(self, cohort: Any, batch_size: int, seed: int) -> None:
-        from data_pipelines import input_pipeline
-
-        self._pipeline = input_pipeline
-        self._cohort, self._seed = cohort, seed
-        self._bank = input_pipeline.lesion_bank(cohort)
-        if batch_size % jax.device_count():
-            raise UserError(f'batch_size {batch_size} does not divide by {jax.device_count()} '
-                            'devices; choose a multiple')
-        self._local = batch_size // jax.process_count()
-
-    def __call__(self, start_step: int) -> Iterator[dict[str, np.ndarray]]:
-        batches = self._pipeline.batches(
-            self._cohort, 'train', self._local, self._seed, start_step, jax.local_device_count(),
-            jax.process_index(), jax.process_count())
-        for step, batch in enumerate(batches, start_step):
-            yield batch if self._bank is None else {**batch, 'lesions': self._draw(step, batch)}
-
-    def _draw(self, step: int, batch: dict[str, np.ndarray]) -> np.ndarray:
-        """As many masks as images, `(device, batch, x, y, z)` uint8, from seed and step alone."""
-        rng = np.random.default_rng((self._seed, step, jax.process_index()))
-        return self._bank[rng.integers(len(self._bank), size=batch['image'].shape[:2])]
-
-
 def derived_seed(seed: int, purpose: str) -> int:
     """The seed of one purpose of a run; runs with different seeds share none."""
     return len(PURPOSES) * seed + PURPOSES.index(purpose)
 
 
-def train(config: ConfigDict, workdir: Path) -> None:
+def train(
+    config: ConfigDict, workdir: Path, wandb_project: str = '', profile: int = 0,
+    saved: Callable[[], None] = lambda: None,
+) -> None:
     """Train the stages of a configuration; skip what is done, resume what is not.
 
     Writes `config.json`, `cohort.json`, `checkpoints/<stage>`, `metrics.jsonl` and TensorBoard
-    events. All settings are checked before anything is written or trained.
+    events. All settings are checked before anything is written or trained. Of several processes the
+    first one writes; the others need no access to its `workdir`.
+
+    Args:
+        config: the configuration.
+        workdir: the run's folder.
+        wandb_project: of Weights & Biases, which is told the metrics too; empty: none.
+        profile: dispatches of each stage to trace; 0: none.
+        saved: called after each checkpoint was begun.
 
     Raises:
         UserError: a field that does not fit, data that cannot be read, a workdir that holds
-            another run, or a loss that is not finite.
+            another run or is being trained in, or a loss that is not finite.
+        Stopped: a signal asked for it; the run is saved.
     """
+    with contextlib.ExitStack() as opened:
+        run, problem = None, None
+        try:
+            if parallel.is_first():
+                opened.enter_context(run_lock.held(
+                    workdir / '.lock', 'another command trains in this folder; wait for it or '
+                    'choose another --workdir'))
+            run = _open_run(config, workdir)
+        except UserError as error:
+            problem = error
+        parallel.fail_together(problem)
+        stop = opened.enter_context(StopRequest())
+        mirror = opened.enter_context(mirrored(wandb_project, workdir, config))
+        watch = Watch(mirror=mirror, profile=profile, tell=_tell, saved=saved)
+        _train_stages(*run, config, workdir, stop, watch)
+
+
+def _tell(line: str) -> None:
+    if parallel.is_first():
+        cli.tell(line)
+
+
+def _open_run(config: ConfigDict, workdir: Path) -> tuple[tuple[Stage, ...], list[Feed], Any]:
+    """Stages, feeds and cohort of a configuration, all checked; what is its own is written."""
     grid = model_grid(config)
     stages = build_stages(config, grid)
-    _refuse_another_run(config, workdir, grid)
-    cohort = open_cohort(config)
+    first = parallel.is_first()
+    if first:
+        _refuse_another_run(config, workdir, grid)
     settings_from(MapSettings, config.detect.map, 'detect.map')
-    fluid = fluid_settings(config)
     for stage in stages:  # shapes that do not fit say so
         state_template(stage.method.init, stage.method.trainable, stage.training)
-    seeds = [derived_seed(config.seed, purpose) for purpose in PURPOSES[:len(stages)]]
-    feeds = [Feed(cohort, stage.training.batch_size, seed) for stage, seed in zip(stages, seeds)]
-    check_cohort_of(workdir, cohort)
-    save_config(workdir / 'config.json', config)
-    write_text(workdir / 'cohort.json', json.dumps(_identity(cohort), indent=2) + '\n')
-    cli.tell(f'{config.method} on {cohort.name}: '
-             + ', '.join(f'{n} {split}' for split, n in cohort.sizes.items())
-             + f'; {jax.device_count()} {jax.devices()[0].platform} device(s)')
-    if jax.default_backend() == 'tpu' and fluid.scheme == 'flow_map':
-        cli.tell('fluid.scheme flow_map reads memory by gathers, which TPUs do slowly: '
-                 '--config.fluid.scheme=koren carries the same lesions by stencils')
-    if is_done(workdir / 'checkpoints' / stages[-1].method.stage, stages[-1].training):
-        cli.tell(f'{workdir}: all stages are done')
+    layouts = [parallel.layout_of(stage.training.batch_size, stage.training.accumulate)
+               for stage in stages]
+    cohort = open_cohort(config)
+    feeds = [Feed(cohort, layout, derived_seed(config.seed, purpose))
+             for layout, purpose in zip(layouts, PURPOSES)]
+    if first:
+        check_cohort_of(workdir, cohort)
+        save_config(workdir / 'config.json', config)
+        write_text(workdir / 'cohort.json', json.dumps(_identity(cohort), indent=2) + '\n')
+    _tell(f'{config.method} on {cohort.name}: '
+          + ', '.join(f'{n} {split}' for split, n in cohort.sizes.items()) + '; '
+          + _devices(layouts[-1]))
+    if jax.default_backend() == 'tpu' and fluid_settings(config).scheme == 'flow_map':
+        _tell('fluid.scheme flow_map reads memory by gathers, which TPUs do slowly: '
+              '--config.fluid.scheme=koren carries the same lesions by stencils')
+    return stages, feeds, cohort
+
+
+def _devices(layout: parallel.Layout) -> str:
+    """What a run trains on, in words."""
+    kind, there = jax.devices()[0].platform, jax.device_count()
+    used = len(layout.devices) * layout.processes
+    if there == 1:
+        return f'1 {kind} device'
+    words = f'{used} {kind} devices, {layout.per_device} of {layout.batch_size} samples on each'
+    if layout.processes > 1:
+        words += f', {layout.processes} processes'
+    if used < there:
+        words += (f' ({there - used} stay idle: a batch of {layout.batch_size} does not divide by '
+                  f'{there})')
+    return words
+
+
+def _train_stages(
+    stages: tuple[Stage, ...], feeds: list[Feed], cohort: Any, config: ConfigDict, workdir: Path,
+    stop: StopRequest, watch: Watch,
+) -> None:
+    last = stages[-1]
+    done = parallel.is_first() and is_done(
+        workdir / 'checkpoints' / last.method.stage, last.training)
+    if parallel.from_first(done):
+        _tell(f'{workdir}: all stages are done')
         return
     trained: Params = {}
-    for stage, feed, seed in zip(stages, feeds, seeds):
-        trained |= _train(stage, feed, seed, trained, cohort, workdir)
+    for stage, feed, purpose in zip(stages, feeds, PURPOSES):
+        method = stage.method
+
+        def prepare(params: Params) -> Params:
+            shared = {name: group for name, group in trained.items() if name in params}
+            return method.prepare({**params, **shared}, some_volumes(cohort))
+
+        shown = dataclasses.replace(
+            watch, validation=feed.validation, picture=_picture(stage, config, cohort))
+        trained |= train_stage(
+            method, prepare, feed, stage.training, workdir, derived_seed(config.seed, purpose),
+            feed.layout, stop, shown)
 
 
-def _train(
-    stage: Stage, feed: Feed, seed: int, trained: Params, cohort: Any, workdir: Path
-) -> Params:
-    """Train one stage, which starts from the parameter groups it shares with those before it."""
-    method = stage.method
-
-    def prepare(params: Params) -> Params:
-        shared = {name: group for name, group in trained.items() if name in params}
-        return method.prepare({**params, **shared}, some_volumes(cohort))
-
-    return train_stage(method.stage, method.loss, method.trainable, method.init, prepare, feed,
-                       stage.training, workdir, seed)
-
-
-def some_volumes(cohort: Any) -> np.ndarray:
-    """Up to 64 training scans `(n, x, y, z, 1)`."""
+def _picture(stage: Stage, config: ConfigDict, cohort: Any) -> Any:
+    """How a stage shows a validation scan now and then, if it is to, in the first process."""
     from data_pipelines import input_pipeline
 
-    subjects = itertools.islice(input_pipeline.subjects(cohort, 'train'), PREPARE_VOLUMES)
-    return np.stack([subject.image for subject in subjects])[..., None]
+    if not stage.training.picture_every or not parallel.is_first():
+        return None
+    scan = next(input_pipeline.subjects(cohort, 'validation'))
+    return painter(stage.method, model_grid(config), fluid_settings(config), scan.image, scan.brain)
 
 
 def _identity(cohort: Any) -> dict[str, Any]:

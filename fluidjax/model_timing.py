@@ -28,8 +28,8 @@ from fluidjax.models.autoencoder import Autoencoder
 from fluidjax.models.conv import target_backend
 from fluidjax.models.discriminator import Discriminator
 from fluidjax.models.unet import UNet, UNetConfig
-from fluidjax.training.loop import StageSettings
 from fluidjax.training.optimizer import make_optimizer
+from fluidjax.training.settings import StageSettings
 from fluidjax.training.state import create_state
 from fluidjax.training.steps import make_train_step
 
@@ -139,7 +139,7 @@ def _unet_rows(name: str, network: UNetConfig, z: Any, training: StageSettings) 
         return params, model.apply({'params': params}, batch['z'], jnp.full((1,), 500),
                                    batch.get('cond'))
 
-    def loss(params: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, dict]:
+    def loss(params: Any, batch: Any, key: jax.Array, share: Any) -> tuple[jax.Array, dict]:
         z_0, t = batch['z'], jax.random.randint(key, (1,), 0, 1000)
         eps = jax.random.normal(key, z_0.shape)
         z_t = q_sample(schedule, z_0, t, eps)
@@ -156,6 +156,7 @@ def _training_row(
 ) -> Row:
     optimizer = make_optimizer(training.optimizer, training.steps, trainable)
     step = make_train_step(loss, optimizer, training.ema_decay, AXIS)
+    batch = {**batch, 'first': _spec(1, dtype=jnp.int32)}
     return Row(params, step, batch, lambda p: create_state(p, trainable, optimizer), donate=True)
 
 

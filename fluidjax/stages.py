@@ -29,7 +29,7 @@ from fluidjax.models.autoencoder import AutoencoderConfig
 from fluidjax.models.image_unet import ImageUNetConfig
 from fluidjax.models.unet import UNetConfig
 from fluidjax.models.vae import VAEConfig
-from fluidjax.training.loop import StageSettings
+from fluidjax.training.settings import StageSettings
 
 Section = ConfigDict
 # The ways each latent method is told of the scan.

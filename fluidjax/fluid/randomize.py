@@ -15,6 +15,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fluidjax.batch_share import sample_keys
 from fluidjax.errors import UserError
 from fluidjax.fluid import flow_map, painting, published
 from fluidjax.fluid.bank import place_mask
@@ -166,9 +167,12 @@ def randomize_batch(
     key: jax.Array, images: jax.Array, brains: jax.Array | None, grid: Grid,
     settings: FluidSettings = FluidSettings(), lesion_bank: jax.Array | None = None,
 ) -> Randomized:
-    """`randomize` for a batch: images and brains (batch, x, y (, z), 1), each its own draw."""
+    """`randomize` for a batch: images and brains (batch, x, y (, z), 1), each its own draw.
+
+    `key` is one, or `(batch,)`, one a sample.
+    """
     _check_batch(images, brains, grid)
-    keys = jax.random.split(key, images.shape[0])
+    keys = sample_keys(key, images.shape[0])
 
     def one(key: jax.Array, image: jax.Array, brain: jax.Array | None) -> Randomized:
         return randomize(key, image, brain, grid, settings, lesion_bank)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fluidjax.augment import AugmentSettings, augment_batch
+from fluidjax.batch_share import WHOLE, Share
 from fluidjax.errors import UserError
 from fluidjax.fluid.grid import Grid
 from fluidjax.models import perceptual
@@ -120,11 +121,10 @@ class AutoencoderMethod:
     def _network(self) -> Autoencoder:
         return Autoencoder(self.network)
 
-    @property
-    def _discriminator(self) -> Discriminator:
+    def _discriminator(self, axis: str | None = None) -> Discriminator:
         losses = self.losses
         return Discriminator(losses.discriminator_features, losses.discriminator_layers,
-                             self.network.dtype)
+                             self.network.dtype, axis)
 
     def init(self, key: jax.Array) -> Params:
         """Random parameters of the autoencoder and the discriminator; a place for LPIPS's."""
@@ -132,7 +132,7 @@ class AutoencoderMethod:
         volume = jnp.zeros((1, *self.grid.shape, 1))
         params = {
             'autoencoder': self._network.init(k_auto, volume)['params'],
-            'discriminator': self._discriminator.init(k_disc, volume)['params'],
+            'discriminator': self._discriminator().init(k_disc, volume)['params'],
         }
         if self.losses.perceptual_kind == 'lpips':
             params['perceptual'] = perceptual.blank_params()
@@ -166,7 +166,7 @@ class AutoencoderMethod:
         return jnp.clip(volumes, 0.0, 1.0)
 
     def loss(
-        self, params: Params, batch: dict[str, jax.Array], key: jax.Array
+        self, params: Params, batch: dict[str, jax.Array], key: jax.Array, share: Share = WHOLE
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Loss of both players in one value, each blind to the other's parameters.
 
@@ -175,19 +175,21 @@ class AutoencoderMethod:
         """
         k_augment, k_eps = jax.random.split(key)
         x, _ = augment_batch(
-            k_augment, batch['image'], batch['brain'], self.grid.spacing, self.augment)
-        eps = jax.random.normal(k_eps, (x.shape[0], *self.latent_shape))
+            share.keys(k_augment, len(batch['image'])), batch['image'], batch['brain'],
+            self.grid.spacing, self.augment)
+        eps = share.normal(k_eps, (x.shape[0], *self.latent_shape))
         x_hat, z_mu, z_log_var = self._network.apply({'params': params['autoencoder']}, x, eps)
         # 1. reconstruction
         mse = jnp.mean((x - x_hat) ** 2)
-        error, errors = mse, {'mse': mse, 'psnr': -10.0 * jnp.log10(mse)}
+        error, errors = mse, {'mse': mse, 'psnr': -10.0 * jnp.log10(share.device_mean(mse))}
         if self.losses.reconstruction == 'absolute':
             error = errors['l1'] = jnp.mean(jnp.abs(x - x_hat))
         # 2. KL(N(z_mu, z_sigma^2) || N(0, 1))
         kl = 0.5 * jnp.mean(jnp.sum(
             z_mu**2 + jnp.exp(z_log_var) - 1.0 - z_log_var, axis=(1, 2, 3, 4)))
         # 3. fooling the discriminator, 4. the discriminator's own, 5. the perceptual one
-        players, matching = self._adversarial_terms(params['discriminator'], x, x_hat)
+        players, matching = self._adversarial_terms(
+            params['discriminator'], x, x_hat, share.axis)
         weights, seen = self.losses, {}
         if weights.perceptual_kind == 'feature_matching':
             seen = {'feature_matching': matching}
@@ -200,17 +202,19 @@ class AutoencoderMethod:
         return loss, {**errors, 'kl': kl, **players, **seen}
 
     def _adversarial_terms(
-        self, theta: Params, x: jax.Array, x_hat: jax.Array
+        self, theta: Params, x: jax.Array, x_hat: jax.Array, axis: str | None
     ) -> tuple[dict[str, jax.Array], jax.Array]:
         """The two players' losses, and the distance of the discriminator's features.
 
         Args:
             theta: the discriminator's parameters.
             x, x_hat: scans and reconstructions (b, x, y, z, 1).
+            axis: the mapped axis whose devices share the batch.
         """
 
         def judge(theta: Params, volume: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
-            return self._discriminator.apply({'params': theta}, volume, return_features=True)
+            return self._discriminator(axis).apply(
+                {'params': theta}, volume, return_features=True)
 
         fixed = jax.lax.stop_gradient
         fooled, fake_features = judge(fixed(theta), x_hat)

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fluidjax.batch_share import WHOLE, Share
 from fluidjax.errors import UserError
 from fluidjax.methods import latents
 from fluidjax.methods.autoencoder import AutoencoderMethod
@@ -104,21 +105,36 @@ class LatentBridge:
         return latents.prepare(self.autoencoder, params, volumes, self.process.centre_latents)
 
     def loss(
-        self, params: Params, batch: dict[str, jax.Array], key: jax.Array
+        self, params: Params, batch: dict[str, jax.Array], key: jax.Array, share: Share = WHOLE
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Error of the healthy latents found from random places of fresh pairs' paths."""
-        k_pairs, k_t, k_eps = jax.random.split(key, 3)
-        pair = self.pairs(batch, k_pairs)
-        z_0, z_1 = (jax.lax.stop_gradient(latents.encode(self.autoencoder, params, image))
-                    for image in (pair.healthy, pair.diseased))
-        t = jax.random.uniform(k_t, (len(z_0),)) ** (1.0 / self.process.time_bias)
-        z_t = between(z_0, z_1, t, self.process.noise, jax.random.normal(k_eps, z_0.shape))
+        return self.example_loss(params, self.examples(params, batch, key, share), key, share)
+
+    def examples(
+        self, params: Params, batch: dict[str, jax.Array], key: jax.Array, share: Share = WHOLE
+    ) -> dict[str, jax.Array]:
+        """Latents of fresh pairs, `(batch, ...)`; they hang on frozen parameters alone."""
+        pair = self.pairs(batch, jax.random.split(key, 3)[0], share)
+        made = {name: latents.encode(self.autoencoder, params, image)
+                for name, image in (('healthy', pair.healthy), ('diseased', pair.diseased))}
+        made |= {'touched': touched(pair.mask, made['healthy'].shape),
+                 'lesion_ml': self.pairs.lesion_ml(pair)}
+        return jax.lax.stop_gradient(made)
+
+    def example_loss(
+        self, params: Params, examples: dict[str, jax.Array], key: jax.Array, share: Share = WHOLE
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """The loss of given latents, with new noise at new random places of their paths."""
+        _, k_t, k_eps = jax.random.split(key, 3)
+        z_0, z_1 = examples['healthy'], examples['diseased']
+        t = share.uniform(k_t, (len(z_0),)) ** (1.0 / self.process.time_bias)
+        z_t = between(z_0, z_1, t, self.process.noise, share.normal(k_eps, z_0.shape))
         error = self._healthy(params, z_t, t, z_1) - z_0
         mse = jnp.mean(error**2)
         cost = error**2 if self.process.error == 'squared' else jnp.abs(error)
-        weight = 1.0 + self.process.lesion_weight * touched(pair.mask, z_0.shape)
-        loss = jnp.mean(weight * cost) / jnp.mean(weight)
-        return loss, {'mse': mse, 'lesion_share': jnp.mean(pair.mask)}
+        weight = 1.0 + self.process.lesion_weight * examples['touched']
+        loss = jnp.mean(weight * cost) / share.device_mean(jnp.mean(weight))
+        return loss, {'mse': mse, 'lesion_ml': examples['lesion_ml']}
 
     def reconstruct(self, params: Params, volumes: jax.Array, key: jax.Array) -> jax.Array:
         """Healthy counterparts of scans `(batch, x, y, z, 1)` in [0, 1], shaped alike."""

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fluidjax.batch_share import WHOLE, Share
 from fluidjax.diffusion import samplers
 from fluidjax.diffusion.losses import denoising_loss
 from fluidjax.diffusion.schedule import PREDICTIONS, Schedule, linear_schedule, q_sample
@@ -138,28 +139,41 @@ class LatentDiffusion:
         return latents.decode(self.autoencoder, params, z)
 
     def loss(
-        self, params: Params, batch: dict[str, jax.Array], key: jax.Array
+        self, params: Params, batch: dict[str, jax.Array], key: jax.Array, share: Share = WHOLE
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """The denoising loss of fresh pairs, each at a random step."""
-        k_pairs, k_t, k_eps = jax.random.split(key, 3)
-        pair = self.pairs(batch, k_pairs)
-        z = jax.lax.stop_gradient(self.encode(params, pair.healthy))
-        cond = None
+        return self.example_loss(params, self.examples(params, batch, key, share), key, share)
+
+    def examples(
+        self, params: Params, batch: dict[str, jax.Array], key: jax.Array, share: Share = WHOLE
+    ) -> dict[str, jax.Array]:
+        """Latents of fresh pairs, `(batch, ...)`; they hang on frozen parameters alone."""
+        pair = self.pairs(batch, jax.random.split(key, 3)[0], share)
+        made = {'healthy': self.encode(params, pair.healthy),
+                'lesion_ml': self.pairs.lesion_ml(pair)}
         if self.conditional:
-            cond = jax.lax.stop_gradient(self.encode(params, pair.diseased))
-        t = self._draw_steps(k_t, z.shape[0])
-        eps = jax.random.normal(k_eps, z.shape)
+            made['diseased'] = self.encode(params, pair.diseased)
+        return jax.lax.stop_gradient(made)
+
+    def example_loss(
+        self, params: Params, examples: dict[str, jax.Array], key: jax.Array, share: Share = WHOLE
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """The loss of given latents, with new noise at new random steps."""
+        _, k_t, k_eps = jax.random.split(key, 3)
+        z, cond = examples['healthy'], examples.get('diseased')
+        t = self._draw_steps(share.uniform(k_t, (z.shape[0],)))
+        eps = share.normal(k_eps, z.shape)
         z_t = q_sample(self._schedule, z, t, eps)
         output = UNet(self.network).apply({'params': params['unet']}, z_t, t, cond)
         terms = denoising_loss(self._schedule, self.process.prediction, output, z, z_t, t, eps,
                                self.process.min_snr)
         terms = {name: jnp.mean(value) for name, value in terms.items()}
         loss = terms.pop('loss')
-        return loss, {**terms, 'lesion_share': jnp.mean(pair.mask)}
+        return loss, {**terms, 'lesion_ml': examples['lesion_ml']}
 
-    def _draw_steps(self, key: jax.Array, count: int) -> jax.Array:
-        """Steps to train at, `(count,)` in 0..T-1."""
-        u = jax.random.uniform(key, (count,)) ** (1.0 / self.process.time_bias)
+    def _draw_steps(self, u: jax.Array) -> jax.Array:
+        """Steps to train at, in 0..T-1, of uniform numbers."""
+        u = u ** (1.0 / self.process.time_bias)
         return jnp.minimum(jnp.int32(u * self.process.num_steps), self.process.num_steps - 1)
 
     def reconstruct(self, params: Params, volumes: jax.Array, key: jax.Array) -> jax.Array:

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from fluidjax.augment import AugmentSettings, augment_batch
+from fluidjax.batch_share import WHOLE, Share
 from fluidjax.corruptions import CorruptionSettings, corrupt_batch
 from fluidjax.errors import UserError
 from fluidjax.fluid.grid import Grid
@@ -42,41 +43,59 @@ class PairMaker:
         if self.stored < 0:
             raise UserError(f'config.stored_pairs: {self.stored} must be 0 or more')
 
-    def __call__(self, batch: dict[str, jax.Array], key: jax.Array) -> Randomized:
+    def __call__(
+        self, batch: dict[str, jax.Array], key: jax.Array, share: Share = WHOLE
+    ) -> Randomized:
         """Pairs of a batch `{'image', 'brain'}` `(batch, x, y, z, 1)`, shaped alike.
 
         Each image is divided by its own maximum. Masks of `batch['lesions']`, where there are any,
         are carried by the flow (`fluid.bank`).
         """
-        return self._from_store(batch, key) if self.stored else self._fresh(batch, key)
+        if self.stored:
+            return self._from_store(batch, key, share)
+        return self._fresh(batch, key, share)
 
-    def _from_store(self, batch: dict[str, jax.Array], key: jax.Array) -> Randomized:
+    def lesion_ml(self, pair: Randomized) -> jax.Array:
+        """Volume of each sample's lesion in ml, `(batch,)`; 0 for healthy ones."""
+        return self.grid.voxel_ml * pair.mask.sum(axis=(1, 2, 3, 4))
+
+    def _from_store(
+        self, batch: dict[str, jax.Array], key: jax.Array, share: Share
+    ) -> Randomized:
         """Pairs whose random numbers hang on the scan and its place among `stored` alone."""
         count = len(batch['image'])
-        places = jax.random.randint(key, (count,), 0, self.stored)
+        places = jnp.int32(self.stored * share.uniform(key, (count,)))
         # The sum of its voxels tells one scan from another, whatever the order of the batches.
         scans = jax.lax.bitcast_convert_type(batch['image'].sum(axis=(1, 2, 3, 4)), jnp.uint32)
         keys = jax.vmap(lambda scan, place: jax.random.fold_in(
             jax.random.fold_in(jax.random.key(0), scan), place))(scans, places)
 
         def one(sample: dict[str, jax.Array], key: jax.Array) -> Randomized:
-            pair = self._fresh({name: value[None] for name, value in sample.items()}, key)
+            pair = self._fresh(
+                {name: value[None] for name, value in sample.items()}, key, WHOLE)
             return Randomized(*(volume[0] for volume in pair))
 
         return jax.vmap(one)(batch, keys)
 
-    def _fresh(self, batch: dict[str, jax.Array], key: jax.Array) -> Randomized:
+    def _fresh(
+        self, batch: dict[str, jax.Array], key: jax.Array, share: Share
+    ) -> Randomized:
         k_augment, k_pairs = jax.random.split(key)
+        count = len(batch['image'])
         images, brains = augment_batch(
-            k_augment, batch['image'], batch['brain'], self.grid.spacing, self.augment)
+            share.keys(k_augment, count), batch['image'], batch['brain'], self.grid.spacing,
+            self.augment)
         settings = self.randomization
         if settings is None:
             images = jax.vmap(divide_by_maximum)(images)
             return Randomized(images, images, jnp.zeros_like(images), jnp.zeros_like(images))
         if isinstance(settings, CorruptionSettings):
-            return corrupt_batch(k_pairs, images, brains, self.grid, settings)
+            return corrupt_batch(k_pairs, images, brains, self.grid, settings, share)
+        lesions = batch.get('lesions')
+        if lesions is not None:  # every sample chooses among those of all
+            lesions = share.everyones(lesions)
         return randomize_batch(
-            k_pairs, images, brains, self.grid, settings, batch.get('lesions'))
+            share.keys(k_pairs, count), images, brains, self.grid, settings, lesions)
 
 
 def by_its_maximum(volumes: jax.Array) -> tuple[jax.Array, jax.Array]:

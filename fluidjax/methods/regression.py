@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fluidjax.batch_share import WHOLE, Share
 from fluidjax.fluid.randomize import Randomized
 from fluidjax.methods.pairs import PairMaker, by_its_maximum
 from fluidjax.models.image_unet import ImageUNet, ImageUNetConfig
@@ -60,16 +61,17 @@ class Regression:
         return params
 
     def loss(
-        self, params: Params, batch: dict[str, jax.Array], key: jax.Array
+        self, params: Params, batch: dict[str, jax.Array], key: jax.Array, share: Share = WHOLE
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """L1 between the restored and the healthy image, of intensities and of gradients."""
-        pair = self.pairs(batch, key)
+        pair = self.pairs(batch, key, share)
         error = self._restore(params, self._seen(pair)) - pair.healthy
         weight = self._weight(pair)
-        l1 = _mean(jnp.abs(error), weight)
-        slopes = sum(_mean(jnp.abs(jnp.diff(error * weight, axis=axis))) for axis in (1, 2, 3))
+        l1 = _mean(jnp.abs(error), weight, share)
+        slopes = sum(jnp.mean(jnp.abs(jnp.diff(error * weight, axis=axis))) for axis in (1, 2, 3))
         return l1 + self.losses.gradient * slopes / 3.0, {
-            'l1': l1, 'lesion_l1': _mean(jnp.abs(error), pair.mask)}
+            'l1': l1, 'lesion_ml': self.pairs.lesion_ml(pair),
+            'lesion_l1': _mean(jnp.abs(error), pair.mask, share)}
 
     def reconstruct(self, params: Params, volumes: jax.Array, key: jax.Array) -> jax.Array:
         """Healthy counterparts of scans `(batch, x, y, z, 1)`; `key` is not used."""
@@ -89,6 +91,7 @@ class Regression:
         return jnp.ones(())
 
 
-def _mean(values: jax.Array, weight: jax.Array = jnp.ones(())) -> jax.Array:
+def _mean(values: jax.Array, weight: jax.Array, share: Share) -> jax.Array:
+    """The weighted mean over the batch, but for the mean over devices that is to follow."""
     weight = jnp.broadcast_to(weight, values.shape)
-    return jnp.sum(values * weight) / jnp.maximum(jnp.sum(weight), 1.0)
+    return jnp.sum(values * weight) / jnp.maximum(share.device_mean(jnp.sum(weight)), 1.0)

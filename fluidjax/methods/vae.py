@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fluidjax.batch_share import WHOLE, Share
 from fluidjax.fluid.painting import divide_by_maximum
 from fluidjax.methods.pairs import PairMaker, by_its_maximum
 from fluidjax.models.vae import VAE, VAEConfig
@@ -61,12 +62,12 @@ class VAEMethod:
         return {**params, 'mean': jnp.asarray(mean, jnp.float32)}
 
     def loss(
-        self, params: Params, batch: dict[str, jax.Array], key: jax.Array
+        self, params: Params, batch: dict[str, jax.Array], key: jax.Array, share: Share = WHOLE
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """The negative evidence lower bound, in nats per 1000 mm^3 of the volume."""
         k_pairs, k_eps = jax.random.split(key)
-        x = self.pairs(batch, k_pairs).healthy
-        eps = jax.random.normal(k_eps, (x.shape[0], self.network.latent_size))
+        x = self.pairs(batch, k_pairs, share).healthy
+        eps = share.normal(k_eps, (x.shape[0], self.network.latent_size))
         x_hat, mu, log_var = VAE(self.network).apply(
             {'params': params['vae']}, x - params['mean'], eps)
         error = x - params['mean'] - x_hat

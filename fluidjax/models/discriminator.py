@@ -21,19 +21,27 @@ GAN_LOSSES = ('least_squares', 'hinge')
 
 
 class BatchNorm(nn.Module):
-    """Normalises each channel with the (biased) statistics of the batch, computed in float32."""
+    """Normalises each channel with the (biased) statistics of the batch, computed in float32.
+
+    With the mapped `axis` the batch is that of all its devices.
+    """
 
     eps: float = 1e-5
+    axis: str | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         scale = self.param('scale', nn.initializers.ones, (x.shape[-1],))
         bias = self.param('bias', nn.initializers.zeros, (x.shape[-1],))
         whole = x.astype(jnp.float32)
-        centred = whole - whole.mean((0, 1, 2, 3))
-        variance = jnp.square(centred).mean((0, 1, 2, 3))
+        centred = whole - self._mean(whole)
+        variance = self._mean(jnp.square(centred))
         normed = centred * jax.lax.rsqrt(variance + self.eps) * scale + bias
         return normed.astype(x.dtype)
+
+    def _mean(self, x: jax.Array) -> jax.Array:
+        mean = x.mean((0, 1, 2, 3))
+        return mean if self.axis is None else jax.lax.pmean(mean, self.axis)
 
 
 class Discriminator(nn.Module):
@@ -45,6 +53,7 @@ class Discriminator(nn.Module):
     features: int = 96
     num_layers: int = 3
     dtype: str = 'float32'
+    axis: str | None = None  # of `BatchNorm`
 
     @nn.compact
     def __call__(
@@ -61,7 +70,7 @@ class Discriminator(nn.Module):
             width = self.features * min(2**layer, 8)
             strides = 2 if layer < self.num_layers else 1
             h = Conv3D(width, 4, strides, 1, use_bias=False, name=f'conv_{layer}')(features[-1])
-            features.append(nn.leaky_relu(BatchNorm(name=f'norm_{layer}')(h), 0.2))
+            features.append(nn.leaky_relu(BatchNorm(axis=self.axis, name=f'norm_{layer}')(h), 0.2))
         logits = Conv3D(1, 4, 1, 1, name=f'conv_{self.num_layers + 1}')(features[-1])
         logits = logits.astype(jnp.float32)
         return (logits, features) if return_features else logits

@@ -1,9 +1,14 @@
-"""Checkpoints with orbax: whole states, written beside and renamed, found again by their step."""
+"""Checkpoints with orbax: whole states, written beside and renamed, found again by their step.
+
+A state holds its step, and batches and random numbers are functions of seed and step, so a
+checkpoint is the data's position too.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,49 +16,157 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers
 
 from fluidjax.errors import UserError
 
 KEPT = 2
+METRIC = 'validation_loss'
+# What orbax and tensorstore raise for a checkpoint that is torn or of another tree.
+UNREADABLE = (ValueError, KeyError, TypeError, OSError, AttributeError)
+
+
+def _options(writes: bool, in_background: bool = False) -> ocp.CheckpointManagerOptions:
+    # One process writes; the others of a run are not asked, and get the state from it.
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=jax.process_index(), active_processes={jax.process_index()},
+        barrier_sync_key_prefix='fluidjax') if jax.process_count() > 1 else None
+    goodness = lambda metrics: -metrics[METRIC]
+    policies = [checkpoint_managers.LatestN(KEPT), checkpoint_managers.BestN(
+        get_metric_fn=goodness, n=1, keep_checkpoints_without_metrics=False)]
+    return ocp.CheckpointManagerOptions(
+        preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies) if writes else None,
+        best_fn=goodness,  # without it the losses are not written
+        enable_async_checkpointing=in_background,
+        cleanup_tmp_directories=writes,  # of a run that was killed while it wrote
+        create=False,
+        read_only=not writes,
+        **({'multiprocessing_options': alone} if alone else {}),
+    )
+
+
+def _quieten() -> None:
+    """Errors of orbax's threads come back as exceptions; it would also print their traces."""
+    logging.getLogger('absl').setLevel(logging.CRITICAL)
+
+
+def _reason(error: Exception) -> str:
+    """What is wrong: the operating system's own words, where tensorstore quotes them."""
+    text = ' '.join(str(error).split())
+    quoted = re.search(r": ([^:]+) \[os_error_code", text)
+    return quoted[1] if quoted else text[:200]
 
 
 @contextlib.contextmanager
-def _manager(directory: Path, read_only: bool = False) -> Iterator[ocp.CheckpointManager]:
-    logging.getLogger('absl').setLevel(logging.ERROR)
-    options = ocp.CheckpointManagerOptions(
-        max_to_keep=None if read_only else KEPT,
-        enable_async_checkpointing=False,
-        create=not read_only,
-        read_only=read_only,
-    )
-    with ocp.CheckpointManager(directory.absolute(), options=options) as manager:
+def _reader(directory: Path) -> Iterator[ocp.CheckpointManager]:
+    _quieten()
+    with ocp.CheckpointManager(directory.absolute(), options=_options(False)) as manager:
         yield manager
+
+
+def all_steps(directory: Path) -> list[int]:
+    """Steps of the checkpoints in a folder, the oldest first."""
+    if not directory.is_dir():
+        return []
+    with _reader(directory) as manager:
+        return sorted(manager.all_steps())
 
 
 def latest_step(directory: Path) -> int | None:
     """Step of the newest whole checkpoint in a folder, or None."""
-    if not directory.is_dir():
-        return None
-    with _manager(directory, read_only=True) as manager:
-        return manager.latest_step()
+    return max(all_steps(directory), default=None)
+
+
+def best_step(directory: Path) -> int | None:
+    """Step of the checkpoint with the least validation loss, or None where none was measured."""
+    losses = {}
+    for step in all_steps(directory):
+        with _reader(directory) as manager:
+            measured = manager.metrics(step)
+        if measured and METRIC in measured:
+            losses[step] = measured[METRIC]
+    return min(losses, key=losses.__getitem__, default=None)
+
+
+class Writer:
+    """Writes the checkpoints of a stage while it trains on; use it as a context manager.
+
+    The newest two are kept, and the one with the least validation loss where it is measured.
+
+    Args:
+        directory: the stage's folder, made as needed.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        _quieten()
+        with self._in_one_line():
+            directory.mkdir(parents=True, exist_ok=True)
+            self._manager = ocp.CheckpointManager(
+                directory.absolute(), options=_options(True, in_background=True))
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, kind: Any, *_: object) -> None:
+        with self._in_one_line() if kind is None else contextlib.suppress(Exception):
+            self.wait()
+        with contextlib.suppress(Exception):
+            self._manager.close()
+
+    def save(self, step: int, state: Any, validation_loss: float | None = None) -> Path:
+        """Begin to write a state (a tree of host arrays that nobody changes) as that of a step.
+
+        A checkpoint appears under its name when it is whole, not before.
+
+        Raises:
+            UserError: it, or the one before it, cannot be written.
+        """
+        metrics = None if validation_loss is None else {METRIC: float(validation_loss)}
+        with self._in_one_line():
+            self._manager.save(step, args=ocp.args.StandardSave(state), metrics=metrics)
+        return self._directory / str(step)
+
+    def wait(self) -> None:
+        """Return when all is written.
+
+        Raises:
+            UserError: it cannot be.
+        """
+        with self._in_one_line():
+            self._manager.wait_until_finished()
+
+    @contextlib.contextmanager
+    def _in_one_line(self) -> Iterator[None]:
+        try:
+            yield
+        except UserError:
+            raise
+        except Exception as error:  # of whatever kind the file system's errors have become
+            reason = getattr(error, 'strerror', None) or _reason(error)
+            raise UserError(
+                f'{self._directory}: cannot write the checkpoint ({reason}); free space or choose '
+                'another --workdir, then start again to resume') from error
+
+
+class NoWriter:
+    """In place of `Writer` in the processes that do not write."""
+
+    def __enter__(self) -> NoWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def save(self, *_: object) -> str:
+        """Nothing; the first process does."""
+        return 'the first process knows'
 
 
 def save(directory: Path, step: int, state: Any) -> Path:
-    """Write a state (a tree of host arrays) as the checkpoint of a step and drop older ones.
-
-    A checkpoint appears under its name when it is whole, not before.
-
-    Raises:
-        UserError: the folder cannot be written.
-    """
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        with _manager(directory) as manager:
-            manager.save(step, args=ocp.args.StandardSave(state))
-    except OSError as error:
-        raise UserError(f'{directory}: cannot write the checkpoint ({error.strerror}); free space '
-                        'or choose another --workdir, then start again to resume') from error
-    return directory / str(step)
+    """Write a state as the checkpoint of a step, and return when it is there; see `Writer`."""
+    with Writer(directory) as writer:
+        return writer.save(step, state)
 
 
 def restore(directory: Path, template: Any, step: int | None = None) -> Any:
@@ -65,17 +178,49 @@ def restore(directory: Path, template: Any, step: int | None = None) -> Any:
         step: which checkpoint; the newest by default.
 
     Raises:
-        UserError: there is none, or it belongs to another configuration.
+        UserError: there is none, it is damaged, or it belongs to another configuration.
     """
     step = latest_step(directory) if step is None else step
     if step is None:
         raise UserError(f'{directory}: no checkpoint here; train first (python -m fluidjax.main)')
     on_host = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), template)
     try:
-        with _manager(directory, read_only=True) as manager:
+        with _reader(directory) as manager:
             return manager.restore(step, args=ocp.args.StandardRestore(on_host))
-    except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
-        reason = ' '.join(str(error).split())[:200]
-        raise UserError(f'{directory / str(step)}: this checkpoint does not fit the configuration '
-                        f'({reason}); use the configuration it was trained with, or another '
-                        '--workdir') from error
+    except UNREADABLE as error:
+        raise UserError(f'{directory / str(step)}: this checkpoint is damaged or does not fit the '
+                        f'configuration ({_reason(error)}); use the configuration it was trained '
+                        'with, or another --workdir') from error
+
+
+def restore_newest(directory: Path, template: Any) -> tuple[int, Any, list[Path]]:
+    """The newest checkpoint that can be read, by its step.
+
+    Those after it that cannot are renamed to `damaged-STEP`, so that training writes them anew.
+
+    Returns:
+        The step and the state, 0 and None where there is no checkpoint; and what was renamed.
+
+    Raises:
+        UserError: there are checkpoints, and none of them can be read.
+    """
+    steps, problems = all_steps(directory)[::-1], []
+    for step in steps:
+        try:
+            state = restore(directory, template, step)
+        except UserError as error:
+            problems.append((step, error))
+            continue
+        return step, state, [_set_aside(directory / str(bad)) for bad, _ in problems]
+    if problems:
+        raise problems[0][1]
+    return 0, None, []
+
+
+def _set_aside(path: Path) -> Path:
+    aside = path.with_name(f'damaged-{path.name}')
+    number = 1
+    while aside.exists():
+        number += 1
+        aside = path.with_name(f'damaged-{path.name}-{number}')
+    return path.rename(aside)

@@ -1,4 +1,4 @@
-"""What a run tells while it runs: metrics.jsonl, TensorBoard events and a progress bar."""
+"""What a run tells while it runs: metrics.jsonl, TensorBoard, a progress bar, perhaps wandb."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import tensorboardX
 from tqdm import tqdm
 
@@ -36,13 +38,15 @@ class RunLog:
         stage: name of the stage, the prefix of its curves.
         start_step: the step resumed from; later lines of an interrupted run are dropped.
         total_steps: for the progress bar's estimate of the time left.
+        mirror: a run of Weights & Biases that is told the same, or None.
     """
 
-    def __init__(self, workdir: Path, stage: str, start_step: int, total_steps: int) -> None:
+    def __init__(self, workdir: Path, stage: str, start_step: int, total_steps: int,
+                 mirror: Any = None) -> None:
         workdir.mkdir(parents=True, exist_ok=True)
         path = workdir / 'metrics.jsonl'
         _drop_later_lines(path, stage, start_step)
-        self._stage = stage
+        self._stage, self._mirror = stage, mirror
         self._lines = path.open('a', buffering=1)
         self._events = tensorboardX.SummaryWriter(
             str(workdir / 'tensorboard' / stage), purge_step=start_step + 1
@@ -61,15 +65,53 @@ class RunLog:
         self._events.close()
         self._lines.close()
 
-    def advance(self) -> None:
-        """One step is on its way."""
-        self._bar.update(1)
+    def advance(self, steps: int) -> None:
+        """Some steps are on their way."""
+        self._bar.update(steps)
 
-    def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Record the metrics of a step everywhere."""
+    def write(
+        self, step: int, metrics: Mapping[str, float], samples: Mapping[str, np.ndarray] = {}
+    ) -> None:
+        """Record the metrics of a step everywhere.
+
+        Args:
+            step: the step.
+            metrics: numbers.
+            samples: one number a sample, drawn as histograms; empty ones are left out.
+        """
         record = {'stage': self._stage, 'step': step}
         record |= {name: float(value) for name, value in metrics.items()}
         self._lines.write(json.dumps(record) + '\n')
         for name, value in metrics.items():
             self._events.add_scalar(f'{self._stage}/{name}', float(value), step)
-        self._bar.set_postfix_str(f'loss {metrics["loss"]:.4g}', refresh=False)
+        for name, values in samples.items():
+            if len(values):
+                self._events.add_histogram(f'{self._stage}/{name}', values, step)
+        if self._mirror is not None:
+            self._mirror.log({f'{self._stage}/{name}': value for name, value in record.items()
+                              if name != 'stage'})
+        if 'loss' in metrics:
+            self._bar.set_postfix_str(f'loss {metrics["loss"]:.4g}', refresh=False)
+
+    def picture(self, step: int, name: str, image: np.ndarray) -> None:
+        """Show a picture `(height, width, 3)` of uint8 in TensorBoard."""
+        self._events.add_image(f'{self._stage}/{name}', image, step, dataformats='HWC')
+
+
+class NoLog:
+    """In place of `RunLog` in the processes that do not write."""
+
+    def __enter__(self) -> NoLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def advance(self, steps: int) -> None:
+        """Nothing."""
+
+    def write(self, *_: object) -> None:
+        """Nothing."""
+
+    def picture(self, *_: object) -> None:
+        """Nothing."""

@@ -2,50 +2,52 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+import optax
 
 from fluidjax.compiling import run_once
-from fluidjax.errors import UserError
+from fluidjax.errors import Stopped
 from fluidjax.training import checkpoint, parallel
-from fluidjax.training.logs import RunLog
-from fluidjax.training.optimizer import OptimizerSettings, learning_rate_schedule, make_optimizer
+from fluidjax.training.logs import NoLog, RunLog
+from fluidjax.training.optimizer import learning_rate_schedule, make_optimizer
+from fluidjax.training.profiling import Profile
+from fluidjax.training.rounds import Rounds
+from fluidjax.training.settings import StageSettings
 from fluidjax.training.state import Params, TrainState, create_state
-from fluidjax.training.steps import LossFn, make_train_step
+from fluidjax.training.steps import make_validation
+from fluidjax.training.stopping import StopRequest
+from fluidjax.training.tally import Tally
 
 Batches = Callable[[int], Iterator[dict[str, np.ndarray]]]
+VALIDATION_PURPOSE = 2**31 - 1  # a step that no run reaches, folded into the key
 
 
 @dataclasses.dataclass(frozen=True)
-class StageSettings:
-    """How long and how one stage is trained.
+class Watch:
+    """What a run shows beside its losses; each may be left out.
 
     Attributes:
-        steps: number of optimiser steps.
-        batch_size: samples of one step, over all devices.
-        optimizer: see `OptimizerSettings`.
-        ema_decay: decay of the parameters' moving average.
-        log_every: steps between two lines of metrics (each the mean of the steps between).
-        checkpoint_every: steps between two checkpoints; there is always one at the end.
+        validation: the batches of one pass over the validation scans, each time the same.
+        picture: `averaged params -> (height, width, 3)` uint8.
+        mirror: a run of Weights & Biases.
+        profile: dispatches of each stage of which a trace is written to `workdir/profile`.
+        tell: writes a line to the person at the terminal.
+        saved: called after each checkpoint was begun.
     """
 
-    steps: int
-    batch_size: int
-    optimizer: OptimizerSettings
-    ema_decay: float = 0.9999
-    log_every: int = 50
-    checkpoint_every: int = 1000
-
-    def __post_init__(self) -> None:
-        for field in ('steps', 'batch_size', 'log_every', 'checkpoint_every'):
-            if getattr(self, field) < 1:
-                raise UserError(f'training.{field} is {getattr(self, field)}: it must be 1 or more')
+    validation: Callable[[], Iterator[dict[str, np.ndarray]]] | None = None
+    picture: Callable[[Params], np.ndarray] | None = None
+    mirror: Any = None
+    profile: int = 0
+    tell: Callable[[str], None] = lambda line: None
+    saved: Callable[[], None] = lambda: None
 
 
 def is_done(directory: Path, settings: StageSettings) -> bool:
@@ -64,90 +66,132 @@ def state_template(
     )
 
 
-def _mean_of(history: list[dict[str, Any]], first_step: int, stage: str, last_good: str) -> dict:
-    """Mean metrics of some steps; a loss or gradient that is not finite ends the run.
-
-    The gradient counts too: a finite loss can leave parameters that are not, and a checkpoint of
-    them would be the last good one.
-    """
-    host = [{name: float(np.ravel(value)[0]) for name, value in m.items()}
-            for m in jax.device_get(history)]
-    for offset, metrics in enumerate(host):
-        for name in ('loss', 'grad_norm'):
-            if not np.isfinite(metrics[name]):
-                raise UserError(
-                    f"stage '{stage}': {name} is {metrics[name]} at step {first_step + offset}; "
-                    f'the last good checkpoint is {last_good}. Start again with a lower learning '
-                    f'rate (--config.{stage}.training.optimizer.learning_rate) in another '
-                    '--workdir')
-    return {name: float(np.mean([m[name] for m in host])) for name in host[0]}
-
-
 def train_stage(
-    stage: str,
-    loss_fn: LossFn,
-    trainable: tuple[str, ...],
-    init: Callable[[jax.Array], Params],
-    prepare: Callable[[Params], Params],
-    batches: Batches,
-    settings: StageSettings,
-    workdir: Path,
-    seed: int,
+    method: Any, prepare: Callable[[Params], Params], batches: Batches, settings: StageSettings,
+    workdir: Path, seed: int, layout: parallel.Layout, stop: StopRequest, watch: Watch = Watch(),
 ) -> Params:
     """Train one stage to its end, from its newest checkpoint if there is one.
 
     Args:
-        stage: its name; checkpoints go to `workdir/checkpoints/<stage>`.
-        loss_fn: `(params, batch, key) -> (loss, metrics)`.
-        trainable: parameter groups to train; the others are frozen.
-        init: `key -> params`, all groups.
+        method: offers `stage` (its name; checkpoints go to `workdir/checkpoints/<stage>`),
+            `trainable` (the parameter groups to train), `init(key) -> params` and
+            `loss(params, samples, key, share) -> (loss, metrics)`.
         prepare: replaces initial parameters by data-dependent ones; only called for a new run.
-        batches: `start_step -> iterator` of numpy batches with a leading device axis.
+        batches: `number -> iterator` of numpy batches with a leading axis of this process's
+            devices, from that batch on.
         settings: length, batch and optimiser.
-        workdir: the run's folder.
+        workdir: the run's folder; the first process's is used.
         seed: the run's seed.
+        layout: the devices.
+        stop: asked after every dispatch.
+        watch: what is shown.
 
     Returns:
         The averaged parameters, all groups, on the host.
 
     Raises:
-        UserError: the loss is not finite: names the step and the last good checkpoint.
+        UserError: the loss is not finite (names the step and the last good checkpoint), or a
+            checkpoint cannot be written or read.
+        Stopped: `stop` asked for it; the state is saved.
     """
-    folder = workdir / 'checkpoints' / stage
-    optimizer = make_optimizer(settings.optimizer, settings.steps, trainable)
-    template = state_template(init, trainable, settings)
-    start = checkpoint.latest_step(folder)
-    key = jax.random.key(seed)
-    if start is not None:
-        state = checkpoint.restore(folder, template, start)
-    else:
-        state = create_state(prepare(run_once(init, key)), trainable, optimizer)
-        start = 0
-    if start >= settings.steps:
-        return state.averaged()
-
-    step_fn = parallel.data_parallel(
-        make_train_step(loss_fn, optimizer, settings.ema_decay, parallel.AXIS_NAME))
+    folder = workdir / 'checkpoints' / method.stage
+    optimizer = make_optimizer(settings.optimizer, settings.steps, method.trainable)
     rate = learning_rate_schedule(settings.optimizer, settings.steps)
-    state = parallel.replicate(state)
-    last_good = str(folder / str(start)) if start else 'the start of the run (none was written yet)'
-    history, began = [], time.perf_counter()
-    feed = batches(start)
-    with RunLog(workdir, stage, start, settings.steps) as log:
-        for step in range(start + 1, settings.steps + 1):
-            state, metrics = step_fn(state, next(feed), key)
-            history.append(metrics)
-            log.advance()
-            last = step == settings.steps
-            save = last or step % settings.checkpoint_every == 0
+    key = jax.random.key(seed)
+    start, state = _start(method, optimizer, prepare, settings, folder, key, watch)
+    state = parallel.replicate(state, layout)
+    if start >= settings.steps:
+        return parallel.unreplicate(state).averaged()
+
+    rounds = Rounds(method, optimizer, settings, layout, key)
+    feed = batches(rounds.first_batch(start))
+    rounds.resume(state, start, feed)
+    validate = _validation(method, layout, key, watch) if settings.validate_every else None
+    tally = Tally(method.stage, start, str(folder / str(start)) if start
+                  else 'the start of the run (none was written yet)')
+    with contextlib.ExitStack() as opened:
+        writer, log, profile = (opened.enter_context(each) for each in _records(
+            workdir, method.stage, start, settings, watch))
+        for step in range(start + settings.reuse, settings.steps + 1, settings.reuse):
+            batch = tally.next_of(feed)
+            profile.before_dispatch()
+            state, metrics = rounds(state, batch, step - settings.reuse)
+            tally.add(metrics)
+            log.advance(settings.reuse)
+            status = stop.after(step)
+            save = status or step == settings.steps or step % settings.checkpoint_every == 0
             if save or step % settings.log_every == 0:
-                mean = _mean_of(history, step - len(history) + 1, stage, last_good)
-                mean['seconds_per_step'] = (time.perf_counter() - began) / len(history)
-                mean['learning_rate'] = rate(step - 1)
-                log.write(step, mean)
-                history = []
+                means, samples = tally.settle()
+                log.write(step, means | {'learning_rate': float(rate(step - 1))}, samples)
+            loss = None
+            if validate is not None and _due(step, settings.validate_every):
+                loss = validate(state)
+                log.write(step, {checkpoint.METRIC: loss})
+            if watch.picture is not None and _due(step, settings.picture_every):
+                log.picture(step, 'validation', watch.picture(
+                    parallel.unreplicate(state).averaged()))
             if save:
-                last_good = str(checkpoint.save(folder, step, parallel.unreplicate(state)))
-            if not history:
-                began = time.perf_counter()
+                tally.last_good = str(writer.save(step, parallel.unreplicate(state), loss))
+                watch.saved()
+            if status:
+                break
+            tally.restart()
+    watch.tell(tally.summary())
+    if step < settings.steps:
+        raise Stopped(f'stopped after step {step} of the {method.stage} stage, which is saved; the '
+                      'same command goes on from there', status)
     return parallel.unreplicate(state).averaged()
+
+
+def _start(
+    method: Any, optimizer: optax.GradientTransformation, prepare: Callable[[Params], Params],
+    settings: StageSettings, folder: Path, key: jax.Array, watch: Watch,
+) -> tuple[int, TrainState]:
+    """Step and state to go on from, on the host; in other processes than the first, a place."""
+    template = state_template(method.init, method.trainable, settings)
+    start, state = 0, None
+    if parallel.is_first():
+        start, state, damaged = checkpoint.restore_newest(folder, template)
+        for path in damaged:
+            watch.tell(f'{path}: this checkpoint is damaged, so it was set aside and training goes '
+                       f'on from step {start}')
+    start = parallel.from_first(start)
+    if start and state is None:
+        state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), template)
+    elif state is None:
+        state = create_state(prepare(run_once(method.init, key)), method.trainable, optimizer)
+    return start, state
+
+
+def _records(
+    workdir: Path, stage: str, start: int, settings: StageSettings, watch: Watch
+) -> tuple[Any, Any, Profile]:
+    """What is written during a stage: by the first process alone."""
+    if not parallel.is_first():
+        return checkpoint.NoWriter(), NoLog(), Profile(workdir, 0)
+    return (checkpoint.Writer(workdir / 'checkpoints' / stage),
+            RunLog(workdir, stage, start, settings.steps, watch.mirror),
+            Profile(workdir / 'profile', watch.profile))
+
+
+def _validation(
+    method: Any, layout: parallel.Layout, key: jax.Array, watch: Watch
+) -> Callable[[TrainState], float]:
+    """The mean loss of averaged parameters on the validation scans, with the same draws always."""
+    loss_of = parallel.data_parallel(
+        make_validation(method.loss, parallel.AXIS_NAME), layout, (True, True, True, False))
+    first = parallel.to_devices(layout.first, layout)
+
+    def validate(state: TrainState) -> float:
+        losses = []
+        for number, batch in enumerate(watch.validation()):
+            placed = parallel.to_devices(batch, layout) | {'first': first}
+            draw = jax.random.fold_in(jax.random.fold_in(key, VALIDATION_PURPOSE), number)
+            losses.append(loss_of(state.ema, state.frozen, placed, draw))
+        return float(np.mean([parallel.unreplicate(loss) for loss in losses]))
+
+    return validate
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0

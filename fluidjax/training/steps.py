@@ -1,4 +1,8 @@
-"""One training step as a pure function; `parallel` makes it run on all devices."""
+"""Training steps as pure functions of one device; `parallel` makes them run on all.
+
+    step:  new pairs, their loss, one update
+    fill:  latents of new pairs into the pool;  pool_steps:  several updates from the pool
+"""
 
 from __future__ import annotations
 
@@ -9,11 +13,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from fluidjax.batch_share import Share
 from fluidjax.training.state import Params, TrainState
 
 Metrics = dict[str, jax.Array]
-LossFn = Callable[[Params, dict[str, jax.Array], jax.Array], tuple[jax.Array, Metrics]]
-StepFn = Callable[[TrainState, dict[str, jax.Array], jax.Array], tuple[TrainState, Metrics]]
+Batch = dict[str, jax.Array]
+LossFn = Callable[[Params, Any, jax.Array, Share], tuple[jax.Array, Metrics]]
+StepFn = Callable[..., tuple[TrainState, Metrics]]
+POOL_PURPOSE = 1  # folded into a step's key for the choice from the pool
 
 
 def ema_rate(decay: float, step: jax.Array) -> jax.Array:
@@ -23,37 +30,165 @@ def ema_rate(decay: float, step: jax.Array) -> jax.Array:
 
 
 def make_train_step(
-    loss_fn: LossFn, optimizer: optax.GradientTransformation, ema_decay: float, axis_name: str
+    loss_fn: LossFn, optimizer: optax.GradientTransformation, ema_decay: float, axis_name: str,
+    accumulate: int = 1,
 ) -> StepFn:
     """Build `(state, batch, key) -> (state, metrics)` for one device of a mapped axis.
 
     Args:
-        loss_fn: `(params, batch, key) -> (loss, metrics)` over the device's share of the batch.
+        loss_fn: `(params, samples, key, share) -> (loss, metrics)` over the device's samples; a
+            metric is a number, or one number a sample.
         optimizer: the optimiser the state was created with.
         ema_decay: decay of the parameters' moving average.
         axis_name: the mapped axis over which gradients and metrics are averaged.
+        accumulate: parts in which the samples are gone through.
 
-    The key handed to the loss is folded from the run's key, the step and the device, in that
-    order: the same seed gives the same run, whatever the number of restarts.
+    `batch` holds the samples and `first`, the place of the device's first one in the whole batch.
+    Metrics have a leading axis of the one step. The key handed to the loss is folded from the run's
+    key and the step: the same seed gives the same run, whatever the number of restarts or devices.
     """
 
-    def step(state: TrainState, batch: dict[str, jax.Array], key: jax.Array) -> Any:
-        key = jax.random.fold_in(key, state.step)
-        key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
+    def step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
+        samples, share = _share_of(batch, axis_name)
+        update = _updater(loss_fn, optimizer, ema_decay, accumulate)
+        state, metrics = update(state, samples, _step_key(key, state.step), share)
+        return state, jax.tree.map(lambda value: value[None], metrics)
 
+    return step
+
+
+def make_fill(
+    examples_fn: Callable[..., Any], axis_name: str, reuse: int, accumulate: int = 1
+) -> Callable[..., Any]:
+    """Build `(frozen, pool, batch, step, key) -> pool`: new examples in the place of the oldest.
+
+    Args:
+        examples_fn: `(frozen, samples, key, share) -> examples`, a tree of `(count, ...)`.
+        axis_name: the mapped axis of the devices.
+        reuse: steps for which each is used.
+        accumulate: parts in which the samples are gone through.
+
+    A pool is such a tree with a leading axis of its places.
+    """
+
+    def fill(frozen: Params, pool: Any, batch: Batch, step: jax.Array, key: jax.Array) -> Any:
+        samples, share = _share_of(batch, axis_name)
+        key = _step_key(key, step)
+
+        def make(part: Batch, share: Share) -> Any:
+            return examples_fn(frozen, part, key, share)
+
+        if accumulate == 1:
+            fresh = make(samples, share)
+        else:
+            parts, shares = _parts_of(samples, share, accumulate)
+            fresh = jax.lax.map(lambda at: make(*at), (parts, shares))
+            fresh = jax.tree.map(_joined, fresh)
+        places = len(jax.tree.leaves(pool)[0])
+        return jax.tree.map(
+            lambda kept, new: kept.at[step // reuse % places].set(new), pool, fresh)
+
+    return fill
+
+
+def make_pool_steps(
+    example_loss: LossFn, optimizer: optax.GradientTransformation, ema_decay: float,
+    axis_name: str, reuse: int, accumulate: int = 1,
+) -> StepFn:
+    """Build `(state, pool, first, key) -> (state, metrics)`: `reuse` steps in one dispatch.
+
+    Each sample of a step is drawn from those that its place in the batch had in the last rounds.
+    Arguments as of `make_train_step`; metrics have a leading axis of the steps.
+    """
+
+    def steps(state: TrainState, pool: Any, first: jax.Array, key: jax.Array) -> Any:
+        update = _updater(example_loss, optimizer, ema_decay, accumulate)
+        places, count = jax.tree.leaves(pool)[0].shape[:2]
+        share = Share(first, count * jax.lax.axis_size(axis_name), axis_name)
+        filled = jnp.minimum(state.step // reuse + 1, places)
+
+        def one(state: TrainState, _: None) -> tuple[TrainState, Metrics]:
+            step_key = _step_key(key, state.step)
+            u = share.uniform(jax.random.fold_in(step_key, POOL_PURPOSE), (count,))
+            place = jnp.minimum(jnp.int32(u * filled), filled - 1)
+            drawn = jax.tree.map(lambda kept: kept[place, jnp.arange(count)], pool)
+            return update(state, drawn, step_key, share)
+
+        return jax.lax.scan(one, state, None, length=reuse)
+
+    return steps
+
+
+def make_validation(loss_fn: LossFn, axis_name: str) -> Callable[..., jax.Array]:
+    """Build `(params, frozen, batch, key) -> loss` over all devices."""
+
+    def validate(params: Params, frozen: Params, batch: Batch, key: jax.Array) -> jax.Array:
+        samples, share = _share_of(batch, axis_name)
+        loss, _ = loss_fn({**frozen, **params}, samples, key, share)
+        return jax.lax.pmean(loss, axis_name)
+
+    return validate
+
+
+def _step_key(key: jax.Array, step: jax.Array) -> jax.Array:
+    # The second fold stood for the device once; without it older runs would not continue alike.
+    return jax.random.fold_in(jax.random.fold_in(key, step), 0)
+
+
+def _share_of(batch: Batch, axis_name: str) -> tuple[Batch, Share]:
+    """A device's samples, and which they are of the whole batch."""
+    samples = {name: value for name, value in batch.items() if name != 'first'}
+    count = len(next(iter(samples.values())))
+    total = count * jax.lax.axis_size(axis_name)
+    return samples, Share(batch['first'].reshape(()), total, axis_name)
+
+
+def _parts_of(samples: Any, share: Share, parts: int) -> tuple[Any, Share]:
+    """Samples and shares with a leading axis of the parts."""
+    count = len(jax.tree.leaves(samples)[0]) // parts
+    split = jax.tree.map(lambda x: x.reshape(parts, count, *x.shape[1:]), samples)
+    return split, share.replace(first=share.first + count * jnp.arange(parts))
+
+
+def _joined(parts: jax.Array) -> jax.Array:
+    return parts.reshape(-1, *parts.shape[2:])
+
+
+def _updater(
+    loss_fn: LossFn, optimizer: optax.GradientTransformation, ema_decay: float, accumulate: int
+) -> StepFn:
+    """`(state, samples, key, share) -> (state, metrics)`, both the same on every device."""
+
+    def gradient(state: TrainState, samples: Any, key: jax.Array, share: Share) -> Any:
         def loss_of(params: Params) -> tuple[jax.Array, Metrics]:
-            return loss_fn({**state.frozen, **params}, batch, key)
+            return loss_fn({**state.frozen, **params}, samples, key, share)
 
         (loss, metrics), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
-        grads, metrics = jax.lax.pmean((grads, {'loss': loss, **metrics}), axis_name)
+        return grads, {'loss': loss, **metrics}
+
+    def accumulated(state: TrainState, samples: Any, key: jax.Array, share: Share) -> Any:
+        def add(total: Params, at: tuple[Any, Share]) -> tuple[Params, Metrics]:
+            grads, metrics = gradient(state, at[0], key, at[1])
+            return jax.tree.map(jnp.add, total, grads), metrics
+
+        zeros = jax.tree.map(jnp.zeros_like, state.params)
+        total, metrics = jax.lax.scan(add, zeros, _parts_of(samples, share, accumulate))
+        grads = jax.tree.map(lambda x: x / accumulate, total)
+        return grads, {name: _joined(x) if x.ndim > 1 else x.mean() for name, x in metrics.items()}
+
+    def update(
+        state: TrainState, samples: Any, key: jax.Array, share: Share
+    ) -> tuple[TrainState, Metrics]:
+        grads, metrics = (gradient if accumulate == 1 else accumulated)(state, samples, key, share)
+        grads = jax.lax.pmean(grads, share.axis)
+        metrics = {name: jax.lax.pmean(value, share.axis) if value.ndim == 0
+                   else share.everyones(value) for name, value in metrics.items()}
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         rate = ema_rate(ema_decay, state.step)
         ema = jax.tree.map(lambda old, new: rate * old + (1.0 - rate) * new, state.ema, params)
         metrics['grad_norm'] = optax.global_norm(grads)
-        state = state.replace(
-            step=state.step + 1, params=params, ema=ema, opt_state=opt_state
-        )
-        return state, metrics
+        return state.replace(
+            step=state.step + 1, params=params, ema=ema, opt_state=opt_state), metrics
 
-    return step
+    return update

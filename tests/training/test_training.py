@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -11,13 +13,16 @@ import numpy as np
 import optax
 import pytest
 
-from fluidjax.errors import UserError
+from fluidjax.errors import Stopped, UserError
 from fluidjax.training import checkpoint, parallel
 from fluidjax.training.logs import RunLog
-from fluidjax.training.loop import StageSettings, is_done, train_stage
+from fluidjax.training.loop import Watch, is_done, train_stage
 from fluidjax.training.optimizer import OptimizerSettings, learning_rate_schedule, make_optimizer
+from fluidjax.training.rounds import Rounds
+from fluidjax.training.settings import StageSettings
 from fluidjax.training.state import create_state
 from fluidjax.training.steps import ema_rate
+from fluidjax.training.stopping import StopRequest
 
 SETTINGS = StageSettings(
     steps=12, batch_size=4, optimizer=OptimizerSettings(learning_rate=0.1), ema_decay=0.5,
@@ -25,26 +30,52 @@ SETTINGS = StageSettings(
 TARGET = 3.0
 
 
-def init(key):
-    return {'net': {'w': jax.random.normal(key, (2,))}, 'given': {'scale': jnp.ones(())}}
+class Line:
+    """A method that learns one number, from noisy ones."""
 
+    stage = 'stage'
+    trainable = ('net',)
 
-def loss(params, batch, key):
-    noise = 0.01 * jax.random.normal(key, (2,))
-    error = params['given']['scale'] * params['net']['w'] + noise - batch['x'].mean() * TARGET
-    return jnp.mean(error**2), {'error': jnp.abs(error).mean()}
+    def init(self, key):
+        return {'net': {'w': jax.random.normal(key, (2,))}, 'given': {'scale': jnp.ones(())}}
+
+    def loss(self, params, batch, key, share):
+        return self.example_loss(params, self.examples(params, batch, key, share), key, share)
+
+    def examples(self, params, batch, key, share):
+        noise = 0.01 * share.normal(jax.random.fold_in(key, 7), (len(batch['x']), 2))
+        return {'x': params['given']['scale'] * batch['x'][:, None] + noise}
+
+    def example_loss(self, params, examples, key, share):
+        x = examples['x'] + 0.01 * share.uniform(key, examples['x'].shape)
+        error = params['net']['w'] - x * TARGET
+        return jnp.mean(error**2), {'error': jnp.abs(error).mean(), 'size': x[:, 0]}
 
 
 def batches(start):
     for step in range(start, 10_000):
         rng = np.random.default_rng(step)
-        yield {'x': rng.uniform(0.9, 1.1, (jax.local_device_count(), 4)).astype(np.float32)}
+        yield {'x': rng.uniform(0.9, 1.1, (1, 4)).astype(np.float32)}
 
 
-def run(workdir, steps=12, loss_fn=loss, **changes):
-    settings = dataclasses.replace(SETTINGS, steps=steps, **changes)
-    return train_stage('stage', loss_fn, ('net',), init, lambda params: params, batches, settings,
-                       workdir, seed=1)
+def run(workdir, method=Line(), feed=batches, stop=None, watch=Watch(), **changes):
+    settings = dataclasses.replace(SETTINGS, **changes)
+    with stop or StopRequest() as stop:
+        return train_stage(method, lambda params: params, feed, settings, workdir, 1,
+                           parallel.layout_of(4), stop, watch)
+
+
+def lines(folder):
+    """The log's lines without the times, which differ from run to run."""
+    records = [json.loads(x) for x in (folder / 'metrics.jsonl').read_text().splitlines()]
+    return [{k: v for k, v in r.items() if not k.startswith('seconds')} for r in records]
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+    """A run left alone: its folder and parameters."""
+    folder = tmp_path_factory.mktemp('whole')
+    return folder, run(folder)
 
 
 def test_learns_and_leaves_frozen_groups_alone(tmp_path):
@@ -54,28 +85,150 @@ def test_learns_and_leaves_frozen_groups_alone(tmp_path):
     assert is_done(tmp_path / 'checkpoints' / 'stage', dataclasses.replace(SETTINGS, steps=60))
 
 
-def test_a_run_killed_and_resumed_ends_in_the_same_numbers_and_lines(tmp_path):
-    whole = run(tmp_path / 'whole')
-
-    def dies_at_10(start):
-        for step, batch in enumerate(batches(start), start):
-            if step == 10:
-                raise KeyboardInterrupt
+def stopped_at(step, how):
+    """Batches at whose step something happens."""
+    def feed(start):
+        for number, batch in enumerate(batches(start), start):
+            if number == step:
+                how()
             yield batch
 
+    return feed
+
+
+def interrupt():
+    raise KeyboardInterrupt
+
+
+def test_a_run_killed_and_resumed_ends_in_the_same_numbers_and_lines(whole, tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        train_stage('stage', loss, ('net',), init, lambda p: p, dies_at_10, SETTINGS,
-                    tmp_path / 'killed', seed=1)
-    assert checkpoint.latest_step(tmp_path / 'killed' / 'checkpoints' / 'stage') == 8
-    resumed = run(tmp_path / 'killed')
-    jax.tree.map(np.testing.assert_array_equal, whole, resumed)
+        run(tmp_path, feed=stopped_at(10, interrupt))
+    assert checkpoint.latest_step(tmp_path / 'checkpoints' / 'stage') == 8
+    resumed = run(tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, whole[1], resumed)
+    assert lines(whole[0]) == lines(tmp_path)
+    assert [record['step'] for record in lines(tmp_path)] == [4, 8, 12]
 
-    def lines(folder):
-        records = [json.loads(x) for x in (folder / 'metrics.jsonl').read_text().splitlines()]
-        return [{k: v for k, v in r.items() if k != 'seconds_per_step'} for r in records]
 
-    assert lines(tmp_path / 'whole') == lines(tmp_path / 'killed')
-    assert [record['step'] for record in lines(tmp_path / 'whole')] == [4, 8, 12]
+@pytest.mark.parametrize('number,status', [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_a_signal_saves_the_step_it_comes_in_and_names_how_to_go_on(
+        whole, tmp_path, number, status):
+    before = signal.getsignal(number)
+    with pytest.raises(Stopped, match='after step 6.*same command') as stopped:
+        run(tmp_path, feed=stopped_at(5, lambda: os.kill(os.getpid(), number)))
+    assert stopped.value.status == status and signal.getsignal(number) is before
+    assert checkpoint.latest_step(tmp_path / 'checkpoints' / 'stage') == 6
+    jax.tree.map(np.testing.assert_array_equal, whole[1], run(tmp_path))
+
+
+def test_a_torn_checkpoint_is_set_aside_for_the_one_before_it(whole, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, feed=stopped_at(10, interrupt))
+    folder, told = tmp_path / 'checkpoints' / 'stage', []
+    for path in (folder / '8').rglob('d/*'):
+        path.write_bytes(path.read_bytes()[:7])
+    again = run(tmp_path, watch=Watch(tell=told.append))
+    jax.tree.map(np.testing.assert_array_equal, whole[1], again)
+    assert (folder / 'damaged-8').is_dir() and checkpoint.all_steps(folder) == [8, 12]
+    assert 'damaged-8' in told[0] and 'from step 4' in told[0]
+
+
+def test_what_a_killed_writer_left_is_cleared_away(tmp_path):
+    folder = tmp_path / 'checkpoints' / 'stage'
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, feed=stopped_at(6, interrupt))
+    left = folder / '8.orbax-checkpoint-tmp' / 'default'
+    left.mkdir(parents=True)
+    (left / 'part').write_bytes(b'part')
+    assert checkpoint.latest_step(folder) == 4
+    run(tmp_path)
+    assert sorted(path.name for path in folder.iterdir()) == ['12', '8']
+
+
+def test_the_best_checkpoint_is_kept_beside_the_newest(tmp_path):
+    """Validation scans whose answer the run passes through: the loss is least on the way."""
+    method = Line()
+    watch = Watch(validation=lambda: iter([{'x': np.full((1, 4), 0.3, np.float32)}]))
+    run(tmp_path, method, watch=watch, steps=40, validate_every=4)
+    folder = tmp_path / 'checkpoints' / 'stage'
+    measured = {r['step']: r['validation_loss'] for r in lines(tmp_path) if 'validation_loss' in r}
+    best = min(measured, key=measured.get)
+    assert 4 <= best < 36
+    assert checkpoint.all_steps(folder) == [best, 36, 40] and checkpoint.best_step(folder) == best
+    assert checkpoint.latest_step(folder) == 40
+    assert measured[best] < 0.7 * measured[40]
+
+
+def test_pooled_examples_come_again_after_a_stop(tmp_path):
+    changes = {'reuse': 2, 'pool': 3}
+    whole = run(tmp_path / 'whole', **changes)
+    with pytest.raises(Stopped):
+        run(tmp_path / 'cut', **changes,
+            feed=stopped_at(4, lambda: os.kill(os.getpid(), signal.SIGTERM)))
+    assert checkpoint.latest_step(tmp_path / 'cut' / 'checkpoints' / 'stage') == 10
+    jax.tree.map(np.testing.assert_array_equal, whole, run(tmp_path / 'cut', **changes))
+
+
+def test_a_pool_of_one_batch_used_once_is_the_plain_step(whole, tmp_path):
+    """Through the other code: two places, but the second is empty for the only round."""
+    params = run(tmp_path, steps=1, log_every=1, checkpoint_every=1, pool=2)
+    plain = run(tmp_path / 'plain', steps=1, log_every=1, checkpoint_every=1)
+    np.testing.assert_allclose(params['net']['w'], plain['net']['w'], rtol=1e-6)
+
+
+def test_reuse_and_its_limits_are_named():
+    with pytest.raises(UserError, match='training.log_every is 4.*multiple'):
+        dataclasses.replace(SETTINGS, reuse=3)
+
+    class Blind(Line):
+        examples = None
+
+    with pytest.raises(UserError, match='stage.training.reuse'):
+        Rounds(Blind(), None, dataclasses.replace(SETTINGS, reuse=2), parallel.layout_of(4),
+               jax.random.key(0))
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch(whole, tmp_path):
+    parts = run(tmp_path, accumulate=2)
+    np.testing.assert_allclose(parts['net']['w'], whole[1]['net']['w'], rtol=1e-5)
+    for a, b in zip(lines(tmp_path), lines(whole[0]), strict=True):
+        assert a['loss'] == pytest.approx(b['loss'], rel=1e-4)
+
+
+def test_a_trace_and_a_picture_are_written(tmp_path):
+    shown = Watch(profile=3, picture=lambda params: np.full((8, 9, 3), 127, np.uint8))
+    run(tmp_path, watch=shown, picture_every=6)
+    assert list((tmp_path / 'profile').rglob('*.trace.json.gz'))
+    events = b''.join(p.read_bytes() for p in (tmp_path / 'tensorboard' / 'stage').iterdir())
+    assert events.count(b'stage/validation') == 2 and b'PNG' in events
+    assert b'stage/size' in events  # a histogram
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path):
+    from fluidjax import run_lock
+
+    with run_lock.held(tmp_path / '.lock', 'another command trains here'):
+        with pytest.raises(UserError, match=r'another command trains here \(process \d+ on'):
+            with run_lock.held(tmp_path / '.lock', 'another command trains here'):
+                raise AssertionError('two hold one lock')
+    with run_lock.held(tmp_path / '.lock', 'another'):
+        pass
+
+
+def test_a_full_disk_is_one_line_and_leaves_the_checkpoints_there_are(tmp_path):
+    import resource
+
+    state = {'w': np.random.default_rng(0).normal(size=(400, 400)).astype(np.float32)}
+    checkpoint.save(tmp_path / 'c', 1, state)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))  # stands for a full disk
+    try:
+        with pytest.raises(UserError, match='cannot write the checkpoint.*start again to resume'):
+            checkpoint.save(tmp_path / 'c', 2, state)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert checkpoint.latest_step(tmp_path / 'c') == 1
+    np.testing.assert_array_equal(checkpoint.restore(tmp_path / 'c', state)['w'], state['w'])
 
 
 def test_a_finished_stage_is_not_trained_again(tmp_path):
@@ -84,33 +237,32 @@ def test_a_finished_stage_is_not_trained_again(tmp_path):
     def no_batches(start):
         raise AssertionError('asked for data')
 
-    again = train_stage('stage', loss, ('net',), init, lambda p: p, no_batches, SETTINGS, tmp_path,
-                        seed=1)
+    again = run(tmp_path, feed=no_batches)
     jax.tree.map(np.testing.assert_array_equal, first, again)
 
 
-def test_a_loss_that_is_not_finite_names_the_step_and_the_last_good_checkpoint(tmp_path):
-    def breaks(params, batch, key):
-        value, metrics = loss(params, batch, key)
-        return jnp.where(batch['x'].max() > 2.0, jnp.nan, value), metrics
+def spiked_at(step):
+    """Batches that are far off at one step."""
+    def feed(start):
+        for number, batch in enumerate(batches(start), start):
+            yield {'x': batch['x'] + (5.0 if number == step else 0.0)}
 
-    def spiked(start):
-        for step, batch in enumerate(batches(start), start):
-            yield {'x': batch['x'] + (5.0 if step == 6 else 0.0)}
+    return feed
+
+
+def test_a_loss_that_is_not_finite_names_the_step_and_the_last_good_checkpoint(tmp_path):
+    class Breaks(Line):
+        def loss(self, params, batch, key, share):
+            value, metrics = super().loss(params, batch, key, share)
+            return jnp.where(batch['x'].max() > 2.0, jnp.nan, value), metrics
 
     with pytest.raises(UserError, match=r'nan at step 7.*stage/4'):
-        train_stage('stage', breaks, ('net',), init, lambda p: p, spiked, SETTINGS, tmp_path,
-                    seed=1)
+        run(tmp_path, Breaks(), spiked_at(6))
     assert checkpoint.latest_step(tmp_path / 'checkpoints' / 'stage') == 4
 
 
 def test_a_gradient_that_is_not_finite_stops_the_run_before_it_is_saved(tmp_path):
     """At step 4, a checkpoint step: its loss is finite, the parameters after it are not."""
-    def breaks(params, batch, key):
-        value, metrics = loss(params, batch, key)
-        spike = jnp.where(batch['x'].max() > 2.0, jnp.inf, 0.0)
-        return value + spike_gradient(params['net']['w'], spike), metrics
-
     @jax.custom_vjp
     def spike_gradient(w, spike):
         return 0.0 * w.sum()
@@ -118,13 +270,14 @@ def test_a_gradient_that_is_not_finite_stops_the_run_before_it_is_saved(tmp_path
     spike_gradient.defvjp(lambda w, spike: (0.0 * w.sum(), spike),
                           lambda spike, g: (jnp.full((2,), g * spike), jnp.zeros(())))
 
-    def spiked(start):
-        for step, batch in enumerate(batches(start), start):
-            yield {'x': batch['x'] + (5.0 if step == 3 else 0.0)}
+    class Breaks(Line):
+        def loss(self, params, batch, key, share):
+            value, metrics = super().loss(params, batch, key, share)
+            spike = jnp.where(batch['x'].max() > 2.0, jnp.inf, 0.0)
+            return value + spike_gradient(params['net']['w'], spike), metrics
 
     with pytest.raises(UserError, match=r'grad_norm is (inf|nan) at step 4'):
-        train_stage('stage', breaks, ('net',), init, lambda p: p, spiked, SETTINGS, tmp_path,
-                    seed=1)
+        run(tmp_path, Breaks(), spiked_at(3))
     assert checkpoint.latest_step(tmp_path / 'checkpoints' / 'stage') is None
 
 
@@ -175,8 +328,8 @@ def test_ema_rate_rises_to_its_decay():
 def test_replicated_state_comes_back_unchanged():
     optimizer = optax.sgd(0.1)
     state = create_state({'net': {'w': jnp.arange(3.0)}}, ('net',), optimizer)
-    replicated = parallel.replicate(state)
-    assert replicated.params['net']['w'].shape == (jax.local_device_count(), 3)
+    replicated = parallel.replicate(state, parallel.layout_of(1))
+    assert replicated.params['net']['w'].shape == (1, 3)
     back = parallel.unreplicate(replicated)
     jax.tree.map(np.testing.assert_array_equal, back, jax.device_get(state))
 
