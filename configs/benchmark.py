@@ -33,6 +33,10 @@ def _start(step: int, count: int = 10, **others) -> dict:
     return _conddiff(UNIFORM, {f'diffusion.process.{k}': v for k, v in fields.items()})
 
 
+def _used_five_times(stage: str) -> dict:
+    return {f'{stage}.training.reuse': 5, f'{stage}.training.pool': 4}
+
+
 # Real masks as they lie, and the same carried by the flow; plain conddiff carries Perlin noise.
 RAW_MASKS = {
     'fluid.bank_probability': 1.0, 'fluid.transport_time': (0.0, 0.0), 'fluid.bank_shift_mm': 0.0,
@@ -55,6 +59,9 @@ ABLATIONS = {
     'conddiff: one stored pair a scan': _conddiff({'stored_pairs': 1}),
     'conddiff: ten stored pairs a scan': _conddiff({'stored_pairs': 10}),
     'conddiff: published lesions': _conddiff({'fluid.seed_percentiles': (90.0, 99.6)}),
+    'conddiff: latents used five times': _conddiff(_used_five_times('diffusion')),
+    'fluidjax: latents used five times': {
+        'method': 'fluidjax', 'train': _used_five_times('bridge')},
     **{f'fluidjax: {n} steps': {'method': 'fluidjax', 'sample': {'bridge.process.sampler_steps': n}}
        for n in (1, 2, 5, 10, 50, 250)},
     **{f'conddiff: DDIM {n} steps': _start(1000, n) for n in (1, 2, 5, 10, 50, 250)},

@@ -145,6 +145,8 @@ def training_seconds(folder: Path) -> float:
     seconds, last = 0.0, {}
     for line in (folder / 'metrics.jsonl').read_text().splitlines():
         logged = json.loads(line)
+        if 'seconds_per_step' not in logged:  # a validation loss
+            continue
         done = logged['step'] - last.get(logged['stage'], 0)
         seconds += max(done, 0) * logged['seconds_per_step']
         last[logged['stage']] = logged['step']
