@@ -57,7 +57,8 @@ def optimizer(learning_rate: float, **others) -> ConfigDict:
 def training(steps: int, batch_size: int, rates: ConfigDict, **others) -> ConfigDict:
     """How long a stage is trained, and how often it tells and saves."""
     usual = {'ema_decay': 0.9999, 'log_every': 100, 'checkpoint_every': 2000,
-             'validate_every': 2000, 'picture_every': 2000, 'accumulate': 1, 'reuse': 1, 'pool': 1}
+             'validate_every': 2000, 'picture_every': 2000, 'accumulate': 1, 'reuse': 1, 'pool': 1,
+             'reduce_dtype': 'float32'}
     return ConfigDict({'steps': steps, 'batch_size': batch_size, 'optimizer': rates,
                        **usual, **others})
 

@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -69,22 +70,24 @@ def _fetch(workdir: str, folder: Path) -> None:
 
 
 class _Sender:
-    """Copies a folder to a bucket, one copy at a time; checkpoints dropped here are dropped there.
+    """Copies a folder to a bucket, one copy at a time.
 
-    That is safe because the folder was fetched from the bucket before: it holds all of it.
+    Of stages that wrote checkpoints since, those dropped here are dropped there: the folder was
+    fetched from the bucket before, so it held all of them. Nothing else is ever deleted.
     """
 
     def __init__(self, folder: Path, workdir: str) -> None:
         self._folder, self._workdir = folder, workdir
         self._running: subprocess.Popen | None = None
+        self._since = time.time()
 
     def _commands(self) -> str:
         copy = ['gcloud', 'storage', 'rsync', '--recursive', f'--exclude={UNFINISHED}']
-        checkpoints = self._folder / 'checkpoints'
         lines = [[*copy, str(self._folder), self._workdir]]
-        if checkpoints.is_dir():
-            lines.append([*copy, '--delete-unmatched-destination-objects', str(checkpoints),
-                          f'{self._workdir}/checkpoints'])
+        for stage in sorted(self._folder.rglob('checkpoints/*')):
+            if stage.is_dir() and stage.stat().st_mtime > self._since:
+                lines.append([*copy, '--delete-unmatched-destination-objects', str(stage),
+                              f'{self._workdir}/{stage.relative_to(self._folder)}'])
         return ' && '.join(' '.join(f"'{word}'" for word in line) for line in lines)
 
     def send(self) -> None:

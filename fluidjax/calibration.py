@@ -42,9 +42,32 @@ def calibrate_rows(rows: Mapping[str, Output], cases: Sequence[Subject]) -> Cali
     return {name: calibrate.thresholds(list(row.maps), cases) for name, row in rows.items()}
 
 
-def save(workdir: Path, calibration: Calibration, step: int) -> None:
-    """Write `calibration.json` of a run whose newest checkpoint is that of `step`."""
-    text = json.dumps(json_safe({'step': step, 'thresholds': calibration}), indent=2)
+def scores(output: Output, cases: Sequence[Subject], threshold: float) -> dict[str, float]:
+    """How well a row does on the cases that chose its threshold, to choose between runs by: mean
+    average precision `ap`, and mean Dice `dice` at the threshold.
+    """
+    pairs = list(zip(output.maps, cases, strict=True))
+    return {
+        'ap': float(np.nanmean([
+            metrics.average_precision(found, case.lesion, case.brain) for found, case in pairs])),
+        'dice': float(np.nanmean([
+            metrics.dice_at(found, case.lesion, threshold, case.brain) for found, case in pairs]))}
+
+
+def save(
+    workdir: Path, calibration: Calibration, step: int,
+    validation: Mapping[str, Mapping[str, float]] | None = None,
+) -> None:
+    """Write `calibration.json` of a run whose newest checkpoint is that of `step`.
+
+    Args:
+        workdir: the run's folder.
+        calibration: thresholds of every row.
+        step: of the checkpoint.
+        validation: `scores` of rows.
+    """
+    text = json.dumps(json_safe({'step': step, 'thresholds': calibration,
+                                 'validation': validation or {}}), indent=2)
     write_text(workdir / 'calibration.json', text + '\n')
 
 

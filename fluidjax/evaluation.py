@@ -59,8 +59,10 @@ def run_evaluation(
     name, cases, split = own_test_set(run.config, cohort)
     darker = calibration.darker_on(split.validation)
     detector.warm_up(split.validation[0])
-    chosen = calibration.calibrate_rows(detector.rows(split.validation, darker), split.validation)
-    calibration.save(home, chosen, run.step)
+    validated = detector.rows(split.validation, darker)
+    chosen = calibration.calibrate_rows(validated, split.validation)
+    calibration.save(home, chosen, run.step, {run.name: calibration.scores(
+        validated[run.name], split.validation, chosen[run.name]['dice'])})
     thresholds = {row: rules['dice'] for row, rules in chosen.items()}
     rows = detector.rows(cases, darker)
     summary, table = score_rows(name, rows, cases, thresholds)

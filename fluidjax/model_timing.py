@@ -155,7 +155,7 @@ def _training_row(
     loss: Callable, trainable: tuple[str, ...], params: Any, batch: Any, training: StageSettings
 ) -> Row:
     optimizer = make_optimizer(training.optimizer, training.steps, trainable)
-    step = make_train_step(loss, optimizer, training.ema_decay, AXIS)
+    step = make_train_step(loss, optimizer, training, AXIS)
     batch = {**batch, 'first': _spec(1, dtype=jnp.int32)}
     return Row(params, step, batch, lambda p: create_state(p, trainable, optimizer), donate=True)
 

@@ -1,4 +1,4 @@
-"""One configuration over several seeds: trained, evaluated, and put into one table."""
+"""One configuration over several seeds: a sweep whose table has a line a method."""
 
 from __future__ import annotations
 
@@ -6,20 +6,34 @@ import copy
 import json
 import statistics
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
-from fluidjax import evaluation, experiment
 from fluidjax.files import write_text
+from fluidjax.trial_store import TrialStore
+from fluidjax.trials import Fields
 
 SCORES = ('dice_validated', 'dice_global', 'dice_oracle', 'ap', 'auroc', 'lesion_f1', 'psnr')
 
 
-def collect(workdir: Path, seeds: list[int]) -> dict[str, dict[str, list[float | None]]]:
+def store(workdir: Path, seeds: list[int], place: int = 0, places: int = 1) -> TrialStore:
+    """The seeds as trials `seed0`, `seed1`, ...; of several places this one's."""
+    return TrialStore(workdir, {f'seed{seed}': {'seed': seed} for seed in seeds[place::places]})
+
+
+def config_of(config: ConfigDict, fields: Fields) -> ConfigDict:
+    """The configuration of one seed."""
+    one = copy.deepcopy(config)
+    one.seed = fields['seed']
+    return one
+
+
+def collect(workdir: Path, names: list[str]) -> dict[str, dict[str, list[float | None]]]:
     """For each cohort/method and score its means, one a seed, from the runs' metrics.json."""
     table: dict[str, dict[str, list[float | None]]] = {}
-    for seed in seeds:
-        metrics = json.loads((workdir / f'seed{seed}' / 'eval' / 'metrics.json').read_text())
+    for name in names:
+        metrics = json.loads((workdir / name / 'eval' / 'metrics.json').read_text())
         for cohort, methods in metrics.items():
             for method, scores in methods.items():
                 row = table.setdefault(f'{cohort}/{method}', {score: [] for score in SCORES})
@@ -44,27 +58,9 @@ def as_markdown(table: dict[str, dict[str, list[float | None]]]) -> str:
     return '\n'.join(lines) + '\n'
 
 
-def is_evaluated(folder: Path) -> bool:
-    """Whether the scores of a run are younger than its newest checkpoint."""
-    scores = folder / 'eval' / 'metrics.json'
-    checkpoints = [p.stat().st_mtime for p in (folder / 'checkpoints').glob('*/*')]
-    return scores.is_file() and scores.stat().st_mtime > max(checkpoints)
-
-
-def run_seeds(config: ConfigDict, seeds: list[int], workdir: Path) -> str:
-    """Train and evaluate each seed in `workdir/seed<N>`, skipping what is done.
-
-    Returns:
-        The table, which is also written to `sweep.json` and `sweep.md`.
-    """
-    for seed in seeds:
-        one = copy.deepcopy(config)
-        one.seed = seed
-        folder = workdir / f'seed{seed}'
-        experiment.train(one, folder)
-        if not is_evaluated(folder):
-            evaluation.run_evaluation(folder, save_volumes=False)
-    table = collect(workdir, seeds)
+def write_table(workdir: Path, results: dict[str, dict[str, Any]]) -> str:
+    """Write the table of the seeds that did not fail to `sweep.json` and `sweep.md`."""
+    table = collect(workdir, [name for name, made in results.items() if 'score' in made])
     write_text(workdir / 'sweep.json', json.dumps(table, indent=2) + '\n')
     write_text(workdir / 'sweep.md', as_markdown(table))
     return as_markdown(table)

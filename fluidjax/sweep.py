@@ -1,36 +1,156 @@
-"""Train and evaluate one configuration over seeds, and put the scores in one table.
+"""Train and evaluate many configurations, and put them in one table and picture.
 
-    python -m fluidjax.sweep --config=configs/ldm.py:demo --seeds=0,1,2 --workdir=runs/sweep
+    python -m fluidjax.sweep --config=configs/ldm.py:demo --seeds=0,1,2 --workdir=runs/seeds
+    python -m fluidjax.sweep --config=configs/sweeps/learning_rate.py:demo --workdir=runs/rates
+    ... --workers=4                   four trials at a time on this machine
+    ... --tpu=NAME --zone=ZONE        on all hosts of a TPU VM slice, with --workdir=gs://BUCKET/FOLDER
+    ... --slurm --sbatch='--gpus=1'   a job array of --workers workers
 
-A seed that is finished is not computed again. See `fluidjax.seeds`.
+What is finished is not done again, and what was begun goes on. Workers started apart on one
+--workdir share the trials; one that dies gives its trial back. --dry-run shows what --tpu and
+--slurm would run. See `fluidjax.trials`.
 """
 
+import re
+import shlex
+import sys
 from pathlib import Path
 
 from absl import flags
 from ml_collections import config_flags
 
-from fluidjax import cli
+from fluidjax import cli, cluster
 
 CONFIG = config_flags.DEFINE_config_file(
-    'config', None, 'Configuration file, e.g. configs/ldm.py:demo.', lock_config=True)
-WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the sweep; each seed gets one in it.')
-SEEDS = flags.DEFINE_list('seeds', ['0', '1', '2'], 'Seeds, comma-separated.')
+    'config', None, 'A configuration, with --seeds, or a file of configs/sweeps.', lock_config=True)
+WORKDIR = flags.DEFINE_string(
+    'workdir', None, 'Folder of the sweep, or gs://BUCKET/FOLDER; each trial gets one in it.')
+SEEDS = flags.DEFINE_list('seeds', ['0', '1', '2'], 'Of a configuration, comma-separated.')
+WORKERS = flags.DEFINE_integer('workers', 1, 'Trials at a time.', lower_bound=1)
+WAIT = flags.DEFINE_boolean('wait', True, 'Stay until the other workers are done, to take over '
+                            'what one leaves.')
+RETRY = flags.DEFINE_boolean('retry', False, 'Try trials that failed again.')
+SHARE = flags.DEFINE_string('share', '0/1', 'I/N: of the trials every Nth from the Ith on.')
+TPU = flags.DEFINE_list('tpu', [], 'Names of TPU VM slices.')
+ZONE = flags.DEFINE_string('zone', None, 'Their zone.')
+PROJECT = flags.DEFINE_string('project', '', "Their project; gcloud's own without.")
+BRING = flags.DEFINE_string('bring', '', 'gs://BUCKET/FOLDER of scans that each host copies to '
+                            'the folder scans, for --config.cohort.data_dir=scans.')
+SLURM = flags.DEFINE_boolean('slurm', False, 'Submit a job array.')
+SBATCH = flags.DEFINE_string('sbatch', '', 'Further options of sbatch.')
+DRY_RUN = flags.DEFINE_boolean('dry-run', False, 'Show what --tpu or --slurm would run.')
+ELSEWHERE = ('workers', 'tpu', 'zone', 'project', 'bring', 'slurm', 'sbatch', 'dry-run')
 
 
 def main() -> None:
-    """Read the flags and run the seeds one after another."""
-    from fluidjax.seeds import run_seeds
-
+    """Read the flags and sweep, here or elsewhere."""
     if CONFIG.value is None or not WORKDIR.value:
         raise cli.UserError('sweep needs --config=FILE and --workdir=DIR, e.g. '
                             '--config=configs/ldm.py:demo --workdir=runs/sweep')
+    if TPU.value or SLURM.value:
+        _elsewhere()
+    elif DRY_RUN.value:
+        raise cli.UserError('--dry-run: shows what --tpu or --slurm would run; give one of them')
+    elif WORKERS.value > 1:
+        from fluidjax import sweep_run
+
+        sweep_run.start_workers(WORKERS.value, _own_arguments(), Path(WORKDIR.value).expanduser())
+        _sweep_here()  # all is done: the table
+    else:
+        _sweep_here()
+
+
+def _own_arguments() -> list[str]:
+    """The words of this command, without those that say where and how often it runs."""
+    words, rest = [], list(sys.argv[1:])
+    while rest:
+        word = rest.pop(0)
+        name, given, _ = word.lstrip('-').partition('=')
+        if name in ELSEWHERE:
+            if not given and name not in ('slurm', 'dry-run') and rest:
+                rest.pop(0)
+            continue
+        words.append(word)
+    return words
+
+
+def _elsewhere() -> None:
+    from fluidjax import remote_sweep
+
+    if SLURM.value:
+        workdir = Path(WORKDIR.value).expanduser().absolute()
+        script = remote_sweep.slurm_script(
+            _own_arguments(), workdir, WORKERS.value, SBATCH.value, Path(sys.executable),
+            Path.cwd())
+        remote_sweep.submit(script, workdir, DRY_RUN.value)
+        return
+    if not ZONE.value:
+        raise cli.UserError('--tpu: name its zone too, --zone=us-central2-b')
+    if not WORKDIR.value.startswith('gs://'):
+        raise cli.UserError(f"--workdir: '{WORKDIR.value}' would end with the TPU VM; give "
+                            'gs://BUCKET/FOLDER')
+    remote_sweep.run(remote_sweep.tpu_commands(
+        TPU.value, ZONE.value, _own_arguments(), PROJECT.value, BRING.value), DRY_RUN.value)
+    cli.tell('to follow it: ' + '; '.join(shlex.join(command) for command in
+                                          remote_sweep.follow_commands(
+                                              TPU.value, ZONE.value, PROJECT.value)))
+
+
+def _sweep_here() -> None:
+    cluster.join()
+    from fluidjax import seeds, sweep_report, sweep_run, trials
+    from fluidjax.bucket import mirrored_folder
+    from fluidjax.training import parallel
+
+    config = CONFIG.value
+    with mirrored_folder(WORKDIR.value) as (workdir, saved):
+        if 'sweep' in config:
+            store, score = _store(config.sweep, workdir), config.sweep.score
+            configure = lambda fields: trials.config_of(config.sweep.base, fields)
+        else:
+            store, score = seeds.store(workdir, _seeds(), *_share()), 'dice_validated'
+            configure = lambda fields: seeds.config_of(config, fields)
+        if RETRY.value and parallel.is_first():
+            store.forget_failures()
+        sweep_run.work(store, configure, score, WAIT.value, saved)
+        if not parallel.is_first():
+            return
+        results = store.results()
+        table = sweep_report.write(workdir, results, score)
+        if 'sweep' not in config:
+            table = seeds.write_table(workdir, results)
+    print(f'{len(results)} of {store.count()} trials:\n{table}')
+    failed = [f'{name}: {made["error"]}' for name, made in results.items() if 'error' in made]
+    if failed:
+        raise cli.UserError(f'{len(failed)} of {store.count()} trials failed, of which '
+                            f'{failed[0]}; --retry tries them again')
+
+
+def _store(sweep: 'trials.Sweep', workdir: Path) -> 'trial_store.TrialStore':  # noqa: F821
+    from fluidjax.trial_store import SearchStore, TrialStore
+
+    place, places = _share()
+    if sweep.search:
+        if places > 1:
+            raise cli.UserError('--share: an Optuna search needs one store; run it on one machine '
+                                'or on a shared folder')
+        return SearchStore(workdir, sweep)
+    named = {f'trial-{number:03d}': fields for number, fields in enumerate(sweep.trials)}
+    return TrialStore(workdir, dict(list(named.items())[place::places]))
+
+
+def _share() -> tuple[int, int]:
+    match = re.fullmatch(r'(\d+)/(\d+)', SHARE.value)
+    if not match or not int(match[1]) < int(match[2]):
+        raise cli.UserError(f"--share: '{SHARE.value}' must be I/N with I below N, e.g. 0/2")
+    return int(match[1]), int(match[2])
+
+
+def _seeds() -> list[int]:
     try:
-        seeds = [int(seed) for seed in SEEDS.value]
+        return [int(seed) for seed in SEEDS.value]
     except ValueError as error:
         raise cli.UserError(f'--seeds={",".join(SEEDS.value)}: give whole numbers') from error
-    table = run_seeds(CONFIG.value, seeds, Path(WORKDIR.value).expanduser())
-    print(f'{len(seeds)} seeds, mean and standard deviation:\n{table}')
 
 
 if __name__ == '__main__':

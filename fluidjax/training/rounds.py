@@ -44,17 +44,19 @@ class Rounds:
         self._first = parallel.to_devices(layout.first, layout)
         self._examples = getattr(method, 'examples', None)
         self._pool: Any = None
-        axis, parts = parallel.AXIS_NAME, settings.accumulate
+        axis = parallel.AXIS_NAME
         if not settings.pooled:
-            step = make_train_step(method.loss, optimizer, settings.ema_decay, axis, parts)
+            step = make_train_step(method.loss, optimizer, settings, axis)
             self._step = parallel.data_parallel(step, layout, (True, True, False), donated=(0,))
             return
         if self._examples is None:
             raise UserError(f'{method.stage}.training.reuse and pool: for methods that train on '
                             'latents; set both to 1')
-        fill = make_fill(method.examples, axis, settings.reuse, parts)
-        steps = make_pool_steps(method.example_loss, optimizer, settings.ema_decay, axis,
-                                settings.reuse, parts)
+        fill = make_fill(method.examples, settings, axis)
+        # In a loop of its own XLA's CPU code is several times slower: there, a step a dispatch.
+        self._dispatches = settings.reuse if layout.devices[0].platform == 'cpu' else 1
+        steps = make_pool_steps(method.example_loss, optimizer, settings, axis,
+                                settings.reuse // self._dispatches)
         self._fill = parallel.data_parallel(
             fill, layout, (True, True, True, False, False), donated=(1,))
         self._step = parallel.data_parallel(steps, layout, (True, True, True, False), donated=(0,))
@@ -69,15 +71,21 @@ class Rounds:
             self._put(state, self._placed(next(feed)), number)
 
     def __call__(self, state: TrainState, batch: Batch, step: int) -> Any:
-        """Go on after a step with a batch: the new state, and metrics of `reuse` steps.
+        """Go on after a step with a batch: the new state, and a list of metrics of `reuse` steps.
 
-        Returns before the devices are done; `state` is not to be used again.
+        Each has a leading axis of steps. Returns before the devices are done; `state` is not to be
+        used again.
         """
         placed = self._placed(batch)
         if not self._settings.pooled:
-            return self._step(state, placed, self._key)
+            state, metrics = self._step(state, placed, self._key)
+            return state, [metrics]
         self._put(state, placed, step // self._settings.reuse)
-        return self._step(state, self._pool, self._first, self._key)
+        made = []
+        for _ in range(self._dispatches):
+            state, metrics = self._step(state, self._pool, self._first, self._key)
+            made.append(metrics)
+        return state, made
 
     def _placed(self, batch: Batch) -> Any:
         return parallel.to_devices(batch, self._layout) | {'first': self._first}

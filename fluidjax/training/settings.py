@@ -7,6 +7,8 @@ import dataclasses
 from fluidjax.errors import UserError
 from fluidjax.training.optimizer import OptimizerSettings
 
+REDUCE_DTYPES = ('float32', 'bfloat16')
+
 
 @dataclasses.dataclass(frozen=True)
 class StageSettings:
@@ -26,6 +28,7 @@ class StageSettings:
         reuse: steps for which the latents of one batch are used; 1: new pairs at every step.
             Latent methods alone: what fresh pairs cost there is their encoding.
         pool: how many such batches are kept, of which each step draws its samples.
+        reduce_dtype: 'float32', or 'bfloat16' to halve what devices send each other of gradients.
     """
 
     steps: int
@@ -39,6 +42,7 @@ class StageSettings:
     accumulate: int = 1
     reuse: int = 1
     pool: int = 1
+    reduce_dtype: str = 'float32'
 
     def __post_init__(self) -> None:
         for field, least in (('steps', 1), ('batch_size', 1), ('log_every', 1),
@@ -47,6 +51,9 @@ class StageSettings:
             if getattr(self, field) < least:
                 raise UserError(
                     f'training.{field} is {getattr(self, field)}: it must be {least} or more')
+        if self.reduce_dtype not in REDUCE_DTYPES:
+            raise UserError(f"training.reduce_dtype is '{self.reduce_dtype}': use "
+                            f'{" or ".join(REDUCE_DTYPES)}')
         for field in ('steps', 'log_every', 'checkpoint_every', 'validate_every', 'picture_every'):
             if getattr(self, field) % self.reuse:
                 raise UserError(f'training.{field} is {getattr(self, field)}: with training.reuse '

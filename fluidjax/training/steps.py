@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from fluidjax.batch_share import Share
+from fluidjax.training.settings import StageSettings
 from fluidjax.training.state import Params, TrainState
 
 Metrics = dict[str, jax.Array]
@@ -30,8 +31,8 @@ def ema_rate(decay: float, step: jax.Array) -> jax.Array:
 
 
 def make_train_step(
-    loss_fn: LossFn, optimizer: optax.GradientTransformation, ema_decay: float, axis_name: str,
-    accumulate: int = 1,
+    loss_fn: LossFn, optimizer: optax.GradientTransformation, settings: StageSettings,
+    axis_name: str,
 ) -> StepFn:
     """Build `(state, batch, key) -> (state, metrics)` for one device of a mapped axis.
 
@@ -39,9 +40,8 @@ def make_train_step(
         loss_fn: `(params, samples, key, share) -> (loss, metrics)` over the device's samples; a
             metric is a number, or one number a sample.
         optimizer: the optimiser the state was created with.
-        ema_decay: decay of the parameters' moving average.
+        settings: of the stage.
         axis_name: the mapped axis over which gradients and metrics are averaged.
-        accumulate: parts in which the samples are gone through.
 
     `batch` holds the samples and `first`, the place of the device's first one in the whole batch.
     Metrics have a leading axis of the one step. The key handed to the loss is folded from the run's
@@ -50,7 +50,7 @@ def make_train_step(
 
     def step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
         samples, share = _share_of(batch, axis_name)
-        update = _updater(loss_fn, optimizer, ema_decay, accumulate)
+        update = _updater(loss_fn, optimizer, settings)
         state, metrics = update(state, samples, _step_key(key, state.step), share)
         return state, jax.tree.map(lambda value: value[None], metrics)
 
@@ -58,15 +58,14 @@ def make_train_step(
 
 
 def make_fill(
-    examples_fn: Callable[..., Any], axis_name: str, reuse: int, accumulate: int = 1
+    examples_fn: Callable[..., Any], settings: StageSettings, axis_name: str
 ) -> Callable[..., Any]:
     """Build `(frozen, pool, batch, step, key) -> pool`: new examples in the place of the oldest.
 
     Args:
         examples_fn: `(frozen, samples, key, share) -> examples`, a tree of `(count, ...)`.
+        settings: of the stage.
         axis_name: the mapped axis of the devices.
-        reuse: steps for which each is used.
-        accumulate: parts in which the samples are gone through.
 
     A pool is such a tree with a leading axis of its places.
     """
@@ -78,43 +77,46 @@ def make_fill(
         def make(part: Batch, share: Share) -> Any:
             return examples_fn(frozen, part, key, share)
 
-        if accumulate == 1:
+        if settings.accumulate == 1:
             fresh = make(samples, share)
         else:
-            parts, shares = _parts_of(samples, share, accumulate)
+            parts, shares = _parts_of(samples, share, settings.accumulate)
             fresh = jax.lax.map(lambda at: make(*at), (parts, shares))
             fresh = jax.tree.map(_joined, fresh)
         places = len(jax.tree.leaves(pool)[0])
         return jax.tree.map(
-            lambda kept, new: kept.at[step // reuse % places].set(new), pool, fresh)
+            lambda kept, new: kept.at[step // settings.reuse % places].set(new), pool, fresh)
 
     return fill
 
 
 def make_pool_steps(
-    example_loss: LossFn, optimizer: optax.GradientTransformation, ema_decay: float,
-    axis_name: str, reuse: int, accumulate: int = 1,
+    example_loss: LossFn, optimizer: optax.GradientTransformation, settings: StageSettings,
+    axis_name: str, count: int,
 ) -> StepFn:
-    """Build `(state, pool, first, key) -> (state, metrics)`: `reuse` steps in one dispatch.
+    """Build `(state, pool, first, key) -> (state, metrics)`: `count` steps in one dispatch.
 
     Each sample of a step is drawn from those that its place in the batch had in the last rounds.
     Arguments as of `make_train_step`; metrics have a leading axis of the steps.
     """
 
     def steps(state: TrainState, pool: Any, first: jax.Array, key: jax.Array) -> Any:
-        update = _updater(example_loss, optimizer, ema_decay, accumulate)
-        places, count = jax.tree.leaves(pool)[0].shape[:2]
-        share = Share(first, count * jax.lax.axis_size(axis_name), axis_name)
-        filled = jnp.minimum(state.step // reuse + 1, places)
+        update = _updater(example_loss, optimizer, settings)
+        places, samples = jax.tree.leaves(pool)[0].shape[:2]
+        share = Share(first, samples * jax.lax.axis_size(axis_name), axis_name)
+        filled = jnp.minimum(state.step // settings.reuse + 1, places)
 
         def one(state: TrainState, _: None) -> tuple[TrainState, Metrics]:
             step_key = _step_key(key, state.step)
-            u = share.uniform(jax.random.fold_in(step_key, POOL_PURPOSE), (count,))
+            u = share.uniform(jax.random.fold_in(step_key, POOL_PURPOSE), (samples,))
             place = jnp.minimum(jnp.int32(u * filled), filled - 1)
-            drawn = jax.tree.map(lambda kept: kept[place, jnp.arange(count)], pool)
+            drawn = jax.tree.map(lambda kept: kept[place, jnp.arange(samples)], pool)
             return update(state, drawn, step_key, share)
 
-        return jax.lax.scan(one, state, None, length=reuse)
+        if count == 1:
+            state, metrics = one(state, None)
+            return state, jax.tree.map(lambda value: value[None], metrics)
+        return jax.lax.scan(one, state, None, length=count)
 
     return steps
 
@@ -154,8 +156,16 @@ def _joined(parts: jax.Array) -> jax.Array:
     return parts.reshape(-1, *parts.shape[2:])
 
 
+def _device_mean(grads: Params, axis: str, dtype: str) -> Params:
+    """Gradients averaged over the devices, sent as numbers of a kind."""
+    if dtype == 'float32' or jax.lax.axis_size(axis) == 1:
+        return jax.lax.pmean(grads, axis)
+    sent = jax.tree.map(lambda x: x.astype(dtype), grads)
+    return jax.tree.map(lambda mean, x: mean.astype(x.dtype), jax.lax.pmean(sent, axis), grads)
+
+
 def _updater(
-    loss_fn: LossFn, optimizer: optax.GradientTransformation, ema_decay: float, accumulate: int
+    loss_fn: LossFn, optimizer: optax.GradientTransformation, settings: StageSettings
 ) -> StepFn:
     """`(state, samples, key, share) -> (state, metrics)`, both the same on every device."""
 
@@ -172,20 +182,20 @@ def _updater(
             return jax.tree.map(jnp.add, total, grads), metrics
 
         zeros = jax.tree.map(jnp.zeros_like, state.params)
-        total, metrics = jax.lax.scan(add, zeros, _parts_of(samples, share, accumulate))
-        grads = jax.tree.map(lambda x: x / accumulate, total)
+        total, metrics = jax.lax.scan(add, zeros, _parts_of(samples, share, settings.accumulate))
+        grads = jax.tree.map(lambda x: x / settings.accumulate, total)
         return grads, {name: _joined(x) if x.ndim > 1 else x.mean() for name, x in metrics.items()}
 
     def update(
         state: TrainState, samples: Any, key: jax.Array, share: Share
     ) -> tuple[TrainState, Metrics]:
-        grads, metrics = (gradient if accumulate == 1 else accumulated)(state, samples, key, share)
-        grads = jax.lax.pmean(grads, share.axis)
+        made = (gradient if settings.accumulate == 1 else accumulated)(state, samples, key, share)
+        grads, metrics = _device_mean(made[0], share.axis, settings.reduce_dtype), made[1]
         metrics = {name: jax.lax.pmean(value, share.axis) if value.ndim == 0
                    else share.everyones(value) for name, value in metrics.items()}
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        rate = ema_rate(ema_decay, state.step)
+        rate = ema_rate(settings.ema_decay, state.step)
         ema = jax.tree.map(lambda old, new: rate * old + (1.0 - rate) * new, state.ema, params)
         metrics['grad_norm'] = optax.global_norm(grads)
         return state.replace(

@@ -13,7 +13,7 @@ import numpy as np
 from fluidjax.errors import UserError
 from fluidjax.training import parallel
 
-# Dispatches that may wait for the devices: enough that these never do, few enough for the memory
+# Rounds that may wait for the devices: enough that these never do, few enough for the memory
 # their batches take.
 AHEAD = 2
 
@@ -45,10 +45,10 @@ class Tally:
             self._waited += time.perf_counter() - began
         return batch
 
-    def add(self, metrics: dict[str, Any]) -> None:
-        """Metrics of a dispatch, on the devices; waits for the one before the last."""
-        self._history.append(metrics)
-        self._under_way.append(metrics['loss'])
+    def add(self, metrics: list[dict[str, Any]]) -> None:
+        """Metrics of a round, on the devices; waits for the round before the last."""
+        self._history += metrics
+        self._under_way.append(metrics[-1]['loss'])
         if len(self._under_way) > AHEAD:
             jax.block_until_ready(self._under_way.popleft())
 

@@ -1,0 +1,1 @@
+"""Lists of trials; `python -m fluidjax.sweep --config=configs/sweeps/NAME.py` runs one."""
