@@ -28,20 +28,22 @@ class Chip:
         teraflops: peak in bfloat16, TFLOP/s.
         gigahertz: clock at which the matrix units reach that peak.
         accelerator: type of a machine of eight.
+        interconnect: GB/s that it can send over all its links to other chips.
     """
 
     gigabytes: float
     teraflops: float
     gigahertz: float
     accelerator: str
+    interconnect: float
 
 
 # The clock is the peak over 2 x 128^2 x 4 (v5e) or 8 (v4, v5p), 2 x 256^2 x 4 (v6e) operations.
 CHIPS = {
-    'v4': Chip(32.0, 275.0, 1.05, 'v4-8'),
-    'v5e': Chip(16.0, 197.0, 1.5, 'v5litepod-8'),
-    'v5p': Chip(95.0, 459.0, 1.75, 'v5p-8'),
-    'v6e': Chip(32.0, 918.0, 1.75, 'v6e-8'),
+    'v4': Chip(32.0, 275.0, 1.05, 'v4-8', 300.0),
+    'v5e': Chip(16.0, 197.0, 1.5, 'v5litepod-8', 200.0),
+    'v5p': Chip(95.0, 459.0, 1.75, 'v5p-8', 600.0),
+    'v6e': Chip(32.0, 918.0, 1.75, 'v6e-8', 448.0),
 }
 COPIES = ('copy', 'pad', 'slice', 'transpose', 'reshape', 'concatenate')
 

@@ -1,6 +1,8 @@
-"""Measure fluidjax where it runs: `python -m fluidjax.bench [fluid | models | map] [OPTIONS]`.
+"""Measure fluidjax where it runs: `python -m fluidjax.bench [SUBJECT] [OPTIONS]`.
 
     bench --config=configs/ldm.py:demo            the parts of both training stages
+    bench train --config=configs/ldm.py:demo      training on 1, 2, 4, ... devices, and its parts
+    bench train --aot=v5e:4x4                     the same by a TPU compiler's estimates
     bench fluid --shape 160 160 160 --batch 4     carrying a lesion, scheme by scheme
     bench fluid --config=configs/ldm.py           also the share of a training step it takes
     bench models --config=configs/ldm.py:demo     every network, forward and training step
@@ -8,8 +10,8 @@
     bench models --aot=v5e:2x4                    compiled for a TPU, which need not be there
     bench map --shape 160 160 160                 from a counterpart to the anomaly map
 
-Milliseconds are medians; compiling is timed apart. See `fluidjax.timing`, `fluidjax.fluid_timing`
-and `fluidjax.model_timing`, which say what each column means.
+Milliseconds are medians; compiling is timed apart. See `fluidjax.timing`, `train_timing`,
+`fluid_timing` and `model_timing`, which say what each column means.
 """
 
 import json
@@ -21,7 +23,7 @@ from ml_collections import config_flags
 
 from fluidjax import cli
 
-SUBJECTS = ('parts', 'fluid', 'models', 'map')
+SUBJECTS = ('parts', 'train', 'fluid', 'models', 'map')
 CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'Configuration file, e.g. configs/ldm.py:demo.', lock_config=True)
 REPEATS = flags.DEFINE_integer('repeats', 5, 'Timed calls of each part.', lower_bound=1)
@@ -32,8 +34,8 @@ SPACING = flags.DEFINE_list('spacing', None, 'fluid: voxel size in mm; one that 
                             'the first axis without.')
 BATCH = flags.DEFINE_integer('batch', 4, 'fluid: volumes a call.', lower_bound=1)
 TIME = flags.DEFINE_float('time', 0.9, 'fluid: transport time.', lower_bound=0.0)
-AOT = flags.DEFINE_string('aot', None, 'models: compile for this TPU topology, e.g. v5e:2x4, and '
-                          'run nothing; needs pip install libtpu.')
+AOT = flags.DEFINE_string('aot', None, 'models, train: compile for this TPU topology, e.g. '
+                          'v5e:2x4, and run nothing; needs pip install libtpu.')
 DTYPE = flags.DEFINE_enum('dtype', None, ('float32', 'bfloat16'), 'models: of the computation, '
                           "instead of the configuration's.")
 ONLY = flags.DEFINE_list('only', [], 'models: these rows alone, e.g. encode,decode.')
@@ -50,7 +52,7 @@ def main(words: list[str]) -> None:
     if subject == 'models':
         table = _models([*ONLY.value, *more])
     else:
-        table = {'fluid': _fluid, 'map': _map, 'parts': _parts}[subject]()
+        table = {'fluid': _fluid, 'map': _map, 'parts': _parts, 'train': _train}[subject]()
     if JSON.value:
         write_text(Path(JSON.value).expanduser(), json.dumps(table, indent=2) + '\n')
 
@@ -62,6 +64,23 @@ def _parts() -> dict:
         raise cli.UserError('bench needs --config=FILE, e.g. --config=configs/ldm.py:demo, or the '
                             'word fluid')
     return timing.time_all(CONFIG.value, REPEATS.value)
+
+
+def _train() -> dict:
+    if AOT.value:
+        from fluidjax import aot
+
+        aot.prepare(AOT.value)  # before anything imports JAX
+    from fluidjax import train_timing
+
+    config = CONFIG.value
+    if config is None:
+        from configs import ldm
+
+        config = ldm.get_config()
+    if AOT.value:
+        return train_timing.compile_for(config, AOT.value)
+    return train_timing.measure(config, REPEATS.value)
 
 
 def _models(only: list[str]) -> dict:

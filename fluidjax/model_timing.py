@@ -77,9 +77,9 @@ def rows_of(config: Any, shape: tuple[int, ...] | None = None, dtype: str | None
         network = dataclasses.replace(last.network, condition=condition)
         rows |= _unet_rows(f'unet_{name}', network, z, last_training)
     brains = {'image': volume, 'brain': volume}
-    rows['autoencoder_step'] = _training_row(
+    rows['autoencoder_step'] = training_row(
         first.loss, first.trainable, params, brains, first_training)
-    rows[f'{config.method}_step'] = _training_row(
+    rows[f'{config.method}_step'] = training_row(
         last.loss, last.trainable, jax.eval_shape(last.init, _key()), brains, last_training)
     return rows
 
@@ -148,12 +148,13 @@ def _unet_rows(name: str, network: UNetConfig, z: Any, training: StageSettings) 
 
     batch = {'z': z} if cond is None else {'z': z, 'cond': cond}
     return {name: Row(params, forward, batch),
-            f'{name}_step': _training_row(loss, ('unet',), {'unet': params}, batch, training)}
+            f'{name}_step': training_row(loss, ('unet',), {'unet': params}, batch, training)}
 
 
-def _training_row(
+def training_row(
     loss: Callable, trainable: tuple[str, ...], params: Any, batch: Any, training: StageSettings
 ) -> Row:
+    """The step of a loss on new samples, gradient, update and average over devices."""
     optimizer = make_optimizer(training.optimizer, training.steps, trainable)
     step = make_train_step(loss, optimizer, training, AXIS)
     batch = {**batch, 'first': _spec(1, dtype=jnp.int32)}
@@ -218,7 +219,8 @@ def some_numbers(shapes: Any) -> Any:
 def time_row(row: Row, compiled: Any, repeats: int) -> float:
     """Median seconds of a call after one to warm up."""
     state = row.start(some_numbers(row.params))
-    batch = jax.tree.map(lambda x: 0.5 + jnp.abs(x), some_numbers(row.batch))
+    batch = jax.tree.map(lambda x: 0.5 + jnp.abs(x) if jnp.issubdtype(x.dtype, jnp.floating) else x,
+                         some_numbers(row.batch))
     key, times = jax.random.key(0), []
     for _ in range(repeats + 1):
         began = time.perf_counter()

@@ -1,0 +1,134 @@
+"""One device, eight, or two processes of four: the same command, the same losses."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+
+import pytest
+
+COMMAND = [sys.executable, '-m', 'fluidjax.main', '--config=configs/ldm.py:smoke']
+
+
+@pytest.fixture(scope='module')
+def start(checkout, tmp_path_factory):
+    """Start a training on simulated devices, with a store of its own."""
+    store = tmp_path_factory.mktemp('store')
+
+    def run(devices, workdir, *flags):
+        env = os.environ | {'FLUIDJAX_STORE': str(store), 'JAX_PLATFORMS': 'cpu',
+                            'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}'}
+        return subprocess.Popen([*COMMAND, f'--workdir={workdir}', *flags], cwd=checkout, env=env,
+                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    return run
+
+
+def finished(process):
+    """The standard error of a command that ends well."""
+    _, err = process.communicate(timeout=500)
+    assert process.returncode == 0, err
+    return err
+
+
+def losses(workdir):
+    records = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+    return {(record['stage'], record['step']): record['loss'] for record in records}
+
+
+def same(found, expected):
+    assert list(found) == list(expected)
+    for at, loss in expected.items():
+        assert found[at] == pytest.approx(loss, rel=1e-4), at
+
+
+@pytest.fixture(scope='module')
+def one(start, tmp_path_factory):
+    """The losses of one device."""
+    workdir = tmp_path_factory.mktemp('one')
+    assert '1 cpu device' in finished(start(1, workdir))
+    return losses(workdir)
+
+
+@pytest.fixture(scope='module')
+def eight(start, one, tmp_path_factory):
+    """A run on eight devices."""
+    workdir = tmp_path_factory.mktemp('eight')
+    assert '8 cpu devices, 1 of 8 samples on each' in finished(start(8, workdir))
+    return workdir
+
+
+def test_eight_devices_have_the_losses_of_one(one, eight):
+    same(losses(eight), one)
+
+
+def test_a_run_of_eight_devices_goes_on_with_one(start, one, eight, tmp_path):
+    """From its checkpoint of step 3."""
+    workdir = tmp_path / 'moved'
+    shutil.copytree(eight, workdir)
+    shutil.rmtree(workdir / 'checkpoints' / 'diffusion' / '6')
+    finished(start(1, workdir))
+    same(losses(workdir), one)
+
+
+@pytest.mark.slow
+def test_two_processes_of_four_devices_have_the_losses_of_one(start, one, tmp_path):
+    """On loopback; the second process has no use for its workdir and leaves it alone."""
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = free.getsockname()[1]
+    flags = (f'--coordinator=127.0.0.1:{port}', '--processes=2')
+    second = start(4, tmp_path / 'second', *flags, '--process=1')
+    first = start(4, tmp_path / 'first', *flags, '--process=0')
+    assert '8 cpu devices, 1 of 8 samples on each, 2 processes' in finished(first)
+    finished(second)
+    same(losses(tmp_path / 'first'), one)
+    assert not (tmp_path / 'second').exists()
+
+
+@pytest.mark.slow
+def test_sigterm_to_one_of_two_processes_stops_both_and_the_run_goes_on(start, tmp_path):
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = free.getsockname()[1]
+    flags = (f'--coordinator=127.0.0.1:{port}', '--processes=2',
+             '--config.autoencoder.training.steps=4000')
+    pair = [start(2, tmp_path / str(i), *flags, f'--process={i}') for i in (0, 1)]
+    for line in pair[0].stderr:
+        if 'step/s, loss' in line:  # a step is done
+            break
+    pair[1].terminate()
+    ends = [process.communicate(timeout=300)[1] for process in pair]
+    assert [process.returncode for process in pair] == [75, 75], ends
+    assert 'stopped after step' in ends[0] and 'saved' in ends[0]
+    assert any((tmp_path / '0' / 'checkpoints' / 'autoencoder').iterdir())
+
+
+@pytest.mark.parametrize(('flags', 'message'), [
+    (('--coordinator=127.0.0.1:1',), 'give all three'),
+    (('--coordinator=127.0.0.1:1', '--processes=2', '--process=2'), 'must be below'),
+    (('--workdir=/dev/null/run',), 'cannot write here'),
+    (('--wandb=brains',), 'pip install wandb'),
+    (('--workdir=gs://bucket/run',), 'gcloud is not installed'),
+    (('--config.diffusion.training.reuse=5',), 'must be a multiple'),
+    (('--config.diffusion.training.accumulate=3',), 'cannot be shared evenly by 1 device(s) in 3')])
+def test_a_mistake_is_one_line(start, tmp_path, flags, message):
+    process = start(1, tmp_path / 'run', *flags)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 2 and 'Traceback' not in err, err
+    assert message in err.splitlines()[-1]
+
+
+def test_a_folder_that_is_trained_in_is_refused(start, tmp_path):
+    from fluidjax import run_lock
+
+    with run_lock.held(tmp_path / '.lock', 'a test'):
+        process = start(1, tmp_path)
+        _, err = process.communicate(timeout=120)
+    assert process.returncode == 2 and len(err.strip().splitlines()) == 1, err
+    assert 'another command trains in this folder' in err and f'process {os.getpid()} on' in err
+    assert not (tmp_path / 'config.json').exists()

@@ -1,0 +1,218 @@
+"""Sweeps: what is tried, who does it, what is shown, and the commands for other machines."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from fluidjax import remote_sweep, sweep_report, sweep_run, trials
+from fluidjax.errors import UserError
+from fluidjax.trial_store import SearchStore, TrialStore
+from fluidjax.trials import Between, OneOf
+
+BASE = 'configs/ldm.py:smoke'
+RATE = 'diffusion.training.optimizer.learning_rate'
+
+
+def test_a_grid_is_every_combination():
+    assert trials.grid({'a': (1, 2), 'b': ('x', 'y')}) == [
+        {'a': 1, 'b': 'x'}, {'a': 1, 'b': 'y'}, {'a': 2, 'b': 'x'}, {'a': 2, 'b': 'y'}]
+
+
+def test_a_random_search_stays_within_its_bounds_and_repeats():
+    fields = {'a': Between(1e-4, 1e-1, log=True), 'b': Between(2.0, 3.0), 'c': OneOf((1, 5))}
+    drawn = trials.random_search(fields, 200, seed=1)
+    assert drawn == trials.random_search(fields, 200, seed=1) != trials.random_search(fields, 200)
+    assert all(1e-4 <= t['a'] <= 1e-1 and 2 <= t['b'] <= 3 and t['c'] in (1, 5) for t in drawn)
+    small = sum(t['a'] < 1e-3 for t in drawn)
+    assert 40 < small < 95  # a third of the decades
+
+
+def test_a_trial_is_its_configuration_with_fields_changed():
+    config = trials.config_of(BASE, {RATE: 0.5, 'seed': 7})
+    assert config.diffusion.training.optimizer.learning_rate == 0.5 and config.seed == 7
+    with pytest.raises(UserError, match="no field 'diffusion.rate'"):
+        trials.config_of(BASE, {'diffusion.rate': 1})
+    with pytest.raises(UserError, match="no configuration file 'configs/none.py'"):
+        trials.config_of('configs/none.py', {})
+
+
+@pytest.mark.parametrize('name', ['learning_rate', 'lesions', 'search'])
+def test_the_sweeps_that_come_along_name_fields_that_are_there(checkout, name):
+    import importlib.util
+
+    path = checkout / 'configs' / 'sweeps' / f'{name}.py'
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    sweep = module.get_config('demo').sweep
+    tried = sweep.trials or [{field: where.low if isinstance(where, Between) else where.values[0]
+                              for field, where in sweep.search}]
+    for fields in tried:
+        trials.config_of(sweep.base, fields)
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Trials that take no time: the score is the seed; seed 3 fails."""
+    done = []
+
+    def do(config, folder, saved):
+        done.append(folder.name)
+        if config.seed == 3:
+            raise UserError('loss is nan')
+        return {'validation_ap': float(config.seed), 'ap': 0.5}
+
+    monkeypatch.setattr(sweep_run, 'do_trial', do)
+    return done
+
+
+def store_of(workdir, seeds):
+    return TrialStore(workdir, {f'trial-{s:03d}': {'seed': s} for s in seeds})
+
+
+def configure(fields):
+    return trials.config_of(BASE, fields)
+
+
+def test_a_worker_does_each_trial_once_and_a_failure_stops_no_other(quick, tmp_path):
+    store = store_of(tmp_path, (3, 4, 5))
+    sweep_run.work(store, configure, 'validation_ap')
+    sweep_run.work(store_of(tmp_path, (3, 4, 5)), configure, 'validation_ap')
+    assert quick == ['trial-003', 'trial-004', 'trial-005']
+    results = store.results()
+    assert results['trial-003']['error'] == 'loss is nan' and results['trial-005']['score'] == 5.0
+    store.forget_failures()
+    sweep_run.work(store, configure, 'validation_ap')
+    assert quick[3:] == ['trial-003']
+
+
+def test_a_trial_of_another_worker_is_left_until_that_one_dies(quick, tmp_path):
+    store = store_of(tmp_path, (4, 5))
+    code = ('import sys, time; from fluidjax import run_lock; '
+            'lock = run_lock.take(__import__("pathlib").Path(sys.argv[1])); '
+            'print("held", flush=True); time.sleep(600)')
+    worker = subprocess.Popen([sys.executable, '-c', code, tmp_path / '.claims' / 'trial-004.lock'],
+                              stdout=subprocess.PIPE, text=True)
+    assert worker.stdout.readline() == 'held\n'
+    sweep_run.work(store, configure, 'validation_ap', wait=False)
+    assert quick == ['trial-005']
+    worker.kill()
+    worker.wait()
+    sweep_run.work(store, configure, 'validation_ap')
+    assert quick == ['trial-005', 'trial-004']
+
+
+def test_optuna_proposes_and_a_dead_workers_trial_is_done_again(quick, tmp_path):
+    pytest.importorskip('optuna')
+    sweep = trials.sweep(BASE, search={'seed': OneOf((4, 5, 6)), RATE: Between(1e-4, 1e-2, True)},
+                         count=3).sweep
+    first = SearchStore(tmp_path, sweep)
+    begun = first.next()
+    assert begun.name == 'trial-000' and set(begun.fields) == {'seed', RATE}
+    begun.give_back()  # as its worker's death does
+    store = SearchStore(tmp_path, sweep)
+    sweep_run.work(store, configure, 'validation_ap')
+    assert quick == ['trial-000', 'trial-001', 'trial-002']
+    assert store.results()['trial-000']['fields'] == begun.fields
+    assert store._study.best_value == max(made['score'] for made in store.results().values())
+
+
+def test_the_table_puts_seeds_together_and_the_best_first(tmp_path):
+    results = {f'trial-{i:03d}': {
+        'fields': {RATE: rate, 'seed': seed}, 'score': 0.1 * i,
+        'scores': {'validation_ap': 0.1 * i, 'ap': 0.5}}
+        for i, (rate, seed) in enumerate([(1e-3, 0), (1e-3, 1), (2e-2, 0), (2e-2, 1)])}
+    results['trial-004'] = {'fields': {RATE: 9.0, 'seed': 0}, 'error': 'loss is nan'}
+    lines = sweep_report.write(tmp_path, results, 'validation_ap').splitlines()
+    assert lines[2].startswith('| 0.02 | 0.250 ± 0.071 |') and 'trial-002, trial-003' in lines[2]
+    assert lines[3].startswith('| 0.001 | 0.050 ± 0.071 |')
+    assert lines[4].startswith('| 9 | - |') and lines[4].endswith('| loss is nan |')
+    assert (tmp_path / 'sweep.png').read_bytes().startswith(b'\x89PNG')
+    assert json.loads((tmp_path / 'sweep.json').read_text()) == results
+
+
+def test_several_slices_share_the_trials_out_and_bring_scans():
+    commands = remote_sweep.tpu_commands(
+        ['a', 'b'], 'us-central2-b', ['--config=c.py', '--workdir=gs://x/y'], 'brains', 'gs://x/t1')
+    assert len(commands) == 1 + 2 * 4
+    assert all('--worker=all' in c and '--zone=us-central2-b' in c and '--project=brains' in c
+               for c in commands[1:])
+    assert '--share=1/2' in commands[-1][-1] and '$? = 75' in commands[-1][-1]
+    assert 'rsync --recursive gs://x/t1 scans' in commands[-2][-1]
+
+
+def call(checkout, *words, **environment):
+    return subprocess.run([sys.executable, '-m', 'fluidjax.sweep', *map(str, words)], cwd=checkout,
+                          capture_output=True, text=True, timeout=200, env=os.environ | environment)
+
+
+@pytest.mark.parametrize(('words', 'message'), [
+    (['--tpu=a', '--workdir=gs://x/y'], 'name its zone'),
+    (['--tpu=a', '--zone=z', '--workdir=runs/x'], 'gs://BUCKET/FOLDER'),
+    (['--workdir=runs/x', '--dry-run'], 'give one of them')])
+def test_a_mistake_of_a_sweep_is_one_line(checkout, words, message):
+    done = call(checkout, '--config=configs/sweeps/learning_rate.py:smoke', *words)
+    assert done.returncode == 2 and 'Traceback' not in done.stderr
+    assert message in done.stderr.splitlines()[-1]
+
+
+def test_a_dry_run_shows_the_commands_and_a_run_runs_them(checkout, tmp_path):
+    words = ('--config=configs/sweeps/learning_rate.py:smoke', '--workers', '2', '--slurm',
+             '--sbatch=--gpus=1 --time=8:00:00', f'--workdir={tmp_path / "sweep"}')
+    shown = call(checkout, *words, '--dry-run')
+    assert shown.returncode == 0 and not (tmp_path / 'sweep').exists()
+    for part in ('#SBATCH --array=0-1', '#SBATCH --gpus=1', '#SBATCH --time=8:00:00', '--nowait',
+                 '--signal=TERM@120', 'scontrol requeue'):
+        assert part in shown.stdout
+    assert '--workers' not in shown.stdout and '--slurm ' not in shown.stdout
+
+    fake = tmp_path / 'bin' / 'sbatch'
+    fake.parent.mkdir()
+    fake.write_text(f'#!/bin/sh\ncp "$1" {tmp_path}/submitted\n')
+    fake.chmod(0o755)
+    done = call(checkout, *words, PATH=f'{fake.parent}:{os.environ["PATH"]}')
+    assert done.returncode == 0, done.stderr
+    script = (tmp_path / 'submitted').read_text()
+    assert script == (tmp_path / 'sweep' / 'sweep.sbatch').read_text()
+    assert subprocess.run(['bash', '-n'], input=script, text=True).returncode == 0
+
+
+@pytest.mark.slow
+def test_four_trials_by_two_workers_one_of_them_killed(checkout, tmp_path):
+    config = tmp_path / 'four.py'
+    config.write_text('from fluidjax.trials import grid, sweep\n\n\ndef get_config():\n'
+                      f"    return sweep('{BASE}', grid({{'seed': (0, 1, 2, 3)}}))\n")
+    workdir = tmp_path / 'sweep'
+    environment = {'FLUIDJAX_STORE': str(tmp_path / 'store')}
+    workers = [subprocess.Popen(
+        [sys.executable, '-m', 'fluidjax.sweep', f'--config={config}', f'--workdir={workdir}'],
+        cwd=checkout, stderr=subprocess.PIPE, text=True, env=os.environ | environment)
+        for _ in range(2)]
+    deadline = time.monotonic() + 400
+    while not list(workdir.glob('trial-*/trial.json')):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    first = {worker.pid: worker for worker in workers}
+    by = {path.parent.name: json.loads(path.read_text())['worker']
+          for path in workdir.glob('trial-*/trial.json')}
+    victim = next(w for pid, w in first.items() if not any(f'process {pid} ' in b
+                                                           for b in by.values()))
+    victim.send_signal(signal.SIGKILL)
+    other = next(w for w in workers if w is not victim)
+    _, err = other.communicate(timeout=600)
+    victim.communicate()
+    assert other.returncode == 0, err
+    results = {path.parent.name: json.loads(path.read_text())
+               for path in workdir.glob('trial-*/trial.json')}
+    assert sorted(results) == [f'trial-{i:03d}' for i in range(4)]
+    assert all('score' in made for made in results.values())
+    # The victim finished none, so the other did all four, each of them once.
+    assert [err.count(f'trial-{i:03d}: score') for i in range(4)] == [1, 1, 1, 1]
+    assert (workdir / 'sweep.md').is_file() and (workdir / 'sweep.png').is_file()
