@@ -148,8 +148,11 @@ def augment_batch(
     key: jax.Array, images: jax.Array, brains: jax.Array, spacing: Spacing,
     settings: AugmentSettings,
 ) -> tuple[jax.Array, jax.Array]:
-    """`augment` over a batch `(batch, x, y, z, 1)`; one key, or `(batch,)`, one a sample."""
-    keys = sample_keys(key, images.shape[0])
+    """`augment` over a batch `(batch, x, y, z, 1)`.
+
+    One key, or `(batch,)`, one a sample. Masks may be of another type, and come back as floats.
+    """
+    keys, brains = sample_keys(key, images.shape[0]), brains.astype(images.dtype)
     one = lambda k, image, brain: augment(k, image, brain, spacing, settings)
     image, brain = jax.vmap(one)(keys, images[..., 0], brains[..., 0])
     return image[..., None], brain[..., None]

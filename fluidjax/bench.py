@@ -38,7 +38,7 @@ AOT = flags.DEFINE_string('aot', None, 'models, train: compile for this TPU topo
                           'v5e:2x4, and run nothing; needs pip install libtpu.')
 DTYPE = flags.DEFINE_enum('dtype', None, ('float32', 'bfloat16'), 'models: of the computation, '
                           "instead of the configuration's.")
-ONLY = flags.DEFINE_list('only', [], 'models: these rows alone, e.g. encode,decode.')
+ONLY = flags.DEFINE_list('only', [], 'models, train: these rows alone, e.g. encode,decode.')
 QUICK = flags.DEFINE_boolean('quick', False, 'fluid: three of the schemes alone.')
 
 
@@ -47,12 +47,12 @@ def main(words: list[str]) -> None:
     from fluidjax.files import write_text
 
     subject, *more = words or ['parts']
-    if subject not in SUBJECTS or (more and not (subject == 'models' and ONLY.value)):
+    if subject not in SUBJECTS or (more and not (subject in ('models', 'train') and ONLY.value)):
         raise cli.UserError(f"bench knows {', '.join(SUBJECTS)}, not '{' '.join(words)}'")
-    if subject == 'models':
-        table = _models([*ONLY.value, *more])
+    if subject in ('models', 'train'):
+        table = {'models': _models, 'train': _train}[subject]([*ONLY.value, *more])
     else:
-        table = {'fluid': _fluid, 'map': _map, 'parts': _parts, 'train': _train}[subject]()
+        table = {'fluid': _fluid, 'map': _map, 'parts': _parts}[subject]()
     if JSON.value:
         write_text(Path(JSON.value).expanduser(), json.dumps(table, indent=2) + '\n')
 
@@ -66,7 +66,7 @@ def _parts() -> dict:
     return timing.time_all(CONFIG.value, REPEATS.value)
 
 
-def _train() -> dict:
+def _train(only: list[str]) -> dict:
     if AOT.value:
         from fluidjax import aot
 
@@ -79,7 +79,7 @@ def _train() -> dict:
 
         config = ldm.get_config()
     if AOT.value:
-        return train_timing.compile_for(config, AOT.value)
+        return train_timing.compile_for(config, AOT.value, only)
     return train_timing.measure(config, REPEATS.value)
 
 

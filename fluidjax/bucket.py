@@ -66,7 +66,7 @@ def _fetch(workdir: str, folder: Path) -> None:
         ['gcloud', 'storage', 'rsync', '--recursive', workdir, str(folder)],
         capture_output=True, text=True)
     if done.returncode:
-        raise UserError(f'--workdir={workdir}: cannot be read ({_last_line(done.stderr)})')
+        raise UserError(f'--workdir={workdir}: cannot be read ({_reason(done.stderr)})')
 
 
 class _Sender:
@@ -103,9 +103,11 @@ class _Sender:
             self._running.wait()
         done = subprocess.run(['sh', '-c', self._commands()], capture_output=True, text=True)
         if done.returncode:
-            cli.tell(f'fluidjax: {self._workdir}: not all was copied ({_last_line(done.stderr)}); '
+            cli.tell(f'fluidjax: {self._workdir}: not all was copied ({_reason(done.stderr)}); '
                      f'it is in {self._folder}, and the same command copies it')
 
 
-def _last_line(text: str) -> str:
-    return (text.strip().splitlines() or ['no reason given'])[-1][:200]
+def _reason(text: str) -> str:
+    """gcloud's own word for what is wrong: its first error, of which it says more below."""
+    lines = text.strip().splitlines() or ['no reason given']
+    return next((line for line in lines if 'ERROR' in line), lines[-1])[:200]

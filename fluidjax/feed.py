@@ -37,6 +37,7 @@ class Feed:
             self._cohort, split, layout.local_batch, self._seed, start, len(layout.devices),
             layout.process, layout.processes)
         for number, batch in enumerate(batches, start):
+            batch['brain'] = batch['brain'].astype(np.uint8)  # a mask: a quarter of the way's bytes
             yield batch if self._bank is None else {**batch, 'lesions': self._draw(number, batch)}
 
     def validation(self) -> Iterator[dict[str, np.ndarray]]:

@@ -169,7 +169,7 @@ def _host_parts(config: Any, stage: Stage, step_seconds: float, repeats: int) ->
         ('a batch from disk, meanwhile', host), ('waiting for it', max(0.0, host - whole)))}
 
 
-def compile_for(config: Any, topology: str) -> dict[str, Any]:
+def compile_for(config: Any, topology: str, only: list[str] = []) -> dict[str, Any]:
     """Compile the training steps of a configuration for a TPU topology, and print what they need.
 
     The step on new pairs, and where latents are reused its two dispatches: filling the pool, and a
@@ -179,6 +179,7 @@ def compile_for(config: Any, topology: str) -> dict[str, Any]:
     Args:
         config: the configuration; its `reuse`, or 5 and a pool of 4 where it reuses nothing.
         topology: 'v5e:4x4'.
+        only: rows to compile, of `step`, `fill` and `pool_step`; all where none is named.
 
     Returns:
         `rows` as of `model_timing.compile_for`; `plain` and `pooled`: seconds a step, of them of
@@ -193,8 +194,10 @@ def compile_for(config: Any, topology: str) -> dict[str, Any]:
         raise cli.UserError(f'config.{stage.method.stage}.training.batch_size: '
                             f'{training.batch_size} does not divide by {devices} chips')
     size = training.batch_size // devices
-    table = model_timing.compile_for(_rows(stage, training, size), topology)
-    made = {name: row.get('seconds', math.nan) for name, row in table['rows'].items()}
+    rows = model_timing.chosen_rows(_rows(stage, training, size), only)
+    table = model_timing.compile_for(rows, topology)
+    made = dict.fromkeys(('step', 'fill', 'pool_step'), math.nan)
+    made |= {name: row.get('seconds', math.nan) for name, row in table['rows'].items()}
     params = jax.eval_shape(stage.method.init, jax.random.key(0))
     sent = model_timing.count({name: params[name] for name in stage.method.trainable})
     sent *= 2 if training.reduce_dtype == 'bfloat16' else 4
@@ -203,6 +206,8 @@ def compile_for(config: Any, topology: str) -> dict[str, Any]:
                'pooled': made['fill'] / training.reuse + made['pool_step']}
     cli.tell(f'{size} volumes a chip and step; gradients of {sent / 1e6:.0f} MB')
     for name, own in seconds.items():
+        if math.isnan(own):
+            continue
         whole = own + around
         table[name] = {'seconds': whole, 'communication_seconds': around,
                        'volumes_per_second_and_chip': size / whole}

@@ -101,7 +101,7 @@ FAKE_GCLOUD = """#!/bin/sh
 echo "$@" >> "$BUCKETS/calls"
 shift
 case $1 in
-  ls) [ -d "$BUCKETS/${2#gs://}" ] || { echo 'One or more URLs matched no objects.' >&2; exit 1; } ;;
+  ls) [ -d "$BUCKETS/${2#gs://}" ] || { echo 'URLs matched no objects.' >&2; exit 1; } ;;
   rsync)
     for word; do from=$to; to=$word; done
     case $from in gs://*) from=$BUCKETS/${from#gs://} ;; esac
@@ -153,6 +153,13 @@ def test_what_is_new_is_sent_when_training_fails(buckets):
             (folder / 'metrics.jsonl').write_text('{}')
             raise KeyError
     assert (buckets / 'brains' / 'run' / 'metrics.jsonl').read_text() == '{}'
+
+
+def test_without_gcloud_a_bucket_is_refused(monkeypatch):
+    monkeypatch.setenv('PATH', '/nowhere')
+    with pytest.raises(UserError, match='gcloud is not installed'):
+        with bucket.mirrored_folder('gs://brains/run'):
+            pass
 
 
 @pytest.mark.parametrize('name', ['gs://', 'gs://bucket', 'gs://b/../../etc', "gs://b/it's"])

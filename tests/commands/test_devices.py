@@ -113,7 +113,6 @@ def test_sigterm_to_one_of_two_processes_stops_both_and_the_run_goes_on(start, t
     (('--coordinator=127.0.0.1:1', '--processes=2', '--process=2'), 'must be below'),
     (('--workdir=/dev/null/run',), 'cannot write here'),
     (('--wandb=brains',), 'pip install wandb'),
-    (('--workdir=gs://bucket/run',), 'gcloud is not installed'),
     (('--config.diffusion.training.reuse=5',), 'must be a multiple'),
     (('--config.diffusion.training.accumulate=3',), 'cannot be shared evenly by 1 device(s) in 3')])
 def test_a_mistake_is_one_line(start, tmp_path, flags, message):
