@@ -33,8 +33,9 @@ def _start(step: int, count: int = 10, **others) -> dict:
     return _conddiff(UNIFORM, {f'diffusion.process.{k}': v for k, v in fields.items()})
 
 
-def _used_five_times(stage: str) -> dict:
-    return {f'{stage}.training.reuse': 5, f'{stage}.training.pool': 4}
+def _used_five_times(stage: str, pool: int = 4, **others) -> dict:
+    fields = {'reuse': 5, 'pool': pool, **others}
+    return {f'{stage}.training.{name}': value for name, value in fields.items()}
 
 
 # Real masks as they lie, and the same carried by the flow; plain conddiff carries Perlin noise.
@@ -62,6 +63,9 @@ ABLATIONS = {
     'conddiff: latents used five times': _conddiff(_used_five_times('diffusion')),
     'fluidjax: latents used five times': {
         'method': 'fluidjax', 'train': _used_five_times('bridge')},
+    # Two fifths of the encoding that the other cells do, where nearly all of a step's time goes.
+    'fluidjax: latents used five times and twice the steps': {
+        'method': 'fluidjax', 'train': _used_five_times('bridge', 16, steps=2600)},
     **{f'fluidjax: {n} steps': {'method': 'fluidjax', 'sample': {'bridge.process.sampler_steps': n}}
        for n in (1, 2, 5, 10, 50, 250)},
     **{f'conddiff: DDIM {n} steps': _start(1000, n) for n in (1, 2, 5, 10, 50, 250)},
