@@ -24,7 +24,7 @@ usage: ./run.sh VERB [ARGUMENTS]
   convert ARGS          python -m fluidjax.convert make a run of published PyTorch weights, e.g. AE.ckpt UNET.ckpt --out=runs/published
   bench ARGS            python -m fluidjax.bench   time the training step of a configuration, or (fluid) the flow
   benchmark ARGS        python -m fluidjax.benchmark  train and score all methods alike, e.g. --scale=demo --seeds=0,1,2
-  sweep ARGS            python -m fluidjax.sweep   train and evaluate one configuration over several seeds
+  sweep ARGS            python -m fluidjax.sweep   train and evaluate many configurations, here, on TPU VMs or a cluster
   help                  this text
 
 Environment: FLUIDJAX_EXTRA=cuda|tpu|none chooses the accelerator's wheels; FLUIDJAX_DEMO_DIR the demo's folder.

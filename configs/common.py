@@ -38,7 +38,7 @@ def common(method: str, size: str, cohort: str) -> ConfigDict:
         'scheme': 'flow_map',
     })
     config.detect = ConfigDict({
-        'reference': 'scan', 'mirror': False, 'batch_size': 1,
+        'reference': 'scan', 'mirror': False, 'batch_size': 1, 'checkpoint': 'last',
         'map': {'smoothing_mm': 0.0, 'erosion_mm': 6.0, 'max_shift_voxels': 2, 'sign': 'absolute',
                 'normalise': False, 'median_voxels': 5},
     })

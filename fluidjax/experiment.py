@@ -124,17 +124,18 @@ def train(
     """
     with contextlib.ExitStack() as opened:
         run, problem = None, None
+        mirror = None
         try:
             if parallel.is_first():
                 opened.enter_context(run_lock.held(
                     workdir / '.lock', 'another command trains in this folder; wait for it or '
                     'choose another --workdir'))
             run = _open_run(config, workdir)
+            mirror = opened.enter_context(mirrored(wandb_project, workdir, config))
         except UserError as error:
             problem = error
         parallel.fail_together(problem)
         stop = opened.enter_context(StopRequest())
-        mirror = opened.enter_context(mirrored(wandb_project, workdir, config))
         watch = Watch(mirror=mirror, profile=profile, tell=_tell, saved=saved)
         _train_stages(*run, config, workdir, stop, watch)
 
@@ -290,7 +291,7 @@ class Run:
 
 
 def load_run(workdir: Path, changes: Mapping[str, Any] | None = None) -> Run:
-    """The newest checkpoint of a run's last stage, or the weights of a model package.
+    """A run's last stage, newest checkpoint (or `config.detect.checkpoint`), or a package's.
 
     Args:
         workdir: a run's folder, or a package made of it (`fluidjax.export`).
@@ -308,16 +309,30 @@ def load_run(workdir: Path, changes: Mapping[str, Any] | None = None) -> Run:
     stage = build_stages(config, grid)[-1]
     method = stage.method
     folder = workdir / 'checkpoints' / method.stage
-    step = checkpoint.latest_step(folder)
+    step = _chosen_step(config, folder)
     if step is None:
         raise UserError(f'{workdir}: no checkpoint of the {method.stage} stage yet; train it with '
                         'the command it was started with (python -m fluidjax.main), it goes on '
                         'from where it stopped')
-    if step < stage.training.steps:
+    if step < stage.training.steps and checkpoint.latest_step(folder) == step:
         cli.tell(f'{workdir}: not trained to its end (step {step} of {stage.training.steps})')
     template = state_template(method.init, method.trainable, stage.training)
     state = checkpoint.restore(folder, template, step)
     return Run(config, grid, method, jax.device_put(state.averaged()), step)
+
+
+def _chosen_step(config: ConfigDict, folder: Path) -> int | None:
+    """The checkpoint that `config.detect.checkpoint` names; None where there is none at all."""
+    which = config.detect.get('checkpoint', 'last')
+    if which not in ('last', 'best'):
+        raise UserError(f"config.detect.checkpoint: '{which}' is neither last nor best")
+    if which == 'last':
+        return checkpoint.latest_step(folder)
+    step = checkpoint.best_step(folder)
+    if step is None and checkpoint.latest_step(folder) is not None:
+        raise UserError(f'config.detect.checkpoint: {folder} holds no checkpoint with a validation '
+                        'loss; train with training.validate_every, or set it to last')
+    return step
 
 
 def _load_package(path: Path, changes: Mapping[str, Any]) -> Run:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from fluidjax.stages import build_stages, fluid_settings
 
 
 def time_part(function: Callable, *arguments: Any, repeats: int) -> dict[str, float]:
-    """Compile a function, then the median of its timed calls."""
+    """Compile a function, then the median of its timed calls; XLA's count of its operations."""
     began = time.perf_counter()
     compiled = jax.jit(function).lower(*arguments).compile()
     compile_seconds = time.perf_counter() - began
@@ -29,7 +30,9 @@ def time_part(function: Callable, *arguments: Any, repeats: int) -> dict[str, fl
         began = time.perf_counter()
         jax.block_until_ready(compiled(*arguments))
         times.append(1000.0 * (time.perf_counter() - began))
-    return {'milliseconds': statistics.median(times), 'compile_seconds': compile_seconds}
+    flops = (compiled.cost_analysis() or {}).get('flops', math.nan)
+    return {'milliseconds': statistics.median(times), 'compile_seconds': compile_seconds,
+            'teraflop': float(flops) / 1e12}
 
 
 class Bench:

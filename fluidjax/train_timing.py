@@ -33,6 +33,7 @@ from fluidjax.training.steps import make_fill, make_pool_steps
 
 # Batches that the pipeline holds ready before it is asked.
 PREFETCHED = 4
+RANDOMIZATION = 'randomization alone'
 # Peaks of bfloat16 (dense) in TFLOP/s, by a part of the device's name.
 PEAKS = {'H200': 989.0, 'H100': 989.0, 'A100': 312.0, 'L40S': 362.0, 'L4': 121.0, 'V100': 125.0,
          'TPU v4': 275.0, 'TPU v5 lite': 197.0, 'TPU v5p': 459.0, 'TPU v6 lite': 918.0}
@@ -72,7 +73,7 @@ def measure(config: Any, repeats: int) -> dict[str, Any]:
         cli.tell(f'{count:8d}{row["batch"]:8d}{row["seconds"]:12.4f}'
                  f'{row["volumes_per_second_and_device"]:18.3f}{row["efficiency"]:12.0%}')
     parts = _parts(bench, stage, everything.per_device, rows[0]['seconds'], repeats)
-    teraflop = parts.pop('teraflop')
+    teraflop = sum(part['teraflop'] for name, part in parts.items() if name != RANDOMIZATION)
     parts |= _host_parts(config, stage, rows[-1]['seconds'], repeats)
     peak = next((value for name, value in PEAKS.items() if name in device.device_kind), None)
     share = None if peak is None else teraflop / rows[0]['seconds'] / peak
@@ -113,45 +114,35 @@ def _time_rounds(
 def _parts(
     bench: Bench, stage: Stage, size: int, step_seconds: float, repeats: int
 ) -> dict[str, Any]:
-    """A step's parts timed apart on one device, as milliseconds a step and shares of one."""
-    method, key, reuse = stage.method, bench.key, stage.training.reuse
+    """A step's parts timed apart on one device: milliseconds a step, share of one, `teraflop`.
+
+    Randomization is a part of what it is painted into; the others make up the step, but for the
+    optimiser and what devices send each other.
+    """
+    method, key, often = stage.method, bench.key, 1.0 / stage.training.reuse
     batch = bench.batch(size)
     params = run_once(method.init, key)
-    times: dict[str, float] = {}
-
-    def timed(name: str, function: Callable, *arguments: Any, every: int = 1) -> None:
-        times[name] = time_part(function, *arguments, repeats=repeats)['milliseconds'] / every
-
-    if getattr(method, 'pairs', None) is not None and method.pairs.randomization is not None:
-        timed('randomization', lambda b, k: randomize_batch(
-            k, b['image'], b['brain'], bench.grid, bench.fluid, b['lesions']), batch, key,
-            every=reuse)
-    if hasattr(method, 'examples'):
-        timed('augmentation, randomization and encoding', method.examples, params, batch, key,
-              every=reuse)
-        examples = jax.jit(method.examples)(params, batch, key)
-        trained, frozen = split(method, params)
-        timed('U-Net, forward and backward', lambda t, f, e, k: jax.grad(
-            lambda p: method.example_loss({**f, **p}, e, k)[0])(t), trained, frozen, examples, key)
-    teraflop = _teraflop(method, params, batch, key, reuse)
-    whole = 1000.0 * step_seconds
-    return {name: {'milliseconds': ms, 'share': ms / whole} for name, ms in times.items()} | {
-        'teraflop': teraflop}
-
-
-def _teraflop(method: Any, params: Any, batch: Any, key: Any, reuse: int) -> float:
-    """Floating-point operations of a step on one device, by XLA's count, in 1e12."""
-    def cost(function: Callable, *arguments: Any) -> float:
-        analysis = jax.jit(function).lower(*arguments).compile().cost_analysis() or {}
-        return float(analysis.get('flops', math.nan)) / 1e12
-
     trained, frozen = split(method, params)
-    if reuse == 1:
-        return cost(gradient_of(method), trained, frozen, batch, key)
+    parts: dict[str, Any] = {}
+
+    def timed(name: str, share: float, function: Callable, *arguments: Any) -> None:
+        made = time_part(function, *arguments, repeats=repeats)
+        milliseconds = share * made['milliseconds']
+        parts[name] = {'milliseconds': milliseconds, 'share': milliseconds / step_seconds / 1000.0,
+                       'teraflop': share * made['teraflop']}
+
+    if getattr(getattr(method, 'pairs', None), 'randomization', None) is not None:
+        timed(RANDOMIZATION, often, lambda b, k: randomize_batch(
+            k, b['image'], b['brain'], bench.grid, bench.fluid, b['lesions']), batch, key)
+    if not hasattr(method, 'examples'):
+        timed('forward and backward', 1.0, gradient_of(method), trained, frozen, batch, key)
+        return parts
+    timed('augmentation, randomization, encoding', often, method.examples, params, batch, key)
     examples = jax.eval_shape(method.examples, params, batch, key)
-    return cost(method.examples, params, batch, key) / reuse + cost(
-        lambda t, f, e, k: jax.grad(lambda p: method.example_loss({**f, **p}, e, k)[0])(t),
-        trained, frozen, examples, key)
+    examples = jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype), examples)
+    timed('U-Net, forward and backward', 1.0, lambda t, f, e, k: jax.grad(
+        lambda p: method.example_loss({**f, **p}, e, k)[0])(t), trained, frozen, examples, key)
+    return parts
 
 
 def _host_parts(config: Any, stage: Stage, step_seconds: float, repeats: int) -> dict[str, Any]:

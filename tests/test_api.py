@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import fluidjax
+from configs import ldm
 from fluidjax.errors import UserError
 
 
@@ -147,3 +148,23 @@ def test_pseudo_pathology_is_what_randomize_writes(scan, tmp_path):
 def test_settings_that_cannot_be_are_named(scan, seed, settings, message):
     with pytest.raises(UserError, match=message):
         fluidjax.pseudo_pathology(scan, seed, settings)
+
+
+def test_the_checkpoint_in_use_is_the_last_or_the_best(tmp_path):
+    from fluidjax import experiment
+    from fluidjax.training import checkpoint
+
+    with checkpoint.Writer(tmp_path / 'c') as writer:
+        for step, loss in ((2, 0.5), (4, 0.1), (6, 0.3), (8, 0.4)):
+            writer.save(step, {'w': np.zeros(2)}, loss)
+    checkpoint.save(tmp_path / 'unmeasured', 2, {'w': np.zeros(2)})
+    config = ldm.get_config('smoke')
+    assert experiment._chosen_step(config, tmp_path / 'c') == 8
+    config.detect.checkpoint = 'best'
+    assert experiment._chosen_step(config, tmp_path / 'c') == 4
+    assert experiment._chosen_step(config, tmp_path / 'none') is None
+    with pytest.raises(UserError, match='detect.checkpoint.*no checkpoint with a validation'):
+        experiment._chosen_step(config, tmp_path / 'unmeasured')
+    config.detect.checkpoint = 'first'
+    with pytest.raises(UserError, match='neither last nor best'):
+        experiment._chosen_step(config, tmp_path / 'c')

@@ -166,3 +166,39 @@ def test_without_gcloud_a_bucket_is_refused(monkeypatch):
 def test_what_is_no_folder_of_a_bucket_is_refused(name):
     with pytest.raises(UserError, match='gs://BUCKET/FOLDER'):
         bucket.local_folder(name)
+
+
+def test_weights_and_biases_is_told_the_same(monkeypatch, tmp_path):
+    import sys
+    import types
+
+    from ml_collections import ConfigDict
+
+    from fluidjax.training.logs import RunLog
+    from fluidjax.wandb_mirror import mirrored
+
+    told, begun = [], []
+
+    class Run:
+        log = staticmethod(told.append)
+
+        def define_metric(self, name, step_metric):
+            assert step_metric == name.replace('*', 'step')
+
+        def finish(self):
+            told.append('finished')
+
+    def init(**given):
+        begun.append(given)
+        return Run()
+
+    monkeypatch.setitem(sys.modules, 'wandb', types.SimpleNamespace(init=init))
+    for _ in range(2):
+        with mirrored('brains', tmp_path, ConfigDict({'seed': 3})) as mirror:
+            with RunLog(tmp_path, 'bridge', 0, 4, mirror) as log:
+                log.write(2, {'loss': 0.5})
+    assert told == [{'bridge/step': 2, 'bridge/loss': 0.5}, 'finished'] * 2
+    assert begun[0]['id'] == begun[1]['id'] and begun[0]['resume'] == 'allow'
+    assert begun[0]['project'] == 'brains' and begun[0]['config'] == {'seed': 3}
+    with mirrored('', tmp_path, ConfigDict()) as mirror:
+        assert mirror is None
