@@ -19,8 +19,9 @@ from fluidjax.errors import UserError
 from fluidjax.models import Autoencoder, AutoencoderConfig, Discriminator, UNet, UNetConfig
 from fluidjax.published_names import published_tensors
 from fluidjax.published_weights import Untold, read_networks
-from fluidjax.training import checkpoint
+from fluidjax.training import checkpoint, parallel
 from fluidjax.training.loop import is_done, train_stage
+from fluidjax.training.stopping import StopRequest
 
 pytestmark = pytest.mark.slow
 
@@ -111,8 +112,7 @@ def test_an_autoencoder_alone_is_a_finished_first_stage(config, files, tmp_path)
     method, settings = stages[0].method, stages[0].training
     assert is_done(out / 'checkpoints' / 'autoencoder', settings)
     # Finished: neither a batch nor a loss is asked for.
-    params = train_stage(method.stage, None, method.trainable, method.init, None, None, settings,
-                         out, seed=0)
+    params = train_stage(method, None, None, settings, out, 0, parallel.layout_of(1), StopRequest())
     same(params['autoencoder'], weights, 'quant_conv_mu.weight', 'quant_mu/kernel')
     assert set(params) == {'autoencoder', 'discriminator'}
     with pytest.raises(UserError, match='no checkpoint of the diffusion stage'):

@@ -9,7 +9,7 @@ import sys
 import jax.numpy as jnp
 import pytest
 
-from fluidjax import seeds, timing
+from fluidjax import seeds, sweep_run, timing
 
 
 def write_scores(workdir, seed, dice):
@@ -22,7 +22,7 @@ def write_scores(workdir, seed, dice):
 def test_sweep_puts_seeds_into_one_table(tmp_path):
     for seed, dice in enumerate((0.2, 0.4, 0.6)):
         write_scores(tmp_path, seed, dice)
-    table = seeds.collect(tmp_path, [0, 1, 2])
+    table = seeds.collect(tmp_path, ['seed0', 'seed1', 'seed2'])
     assert table['cohort/conddiff']['ap'] == [0.2, 0.4, 0.6]
     text = seeds.as_markdown(table)
     row = text.splitlines()[2]
@@ -37,9 +37,9 @@ def test_a_run_is_evaluated_again_when_it_was_trained_further(tmp_path):
     step = tmp_path / 'seed0' / 'checkpoints' / 'diffusion' / '6'
     step.mkdir(parents=True)
     os.utime(step, (1, 1))
-    assert seeds.is_evaluated(tmp_path / 'seed0')
+    assert sweep_run.is_evaluated(tmp_path / 'seed0')
     os.utime(step, (4e9, 4e9))
-    assert not seeds.is_evaluated(tmp_path / 'seed0')
+    assert not sweep_run.is_evaluated(tmp_path / 'seed0')
 
 
 def test_bench_times_a_part():
