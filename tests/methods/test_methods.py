@@ -192,7 +192,8 @@ def test_steps_are_drawn_where_the_setting_says():
     method = method_of('conddiff')
     for bias, mean in ((1.0, 500), (4.0, 800)):
         process = dataclasses.replace(method.process, time_bias=bias)
-        t = dataclasses.replace(method, process=process)._draw_steps(jax.random.key(0), 4000)
+        u = jax.random.uniform(jax.random.key(0), (4000,))
+        t = dataclasses.replace(method, process=process)._draw_steps(u)
         assert int(t.min()) >= 0 and int(t.max()) <= 999
         assert float(t.mean()) == pytest.approx(mean, abs=15)
 
