@@ -33,8 +33,9 @@ def _start(step: int, count: int = 10, **others) -> dict:
     return _conddiff(UNIFORM, {f'diffusion.process.{k}': v for k, v in fields.items()})
 
 
-def _used_five_times(stage: str, pool: int = 4, **others) -> dict:
-    fields = {'reuse': 5, 'pool': pool, **others}
+def _used_five_times(stage: str, pool: int = 4, steps: int = 1300) -> dict:
+    # All in multiples of five.
+    fields = {'reuse': 5, 'pool': pool, 'steps': steps, 'log_every': 50, 'checkpoint_every': 200}
     return {f'{stage}.training.{name}': value for name, value in fields.items()}
 
 

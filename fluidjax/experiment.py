@@ -126,11 +126,13 @@ def train(
         run, problem = None, None
         mirror = None
         try:
+            run = _open_run(config, workdir)
             if parallel.is_first():
                 opened.enter_context(run_lock.held(
                     workdir / '.lock', 'another command trains in this folder; wait for it or '
                     'choose another --workdir'))
-            run = _open_run(config, workdir)
+                _write_what_it_is(config, run[-1], workdir)
+            _tell_what_it_is(config, run)
             mirror = opened.enter_context(mirrored(wandb_project, workdir, config))
         except UserError as error:
             problem = error
@@ -146,11 +148,10 @@ def _tell(line: str) -> None:
 
 
 def _open_run(config: ConfigDict, workdir: Path) -> tuple[tuple[Stage, ...], list[Feed], Any]:
-    """Stages, feeds and cohort of a configuration, all checked; what is its own is written."""
+    """Stages, feeds and cohort of a configuration, all checked; nothing is written."""
     grid = model_grid(config)
     stages = build_stages(config, grid)
-    first = parallel.is_first()
-    if first:
+    if parallel.is_first():
         _refuse_another_run(config, workdir, grid)
     settings_from(MapSettings, config.detect.map, 'detect.map')
     for stage in stages:  # shapes that do not fit say so
@@ -160,17 +161,23 @@ def _open_run(config: ConfigDict, workdir: Path) -> tuple[tuple[Stage, ...], lis
     cohort = open_cohort(config)
     feeds = [Feed(cohort, layout, derived_seed(config.seed, purpose))
              for layout, purpose in zip(layouts, PURPOSES)]
-    if first:
-        check_cohort_of(workdir, cohort)
-        save_config(workdir / 'config.json', config)
-        write_text(workdir / 'cohort.json', json.dumps(_identity(cohort), indent=2) + '\n')
+    return stages, feeds, cohort
+
+
+def _write_what_it_is(config: ConfigDict, cohort: Any, workdir: Path) -> None:
+    check_cohort_of(workdir, cohort)
+    save_config(workdir / 'config.json', config)
+    write_text(workdir / 'cohort.json', json.dumps(_identity(cohort), indent=2) + '\n')
+
+
+def _tell_what_it_is(config: ConfigDict, run: tuple) -> None:
+    _, feeds, cohort = run
     _tell(f'{config.method} on {cohort.name}: '
           + ', '.join(f'{n} {split}' for split, n in cohort.sizes.items()) + '; '
-          + _devices(layouts[-1]))
+          + _devices(feeds[-1].layout))
     if jax.default_backend() == 'tpu' and fluid_settings(config).scheme == 'flow_map':
         _tell('fluid.scheme flow_map reads memory by gathers, which TPUs do slowly: '
               '--config.fluid.scheme=koren carries the same lesions by stencils')
-    return stages, feeds, cohort
 
 
 def _devices(layout: parallel.Layout) -> str:
