@@ -72,7 +72,8 @@ def test_no_configuration_says_how_to_train(tmp_path):
     ('conddiff', {'unet': 54_923_910, 'autoencoder': 13_766_248}),
     ('ldm', {'unet': 46_640_134, 'autoencoder': 13_766_248}),
     ('cldm', {'unet': 46_650_502, 'autoencoder': 13_766_248}),
-    ('icdm', {'unet': 46_650_502, 'autoencoder': 13_766_248}),
+    pytest.param('icdm', {'unet': 46_650_502, 'autoencoder': 13_766_248},
+                 marks=pytest.mark.slow),  # cldm's networks
     # our own, and those of which the paper gives no sizes, as they were counted first
     ('fluidjax', {'unet': 59_556_099, 'autoencoder': 13_766_248}),
     ('vae', {'vae': 39_458_696}),
