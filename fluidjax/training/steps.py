@@ -21,7 +21,9 @@ Metrics = dict[str, jax.Array]
 Batch = dict[str, jax.Array]
 LossFn = Callable[[Params, Any, jax.Array, Share], tuple[jax.Array, Metrics]]
 StepFn = Callable[..., tuple[TrainState, Metrics]]
-POOL_PURPOSE = 1  # folded into a step's key for the choice from the pool
+# Folded into a step's key for the choice from the pool. Methods split that key: with a small number
+# this would be one of theirs, and each place in the pool would see its own share of the times.
+POOL_PURPOSE = 2**31 - 2
 
 
 def ema_rate(decay: float, step: jax.Array) -> jax.Array:
