@@ -132,6 +132,9 @@ def _build(
 @contextlib.contextmanager
 def _alone_in(home: Path) -> Iterator[None]:
     """Other processes of this machine that want the same cohort wait for it, and find it built."""
+    if home.is_dir():  # built; its store may be one that we cannot write to
+        yield
+        return
     with run_lock.waited_for(home.parent / f'.{home.name}.lock'):
         yield
 

@@ -10,23 +10,34 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shlex
 import shutil
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import IO
 
-from fluidjax import cli
+from fluidjax import cli, run_lock
 from fluidjax.errors import UserError
 from fluidjax.training import parallel
 
 SCHEME = 'gs://'
-UNFINISHED = r'.*orbax-checkpoint-tmp.*|\.lock$'  # what is being written is no use there
+# What is being written is no use there, and a lock is its process's.
+LEFT_OUT = r'.*orbax-checkpoint-tmp.*|(.*/)?\.[^/]*lock$|(.*/)?\.claims/.*'
+RSYNC = ('gcloud', 'storage', 'rsync', '--recursive', '--skip-if-dest-has-newer-mtime',
+         f'--exclude={LEFT_OUT}')
+
+
+def is_bucket(workdir: str) -> bool:
+    """Whether a folder is one of a bucket."""
+    return workdir.startswith(SCHEME)
 
 
 def local_folder(workdir: str) -> Path:
     """Where a bucket's folder is kept here, $FLUIDJAX_BUCKETS or a cache; others as they are."""
-    if not workdir.startswith(SCHEME):
+    if not is_bucket(workdir):
         return Path(workdir).expanduser()
     name = workdir.removeprefix(SCHEME).strip('/')
     if not re.fullmatch(r'[\w.\-]+(/[\w.\- =]+)+', name) or '..' in name.split('/'):
@@ -39,38 +50,49 @@ def local_folder(workdir: str) -> Path:
 def mirrored_folder(workdir: str) -> Iterator[tuple[Path, Callable[[], None]]]:
     """The folder to train in, and what to call when there is something new in it.
 
+    One command of this machine at a time; other machines are not kept from the same folder.
+
     Raises:
         UserError: the bucket cannot be read, or written at the end.
     """
-    folder = local_folder(workdir)
-    if not workdir.startswith(SCHEME) or not parallel.is_first():
+    folder, remote = local_folder(workdir), workdir.rstrip('/')
+    if not is_bucket(workdir):
         yield folder, lambda: None
         return
-    if shutil.which('gcloud') is None:
-        raise UserError(f'--workdir={workdir}: gcloud is not installed here; install it '
-                        '(cloud.google.com/sdk) or give a folder of this machine')
-    folder.mkdir(parents=True, exist_ok=True)
-    _fetch(workdir, folder)
-    sender = _Sender(folder, workdir)
-    try:
-        yield folder, sender.send
-    finally:
-        sender.finish()
+    with contextlib.ExitStack() as opened:
+        with parallel.together():
+            if parallel.is_first():
+                opened.enter_context(run_lock.held(folder / '.bucket.lock', (
+                    f'another command works on {remote}; wait for it or choose another --workdir')))
+                _fetch(remote, folder)
+        if not parallel.is_first():
+            yield folder, lambda: None
+            return
+        sender = _Sender(folder, remote)
+        try:
+            yield folder, sender.send
+        except BaseException:
+            sender.finish()
+            raise
+        if not sender.finish():
+            raise UserError(f'--workdir={workdir}: not all was copied; the same command copies it')
 
 
 def _fetch(workdir: str, folder: Path) -> None:
+    if shutil.which('gcloud') is None:
+        raise UserError(f'--workdir={workdir}: gcloud is not installed here; install it '
+                        '(cloud.google.com/sdk) or give a folder of this machine')
     there = subprocess.run(['gcloud', 'storage', 'ls', workdir], capture_output=True, text=True)
     if there.returncode and 'matched no objects' in there.stderr:
         return  # nothing there yet
     done = there if there.returncode else subprocess.run(
-        ['gcloud', 'storage', 'rsync', '--recursive', workdir, str(folder)],
-        capture_output=True, text=True)
+        [*RSYNC, workdir, str(folder)], capture_output=True, text=True)
     if done.returncode:
         raise UserError(f'--workdir={workdir}: cannot be read ({_reason(done.stderr)})')
 
 
 class _Sender:
-    """Copies a folder to a bucket, one copy at a time.
+    """Copies a folder to a bucket, one copy at a time, and tells what goes wrong.
 
     Of stages that wrote checkpoints since, those dropped here are dropped there: the folder was
     fetched from the bucket before, so it held all of them. Nothing else is ever deleted.
@@ -79,32 +101,44 @@ class _Sender:
     def __init__(self, folder: Path, workdir: str) -> None:
         self._folder, self._workdir = folder, workdir
         self._running: subprocess.Popen | None = None
+        self._complaints: IO[str] | None = None
         self._since = time.time()
 
     def _commands(self) -> str:
-        copy = ['gcloud', 'storage', 'rsync', '--recursive', f'--exclude={UNFINISHED}']
-        lines = [[*copy, str(self._folder), self._workdir]]
+        lines = [[*RSYNC, str(self._folder), self._workdir]]
         for stage in sorted(self._folder.rglob('checkpoints/*')):
             if stage.is_dir() and stage.stat().st_mtime > self._since:
-                lines.append([*copy, '--delete-unmatched-destination-objects', str(stage),
+                lines.append([*RSYNC, '--delete-unmatched-destination-objects', str(stage),
                               f'{self._workdir}/{stage.relative_to(self._folder)}'])
-        return ' && '.join(' '.join(f"'{word}'" for word in line) for line in lines)
+        return ' && '.join(shlex.join(line) for line in lines)
 
     def send(self) -> None:
         """Begin to copy what is new, unless a copy is under way; the next one takes it along."""
         if self._running is None or self._running.poll() is not None:
-            self._running = subprocess.Popen(
-                ['sh', '-c', self._commands()], stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL, start_new_session=True)
+            self._ended_well()
+            self._start()
 
-    def finish(self) -> None:
-        """Copy what is new and return when it is there."""
-        if self._running is not None:
-            self._running.wait()
-        done = subprocess.run(['sh', '-c', self._commands()], capture_output=True, text=True)
-        if done.returncode:
-            cli.tell(f'fluidjax: {self._workdir}: not all was copied ({_reason(done.stderr)}); '
-                     f'it is in {self._folder}, and the same command copies it')
+    def finish(self) -> bool:
+        """Copy what is new, return when it is there; False where it is not."""
+        self._ended_well()
+        self._start()
+        return self._ended_well()
+
+    def _start(self) -> None:
+        self._complaints = tempfile.TemporaryFile('w+')
+        self._running = subprocess.Popen(
+            ['sh', '-c', self._commands()], stdout=subprocess.DEVNULL, stderr=self._complaints,
+            start_new_session=True)
+
+    def _ended_well(self) -> bool:
+        """Wait for the copy under way, and tell why it failed, if so."""
+        running, self._running = self._running, None
+        if running is None or not running.wait():
+            return True
+        self._complaints.seek(0)
+        cli.tell(f'fluidjax: {self._workdir}: not all was copied '
+                 f'({_reason(self._complaints.read())}); it is in {self._folder}')
+        return False
 
 
 def _reason(text: str) -> str:

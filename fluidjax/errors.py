@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+RESUME_ME = 75  # EX_TEMPFAIL of sysexits.h
+
 
 class UserError(ValueError):
     """A mistake in the input, the configuration or the environment.
@@ -11,12 +13,14 @@ class UserError(ValueError):
     """
 
 
-class Stopped(Exception):
+class Stopped(BaseException):
     """A run that was asked to stop has saved itself; the same command goes on from there.
 
+    No `Exception`, as `KeyboardInterrupt` is none: what mends errors must let it through.
+
     Attributes:
-        status: exit status of the command: 75 after SIGTERM (EX_TEMPFAIL of sysexits.h, which
-            schedulers can be told to start again), 130 after Ctrl-C.
+        status: exit status of the command: `RESUME_ME` after SIGTERM, which schedulers can be told
+            to start again, 130 after Ctrl-C.
     """
 
     def __init__(self, message: str, status: int) -> None:

@@ -115,7 +115,7 @@ def train(
         workdir: the run's folder.
         wandb_project: of Weights & Biases, which is told the metrics too; empty: none.
         profile: dispatches of each stage to trace; 0: none.
-        saved: called after each checkpoint was begun.
+        saved: called after each checkpoint was written.
 
     Raises:
         UserError: a field that does not fit, data that cannot be read, a workdir that holds
@@ -123,9 +123,8 @@ def train(
         Stopped: a signal asked for it; the run is saved.
     """
     with contextlib.ExitStack() as opened:
-        run, problem = None, None
-        mirror = None
-        try:
+        stop = opened.enter_context(StopRequest())
+        with parallel.together():
             run = _open_run(config, workdir)
             if parallel.is_first():
                 opened.enter_context(run_lock.held(
@@ -133,11 +132,8 @@ def train(
                     'choose another --workdir'))
                 _write_what_it_is(config, run[-1], workdir)
             _tell_what_it_is(config, run)
-            mirror = opened.enter_context(mirrored(wandb_project, workdir, config))
-        except UserError as error:
-            problem = error
-        parallel.fail_together(problem)
-        stop = opened.enter_context(StopRequest())
+            mirror = opened.enter_context(mirrored(
+                wandb_project, workdir, config, [stage.method.stage for stage in run[0]]))
         watch = Watch(mirror=mirror, profile=profile, tell=_tell, saved=saved)
         _train_stages(*run, config, workdir, stop, watch)
 

@@ -36,7 +36,7 @@ def main() -> None:
         experiment.train(CONFIG.value, workdir, WANDB.value, PROFILED if PROFILE.value else 0,
                          saved)
     if experiment.parallel.is_first():
-        cli.tell(f'trained; next: python -m fluidjax.eval --workdir={WORKDIR.value}')
+        cli.tell(f'trained; next: python -m fluidjax.eval --workdir={workdir}')
 
 
 if __name__ == '__main__':

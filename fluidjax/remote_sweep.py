@@ -12,11 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fluidjax import cli
-from fluidjax.errors import UserError
+from fluidjax.errors import RESUME_ME, UserError
 from fluidjax.files import write_text
 
 Command = list[str]
-RESUME = 75  # the exit status of a worker that asks to be started again
 ARCHIVE = 'fluidjax.tar.gz'
 
 
@@ -42,7 +41,10 @@ def tpu_commands(
         share = [f'--share={number}/{len(names)}'] if len(names) > 1 else []
         unpack = 'mkdir -p fluidjax && tar -xzf fluidjax.tar.gz -C fluidjax && cd fluidjax'
         sweep = ' '.join(shlex.quote(word) for word in ('./run.sh', 'sweep', *arguments, *share))
-        loop = f'until {sweep}; do [ $? = {RESUME} ] || exit 1; done'
+        loop = f'until {sweep}; do [ $? = {RESUME_ME} ] || exit 1; done'
+        # `&&` before `&` would leave a shell that holds the connection until the sweep ends.
+        start = (f'cd fluidjax || exit 1; FLUIDJAX_EXTRA=tpu nohup sh -c {shlex.quote(loop)} '
+                 '> sweep.log 2>&1 < /dev/null &')
         commands += [
             [*tpu, 'scp', ARCHIVE, f'{name}:', '--worker=all', *where],
             [*tpu, *on_all, f'--command={unpack} && FLUIDJAX_EXTRA=tpu ./run.sh setup'],
@@ -50,8 +52,7 @@ def tpu_commands(
         if bring:
             commands.append([*tpu, *on_all, '--command=cd fluidjax && gcloud storage rsync '
                              f'--recursive {shlex.quote(bring)} scans'])
-        commands.append([*tpu, *on_all, '--command=cd fluidjax && nohup sh -c '
-                         f'{shlex.quote(loop)} > sweep.log 2>&1 < /dev/null &'])
+        commands.append([*tpu, *on_all, f'--command={start}'])
     return commands
 
 
@@ -79,12 +80,13 @@ def slurm_script(
     lines = ['#!/bin/bash', '#SBATCH --job-name=fluidjax-sweep', f'#SBATCH --array=0-{workers - 1}',
              '#SBATCH --requeue', '#SBATCH --open-mode=append',
              '# Two minutes before its time is up a worker is asked to save what it does.',
-             '#SBATCH --signal=TERM@120', f'#SBATCH --output={workdir}/slurm-%A_%a.log']
-    lines += [f'#SBATCH {option}' for option in shlex.split(options)]
+             '#SBATCH --signal=TERM@120',
+             f'#SBATCH --output="{workdir}/slurm-%A_%a.log"']
+    lines += [f'#SBATCH {options}'] if options else []
     command = ' '.join(shlex.quote(str(word)) for word in (
         python, '-m', 'fluidjax.sweep', *arguments, '--nowait'))
     lines += [f'cd {shlex.quote(str(checkout))}', f'srun {command}', 'status=$?',
-              f'if [ $status = {RESUME} ]; then',
+              f'if [ $status = {RESUME_ME} ]; then',
               '  scontrol requeue "${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}"', 'fi',
               'exit $status']
     return '\n'.join(lines) + '\n'

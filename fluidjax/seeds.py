@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import copy
 import json
-import statistics
 from pathlib import Path
-from typing import Any
 
 from ml_collections import ConfigDict
 
 from fluidjax.files import write_text
+from fluidjax.sweep_report import Results, mean_and_spread, write_picture
 from fluidjax.trial_store import TrialStore
 from fluidjax.trials import Fields
 
@@ -44,23 +43,18 @@ def collect(workdir: Path, names: list[str]) -> dict[str, dict[str, list[float |
 
 def as_markdown(table: dict[str, dict[str, list[float | None]]]) -> str:
     """The table with mean and standard deviation over the seeds."""
-
-    def cell(values: list[float | None]) -> str:
-        known = [value for value in values if value is not None]
-        if not known:
-            return '-'
-        spread = f' ± {statistics.stdev(known):.3f}' if len(known) > 1 else ''
-        return f'{statistics.mean(known):.3f}{spread}'
-
     lines = ['| method | ' + ' | '.join(SCORES) + ' |', '|---' * (len(SCORES) + 1) + '|']
-    lines += [f'| {name} | ' + ' | '.join(cell(row[score]) for score in SCORES) + ' |'
+    lines += [f'| {name} | ' + ' | '.join(mean_and_spread(row[score]) for score in SCORES) + ' |'
               for name, row in table.items()]
     return '\n'.join(lines) + '\n'
 
 
-def write_table(workdir: Path, results: dict[str, dict[str, Any]]) -> str:
-    """Write the table of the seeds that did not fail to `sweep.json` and `sweep.md`."""
+def write(workdir: Path, results: Results, score: str) -> str:
+    """Write `sweep.json`, `sweep.md` and `sweep.png` of the seeds that did not fail; see
+    `sweep_report.write`.
+    """
     table = collect(workdir, [name for name, made in results.items() if 'score' in made])
     write_text(workdir / 'sweep.json', json.dumps(table, indent=2) + '\n')
     write_text(workdir / 'sweep.md', as_markdown(table))
+    write_picture(workdir, results, score)
     return as_markdown(table)

@@ -47,6 +47,10 @@ def main() -> None:
     if CONFIG.value is None or not WORKDIR.value:
         raise cli.UserError('sweep needs --config=FILE and --workdir=DIR, e.g. '
                             '--config=configs/ldm.py:demo --workdir=runs/sweep')
+    from fluidjax.bucket import is_bucket
+
+    if is_bucket(WORKDIR.value) and (WORKERS.value > 1 or SLURM.value):
+        raise cli.UserError('--workdir: several workers share a folder of a disk, not of a bucket')
     if TPU.value or SLURM.value:
         _elsewhere()
     elif DRY_RUN.value:
@@ -55,7 +59,7 @@ def main() -> None:
         from fluidjax import sweep_run
 
         sweep_run.start_workers(WORKERS.value, _own_arguments(), Path(WORKDIR.value).expanduser())
-        _sweep_here()  # all is done: the table
+        _sweep_here()  # the table, and what no worker is left to do
     else:
         _sweep_here()
 
@@ -76,6 +80,7 @@ def _own_arguments() -> list[str]:
 
 def _elsewhere() -> None:
     from fluidjax import remote_sweep
+    from fluidjax.bucket import is_bucket
 
     if SLURM.value:
         workdir = Path(WORKDIR.value).expanduser().absolute()
@@ -86,7 +91,7 @@ def _elsewhere() -> None:
         return
     if not ZONE.value:
         raise cli.UserError('--tpu: name its zone too, --zone=us-central2-b')
-    if not WORKDIR.value.startswith('gs://'):
+    if not is_bucket(WORKDIR.value):
         raise cli.UserError(f"--workdir: '{WORKDIR.value}' would end with the TPU VM; give "
                             'gs://BUCKET/FOLDER')
     remote_sweep.run(remote_sweep.tpu_commands(
@@ -116,9 +121,8 @@ def _sweep_here() -> None:
         if not parallel.is_first():
             return
         results = store.results()
-        table = sweep_report.write(workdir, results, score)
-        if 'sweep' not in config:
-            table = seeds.write_table(workdir, results)
+        report = sweep_report if 'sweep' in config else seeds
+        table = report.write(workdir, results, score)
     print(f'{len(results)} of {store.count()} trials:\n{table}')
     failed = [f'{name}: {made["error"]}' for name, made in results.items() if 'error' in made]
     if failed:

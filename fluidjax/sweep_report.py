@@ -21,10 +21,15 @@ def write(workdir: Path, results: Results, score: str) -> str:
     table = as_markdown(results, score)
     write_text(workdir / 'sweep.json', json.dumps(results, indent=2) + '\n')
     write_text(workdir / 'sweep.md', table)
+    write_picture(workdir, results, score)
+    return table
+
+
+def write_picture(workdir: Path, results: Results, score: str) -> None:
+    """Write `sweep.png`, where any trial has a score."""
     scored = {name: made for name, made in results.items() if 'score' in made}
     if scored:
         write_bytes(workdir / 'sweep.png', figure(scored, score))
-    return table
 
 
 def varied(results: Results) -> list[str]:
@@ -48,7 +53,8 @@ def as_markdown(results: Results, score: str) -> str:
         good = [made for _, made in members if 'score' in made]
         order = statistics.mean(made['score'] for made in good) if good else -float('inf')
         cells = [_short(value) for value in json.loads(values)]
-        cells += [_mean([made['scores'].get(column) for made in good]) for column in columns]
+        cells += [mean_and_spread([made['scores'].get(column) for made in good])
+                  for column in columns]
         failed = [made['error'] for _, made in members if 'error' in made]
         cells.append(', '.join(trial for trial, _ in members))
         cells.append(failed[0][:80] if failed else '')
@@ -64,7 +70,8 @@ def _short(value: Any) -> str:
     return f'{value:.3g}' if isinstance(value, float) else str(value)
 
 
-def _mean(values: list[float | None]) -> str:
+def mean_and_spread(values: list[float | None]) -> str:
+    """Mean and standard deviation of those that are known, as tables show them."""
     known = [value for value in values if value is not None]
     if not known:
         return '-'

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from fluidjax import cli
-from fluidjax.errors import Stopped, UserError
+from fluidjax.errors import RESUME_ME, Stopped, UserError
 from fluidjax.trial_store import TrialStore
 from fluidjax.trials import Fields
 
@@ -73,23 +74,30 @@ def work(
         Stopped: a signal asked for it; the trial under way is saved and given back.
     """
     from fluidjax.training import parallel
+    from fluidjax.training.stopping import StopRequest
 
-    while True:
+    def do_next() -> bool:
         claim = store.next() if parallel.is_first() else None
         taken = parallel.text_from_first(
             json.dumps([claim.name, dict(claim.fields)]) if claim else '')
-        if taken:
-            name, fields = json.loads(taken)
-            made = _outcome(configure, fields, store.workdir / name, name, score, saved)
-            if claim is not None:
-                store.finish(claim, made)
-                saved()
-                _tell_progress(store, name, made)
-            continue
-        unfinished = parallel.is_first() and len(store.results()) < store.count()
-        if not parallel.from_first(unfinished and wait):
-            return
-        time.sleep(POLL_SECONDS)
+        if not taken:
+            return False
+        name, fields = json.loads(taken)
+        made = _outcome(configure, fields, store.workdir / name, name, score, saved)
+        if claim is not None:
+            store.finish(claim, made)
+            saved()
+            _tell_progress(store, name, made)
+        return True
+
+    with StopRequest():
+        while True:
+            while do_next():
+                pass
+            unfinished = parallel.is_first() and len(store.results()) < store.count()
+            if not parallel.from_first(unfinished and wait):
+                return
+            time.sleep(POLL_SECONDS)
 
 
 def _outcome(
@@ -104,6 +112,11 @@ def _outcome(
         scores = do_trial(configure(fields), folder, saved)
     except UserError as error:
         return {'error': str(error)}
+    except Exception as error:
+        if not parallel.is_alone():  # the others do not know: better to end than to wait for ever
+            raise
+        traceback.print_exc()
+        return {'error': f'{type(error).__name__}: {" ".join(str(error).split())[:200]}'}
     if not parallel.is_first():
         return {}
     value = scores.get(score)
@@ -125,7 +138,6 @@ def start_workers(count: int, arguments: list[str], workdir: Path) -> None:
 
     Raises:
         Stopped: the workers were asked to stop.
-        UserError: none of them ended well.
     """
     workdir.mkdir(parents=True, exist_ok=True)
     workers = []
@@ -133,15 +145,17 @@ def start_workers(count: int, arguments: list[str], workdir: Path) -> None:
         with (workdir / f'worker-{number}.log').open('a') as log:
             workers.append(subprocess.Popen(
                 [sys.executable, '-m', 'fluidjax.sweep', *arguments], stdout=log, stderr=log,
-                env=os.environ | _gpus_of(number, count)))
+                env=os.environ | _gpus_of(number, count),
+                start_new_session=True))  # else the terminal's Ctrl-C would reach it twice
     cli.tell(f'{count} workers; they write to {workdir}/worker-N.log')
 
     def pass_on(number: int, frame: Any) -> None:
         for worker in workers:
             if worker.poll() is None:
-                worker.send_signal(number)
+                worker.send_signal(signal.SIGTERM if number == signal.SIGHUP else number)
 
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.signal(number, pass_on)
+              for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
     try:
         statuses = [worker.wait() for worker in workers]
     finally:
@@ -150,12 +164,10 @@ def start_workers(count: int, arguments: list[str], workdir: Path) -> None:
     for number, status in enumerate(statuses):
         if status < 0:
             cli.tell(f'worker {number} was killed (signal {-status}); its trial was given back')
-    for status in (75, 130):
+    for status in (RESUME_ME, 130):
         if status in statuses:
             raise Stopped('the workers stopped, and saved what they were doing; the same command '
                           'goes on from there', status)
-    if 0 not in statuses:
-        raise UserError(f'no worker ended well; {workdir}/worker-0.log says why')
 
 
 def _gpus_of(number: int, count: int) -> dict[str, str]:

@@ -35,8 +35,9 @@ from fluidjax.training.steps import make_fill, make_pool_steps
 PREFETCHED = 4
 RANDOMIZATION = 'randomization alone'
 # Peaks of bfloat16 (dense) in TFLOP/s, by a part of the device's name.
+TPU_KINDS = {'TPU v4': 'v4', 'TPU v5 lite': 'v5e', 'TPU v5': 'v5p', 'TPU v6 lite': 'v6e'}
 PEAKS = {'H200': 989.0, 'H100': 989.0, 'A100': 312.0, 'L40S': 362.0, 'L4': 121.0, 'V100': 125.0,
-         'TPU v4': 275.0, 'TPU v5 lite': 197.0, 'TPU v5p': 459.0, 'TPU v6 lite': 918.0}
+         **{kind: aot.CHIPS[chip].teraflops for kind, chip in TPU_KINDS.items()}}
 
 
 def measure(config: Any, repeats: int) -> dict[str, Any]:

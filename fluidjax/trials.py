@@ -118,8 +118,7 @@ def config_of(base: str, changes: Fields) -> ConfigDict:
     spec.loader.exec_module(module)
     config = module.get_config(argument)
     try:
-        with config.unlocked():
-            known = {name for name, _ in _flat(config)}
+        known = {name for name, _ in _flat(config)}
         unknown = [name for name in changes if name not in known]
         if unknown:
             raise UserError(f"sweep: {base} has no field '{unknown[0]}'")

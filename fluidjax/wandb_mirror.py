@@ -15,7 +15,9 @@ from fluidjax.training import parallel
 
 
 @contextlib.contextmanager
-def mirrored(project: str, workdir: Path, config: ConfigDict) -> Iterator[Any]:
+def mirrored(
+    project: str, workdir: Path, config: ConfigDict, stages: list[str]
+) -> Iterator[Any]:
     """A run of a project, or None: for no project, and in other processes than the first.
 
     A resumed run goes on in the same curves: its name there is made from its folder.
@@ -37,7 +39,7 @@ def mirrored(project: str, workdir: Path, config: ConfigDict) -> Iterator[Any]:
             id=hashlib.sha256(place.encode()).hexdigest()[:16])
     except Exception as error:  # no key, no network: wandb has many ways to say so
         raise UserError(f'--wandb={project}: {" ".join(str(error).split())[:200]}') from error
-    for stage in ('autoencoder', 'diffusion', 'bridge', 'vae', 'restoration'):
+    for stage in stages:
         run.define_metric(f'{stage}/*', step_metric=f'{stage}/step')
     try:
         yield run

@@ -106,6 +106,7 @@ case $1 in
     for word; do from=$to; to=$word; done
     case $from in gs://*) from=$BUCKETS/${from#gs://} ;; esac
     case $to in gs://*) to=$BUCKETS/${to#gs://} ;; esac
+    [ ! -e "$BUCKETS/closed" ] || { echo 'ERROR: 403 forbidden' >&2; exit 1; }
     case "$*" in *--delete-unmatched*) rm -rf "$to" ;; esac
     mkdir -p "$to" && cp -r "$from/." "$to/" ;;
 esac
@@ -155,6 +156,34 @@ def test_what_is_new_is_sent_when_training_fails(buckets):
     assert (buckets / 'brains' / 'run' / 'metrics.jsonl').read_text() == '{}'
 
 
+def test_what_cannot_be_sent_is_told_and_fails_the_command(buckets, capfd):
+    with pytest.raises(UserError, match='not all was copied'):
+        with bucket.mirrored_folder('gs://brains/run') as (folder, saved):
+            (buckets / 'closed').touch()
+            saved()
+    assert capfd.readouterr().err.count('403 forbidden') == 2
+
+
+def test_a_buckets_folder_is_one_commands_at_a_time(buckets):
+    with bucket.mirrored_folder('gs://brains/run') as (folder, _):
+        (folder / 'metrics.jsonl').write_text('{}')
+        with pytest.raises(UserError, match='another command works on gs://brains/run;'):
+            with bucket.mirrored_folder('gs://brains/run/'):
+                pass
+    calls = (buckets / 'calls').read_text().splitlines()
+    assert len(calls) == 2 and calls[-1].endswith(' gs://brains/run')  # it fetched nothing
+
+
+@pytest.mark.parametrize(('name', 'left_out'), [
+    ('.lock', True), ('trial-000/.lock', True), ('.claims/trial-000.lock', True),
+    ('checkpoints/bridge/8.orbax-checkpoint-tmp/state', True), ('metrics.jsonl', False),
+    ('checkpoints/bridge/8/state', False), ('locks.md', False)])
+def test_locks_and_what_is_being_written_stay_here(name, left_out):
+    import re
+
+    assert bool(re.match(bucket.LEFT_OUT, name)) == left_out  # as gcloud does
+
+
 def test_without_gcloud_a_bucket_is_refused(monkeypatch):
     monkeypatch.setenv('PATH', '/nowhere')
     with pytest.raises(UserError, match='gcloud is not installed'):
@@ -194,11 +223,11 @@ def test_weights_and_biases_is_told_the_same(monkeypatch, tmp_path):
 
     monkeypatch.setitem(sys.modules, 'wandb', types.SimpleNamespace(init=init))
     for _ in range(2):
-        with mirrored('brains', tmp_path, ConfigDict({'seed': 3})) as mirror:
+        with mirrored('brains', tmp_path, ConfigDict({'seed': 3}), ['bridge']) as mirror:
             with RunLog(tmp_path, 'bridge', 0, 4, mirror) as log:
                 log.write(2, {'loss': 0.5})
     assert told == [{'bridge/step': 2, 'bridge/loss': 0.5}, 'finished'] * 2
     assert begun[0]['id'] == begun[1]['id'] and begun[0]['resume'] == 'allow'
     assert begun[0]['project'] == 'brains' and begun[0]['config'] == {'seed': 3}
-    with mirrored('', tmp_path, ConfigDict()) as mirror:
+    with mirrored('', tmp_path, ConfigDict(), []) as mirror:
         assert mirror is None

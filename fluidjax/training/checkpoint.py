@@ -98,7 +98,7 @@ class Writer:
     """
 
     def __init__(self, directory: Path) -> None:
-        self._directory = directory
+        self._directory, self._writing = directory, False
         _quieten()
         with self._in_one_line():
             directory.mkdir(parents=True, exist_ok=True)
@@ -125,7 +125,14 @@ class Writer:
         metrics = None if validation_loss is None else {METRIC: float(validation_loss)}
         with self._in_one_line():
             self._manager.save(step, args=ocp.args.StandardSave(state), metrics=metrics)
+        self._writing = True
         return self._directory / str(step)
+
+    def newly_written(self) -> bool:
+        """Whether the checkpoint that was begun last is there now; true once for each."""
+        done = self._writing and not self._manager.is_saving_in_progress()
+        self._writing = self._writing and not done
+        return done
 
     def wait(self) -> None:
         """Return when all is written.
@@ -161,6 +168,13 @@ class NoWriter:
     def save(self, *_: object) -> str:
         """Nothing; the first process does."""
         return 'the first process knows'
+
+    def newly_written(self) -> bool:
+        """Never."""
+        return False
+
+    def wait(self) -> None:
+        """Nothing."""
 
 
 def save(directory: Path, step: int, state: Any) -> Path:

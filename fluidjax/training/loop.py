@@ -39,7 +39,7 @@ class Watch:
         mirror: a run of Weights & Biases.
         profile: dispatches of each stage of which a trace is written to `workdir/profile`.
         tell: writes a line to the person at the terminal.
-        saved: called after each checkpoint was begun.
+        saved: called after each checkpoint was written.
     """
 
     validation: Callable[[], Iterator[dict[str, np.ndarray]]] | None = None
@@ -110,19 +110,22 @@ def train_stage(
     tally = Tally(method.stage, start, str(folder / str(start)) if start
                   else 'the start of the run (none was written yet)')
     with contextlib.ExitStack() as opened:
-        writer, log, profile = (opened.enter_context(each) for each in _records(
-            workdir, method.stage, start, settings, watch))
+        opened.enter_context(stop.deferred())
+        with parallel.together():
+            writer, log, profile = (opened.enter_context(each) for each in _records(
+                workdir, method.stage, start, settings, watch))
         for step in range(start + settings.reuse, settings.steps + 1, settings.reuse):
             batch = tally.next_of(feed)
             profile.before_dispatch()
             state, metrics = rounds(state, batch, step - settings.reuse)
             tally.add(metrics)
             log.advance(settings.reuse)
-            status = stop.after(step)
+            status = stop.after_dispatch()
             save = status or step == settings.steps or step % settings.checkpoint_every == 0
             if save or step % settings.log_every == 0:
                 means, samples = tally.settle()
-                log.write(step, means | {'learning_rate': float(rate(step - 1))}, samples)
+                with parallel.together():
+                    log.write(step, means | {'learning_rate': float(rate(step - 1))}, samples)
             loss = None
             if validate is not None and _due(step, settings.validate_every):
                 loss = validate(state)
@@ -131,13 +134,19 @@ def train_stage(
                 log.picture(step, 'validation', watch.picture(
                     parallel.unreplicate(state).averaged()))
             if save:
-                tally.last_good = str(writer.save(step, parallel.unreplicate(state), loss))
+                with parallel.together():
+                    tally.last_good = str(writer.save(step, parallel.unreplicate(state), loss))
+            if writer.newly_written():
                 watch.saved()
             if status:
                 break
             tally.restart()
+        with parallel.together():
+            writer.wait()
+    watch.saved()
     watch.tell(tally.summary())
-    if step < settings.steps:
+    status = status or stop.status
+    if status:
         raise Stopped(f'stopped after step {step} of the {method.stage} stage, which is saved; the '
                       'same command goes on from there', status)
     return parallel.unreplicate(state).averaged()
@@ -150,11 +159,12 @@ def _start(
     """Step and state to go on from, on the host; in other processes than the first, a place."""
     template = state_template(method.init, method.trainable, settings)
     start, state = 0, None
-    if parallel.is_first():
-        start, state, damaged = checkpoint.restore_newest(folder, template)
-        for path in damaged:
-            watch.tell(f'{path}: this checkpoint is damaged, so it was set aside and training goes '
-                       f'on from step {start}')
+    with parallel.together():
+        if parallel.is_first():
+            start, state, damaged = checkpoint.restore_newest(folder, template)
+            for path in damaged:
+                watch.tell(f'{path}: this checkpoint is damaged, so it was set aside and training '
+                           f'goes on from step {start}')
     start = parallel.from_first(start)
     if start and state is None:
         state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), template)

@@ -6,8 +6,9 @@ alone, the usual case, pays nothing for the others that could be there.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -127,20 +128,33 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
+def is_alone() -> bool:
+    """Whether there is no other process."""
+    return jax.process_count() == 1
+
+
 def from_first(number: int) -> int:
     """A whole number as the first process has it."""
-    if jax.process_count() == 1:
+    if is_alone():
         return number
     return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
 
 
-def fail_together(problem: UserError | None) -> None:
-    """Raise a process's problem, in the others that there is one: nobody waits for the lost.
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """What ends one process here ends all of them: nobody waits for the lost.
+
+    All processes must pass through, and none may use the devices of others within.
 
     Raises:
-        UserError: there is a problem in any process.
+        UserError, OSError: a process's own; in the others a UserError that there is one.
     """
-    if jax.process_count() > 1:
+    problem = None
+    try:
+        yield
+    except (UserError, OSError) as error:
+        problem = error
+    if not is_alone():
         bad = multihost_utils.process_allgather(np.int32(problem is not None))
         if problem is None and bad.any():
             raise UserError(f'stopped with process {int(np.argmax(bad))} of this run, which says '
@@ -151,7 +165,7 @@ def fail_together(problem: UserError | None) -> None:
 
 def text_from_first(text: str) -> str:
     """A text as the first process has it."""
-    if jax.process_count() == 1:
+    if is_alone():
         return text
     content = np.frombuffer(text.encode(), np.uint8)
     given = np.zeros(from_first(len(content)), np.uint8)

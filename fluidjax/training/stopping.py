@@ -2,50 +2,76 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import signal
 import threading
+from collections.abc import Iterator
 from types import FrameType
 
 import jax
 from jax.experimental import multihost_utils
 
-RESUME_ME = 75  # EX_TEMPFAIL of sysexits.h
+from fluidjax.errors import RESUME_ME, Stopped
+
 INTERRUPTED = 130
+# JAX has all processes stop at the call after the largest number that any has asked with, so each
+# call has the next one, whatever stages and trials there are. Orbax asks with the steps it saves,
+# which must not count: these are larger.
+_asked = itertools.count(2**30)
 
 
 class StopRequest:
-    """Remembers a signal until a step has ended; use it as a context manager.
+    """Listens to signals; use it as a context manager.
 
-    The first signal lets the run save itself, a second Ctrl-C ends it at once. In several
-    processes JAX's coordination service passes SIGTERM on, so that all stop after the same step;
-    Ctrl-C ends a process there at once.
+    Where steps are taken (`deferred`) a signal is remembered, so that the run can save itself; a
+    second Ctrl-C ends it at once. Elsewhere nothing can be lost, and the first one does. In several
+    processes JAX's coordination service passes SIGTERM on, so that all stop after the same
+    dispatch; Ctrl-C ends a process there at once.
     """
 
     def __init__(self) -> None:
         self._status: int | None = None
+        self._deferring = False
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> StopRequest:
         alone = jax.process_count() == 1
         if alone and threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
-                self._before[number] = signal.signal(number, self._remember)
+                self._before[number] = signal.signal(number, self._hear)
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def _remember(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and self._status is not None:
+    def _hear(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and (self._status is not None or not self._deferring):
             raise KeyboardInterrupt
         self._status = RESUME_ME if number == signal.SIGTERM else INTERRUPTED
+        if not self._deferring:
+            raise Stopped('stopped; the same command goes on from there', RESUME_ME)
 
-    def after(self, step: int) -> int | None:
-        """The exit status to stop with after a step, or None to go on.
+    @contextlib.contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Remember signals instead of ending at once; ask for them with `after_dispatch`."""
+        self._deferring = True
+        try:
+            yield
+        finally:
+            self._deferring = False
 
-        In several processes each must ask after the same steps.
-        """
-        if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step):
-            return RESUME_ME
+    @property
+    def status(self) -> int | None:
+        """The exit status that a signal to this process asks for, or None."""
         return self._status
+
+    def after_dispatch(self) -> int | None:
+        """The exit status to stop with now, or None to go on.
+
+        In several processes each must ask equally often.
+        """
+        if jax.process_count() == 1:
+            return self._status
+        return RESUME_ME if multihost_utils.reached_preemption_sync_point(next(_asked)) else None

@@ -95,17 +95,20 @@ def test_sigterm_to_one_of_two_processes_stops_both_and_the_run_goes_on(start, t
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         port = free.getsockname()[1]
+    # In the second stage, whose dispatches are rounds of two steps.
     flags = (f'--coordinator=127.0.0.1:{port}', '--processes=2',
-             '--config.autoencoder.training.steps=4000')
+             '--config.diffusion.training.steps=4000', '--config.diffusion.training.reuse=2',
+             '--config.diffusion.training.log_every=4',
+             '--config.diffusion.training.checkpoint_every=1000')
     pair = [start(2, tmp_path / str(i), *flags, f'--process={i}') for i in (0, 1)]
     for line in pair[0].stderr:
-        if 'step/s, loss' in line:  # a step is done
+        if 'diffusion' in line and 'step/s, loss' in line:  # steps are done
             break
     pair[1].terminate()
     ends = [process.communicate(timeout=300)[1] for process in pair]
     assert [process.returncode for process in pair] == [75, 75], ends
     assert 'stopped after step' in ends[0] and 'saved' in ends[0]
-    assert any((tmp_path / '0' / 'checkpoints' / 'autoencoder').iterdir())
+    assert any((tmp_path / '0' / 'checkpoints' / 'diffusion').iterdir())
 
 
 @pytest.mark.parametrize(('flags', 'message'), [

@@ -67,6 +67,8 @@ def quick(monkeypatch):
         done.append(folder.name)
         if config.seed == 3:
             raise UserError('loss is nan')
+        if config.seed == 2:
+            raise RuntimeError('out of\nmemory')
         return {'validation_ap': float(config.seed), 'ap': 0.5}
 
     monkeypatch.setattr(sweep_run, 'do_trial', do)
@@ -82,15 +84,16 @@ def configure(fields):
 
 
 def test_a_worker_does_each_trial_once_and_a_failure_stops_no_other(quick, tmp_path):
-    store = store_of(tmp_path, (3, 4, 5))
+    store = store_of(tmp_path, (2, 3, 4, 5))
     sweep_run.work(store, configure, 'validation_ap')
-    sweep_run.work(store_of(tmp_path, (3, 4, 5)), configure, 'validation_ap')
-    assert quick == ['trial-003', 'trial-004', 'trial-005']
+    sweep_run.work(store_of(tmp_path, (2, 3, 4, 5)), configure, 'validation_ap')
+    assert quick == ['trial-002', 'trial-003', 'trial-004', 'trial-005']
     results = store.results()
     assert results['trial-003']['error'] == 'loss is nan' and results['trial-005']['score'] == 5.0
+    assert results['trial-002']['error'] == 'RuntimeError: out of memory'
     store.forget_failures()
     sweep_run.work(store, configure, 'validation_ap')
-    assert quick[3:] == ['trial-003']
+    assert quick[4:] == ['trial-002', 'trial-003']
 
 
 def test_a_trial_of_another_worker_is_left_until_that_one_dies(quick, tmp_path):
@@ -148,6 +151,21 @@ def test_several_slices_share_the_trials_out_and_bring_scans():
     assert 'rsync --recursive gs://x/t1 scans' in commands[-2][-1]
 
 
+def test_a_slice_is_let_go_when_its_sweep_has_begun(tmp_path):
+    """Its command returns while the sweep goes on, and the next slice can begin."""
+    (tmp_path / 'fluidjax').mkdir()
+    script = tmp_path / 'fluidjax' / 'run.sh'
+    script.write_text('#!/bin/sh\ntouch begun\nsleep 8\n')
+    script.chmod(0o755)
+    start = remote_sweep.tpu_commands(['a'], 'z', ['--workdir=gs://x/y'])[-1][-1]
+    subprocess.run(['bash', '-c', start.removeprefix('--command=')], cwd=tmp_path, timeout=5,
+                   capture_output=True, check=True)
+    deadline = time.monotonic() + 5
+    while not (tmp_path / 'fluidjax' / 'begun').exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 def call(checkout, *words, **environment):
     return subprocess.run([sys.executable, '-m', 'fluidjax.sweep', *map(str, words)], cwd=checkout,
                           capture_output=True, text=True, timeout=200, env=os.environ | environment)
@@ -156,7 +174,8 @@ def call(checkout, *words, **environment):
 @pytest.mark.parametrize(('words', 'message'), [
     (['--tpu=a', '--workdir=gs://x/y'], 'name its zone'),
     (['--tpu=a', '--zone=z', '--workdir=runs/x'], 'gs://BUCKET/FOLDER'),
-    (['--workdir=runs/x', '--dry-run'], 'give one of them')])
+    (['--workdir=runs/x', '--dry-run'], 'give one of them'),
+    (['--workdir=gs://x/y', '--workers=2'], 'not of a bucket')])
 def test_a_mistake_of_a_sweep_is_one_line(checkout, words, message):
     done = call(checkout, '--config=configs/sweeps/learning_rate.py:smoke', *words)
     assert done.returncode == 2 and 'Traceback' not in done.stderr
@@ -165,10 +184,10 @@ def test_a_mistake_of_a_sweep_is_one_line(checkout, words, message):
 
 def test_a_dry_run_shows_the_commands_and_a_run_runs_them(checkout, tmp_path):
     words = ('--config=configs/sweeps/learning_rate.py:smoke', '--workers', '2', '--slurm',
-             '--sbatch=--gpus=1 --time=8:00:00', f'--workdir={tmp_path / "sweep"}')
+             '--sbatch=-p gpu --time=8:00:00', f'--workdir={tmp_path / "sweep"}')
     shown = call(checkout, *words, '--dry-run')
     assert shown.returncode == 0 and not (tmp_path / 'sweep').exists()
-    for part in ('#SBATCH --array=0-1', '#SBATCH --gpus=1', '#SBATCH --time=8:00:00', '--nowait',
+    for part in ('#SBATCH --array=0-1', '#SBATCH -p gpu --time=8:00:00', '--nowait',
                  '--signal=TERM@120', 'scontrol requeue'):
         assert part in shown.stdout
     assert '--workers' not in shown.stdout and '--slurm ' not in shown.stdout

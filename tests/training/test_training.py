@@ -121,6 +121,14 @@ def test_a_signal_saves_the_step_it_comes_in_and_names_how_to_go_on(
     jax.tree.map(np.testing.assert_array_equal, whole[1], run(tmp_path))
 
 
+def test_outside_of_steps_a_signal_ends_the_command_at_once():
+    with StopRequest(), pytest.raises(Stopped) as stopped:
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert stopped.value.status == 75
+    with StopRequest(), pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
+
+
 def test_a_torn_checkpoint_is_set_aside_for_the_one_before_it(whole, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, feed=stopped_at(10, interrupt))
@@ -174,6 +182,34 @@ def test_a_pool_of_one_batch_used_once_is_the_plain_step(whole, tmp_path):
     params = run(tmp_path, steps=1, log_every=1, checkpoint_every=1, pool=2)
     plain = run(tmp_path / 'plain', steps=1, log_every=1, checkpoint_every=1)
     np.testing.assert_allclose(params['net']['w'], plain['net']['w'], rtol=1e-6)
+
+
+def test_a_pair_is_drawn_from_the_pool_apart_from_what_else_is_drawn():
+    """Each place has all the times that methods draw with a key split off their own."""
+    class Shows(Line):
+        def examples(self, params, batch, key, share):
+            return {'x': batch['x']}
+
+        def example_loss(self, params, examples, key, share):
+            loss, _ = super().example_loss(params, {'x': examples['x'][:, None]}, key, share)
+            time = share.uniform(jax.random.split(key, 3)[1], examples['x'].shape)
+            return loss, {'batch': examples['x'], 'time': time}
+
+    settings = dataclasses.replace(SETTINGS, steps=64, reuse=4, pool=8)
+    method, optimizer = Shows(), make_optimizer(settings.optimizer, 64, ('net',))
+    layout, key = parallel.layout_of(4), jax.random.key(0)
+    rounds = Rounds(method, optimizer, settings, layout, key)
+    state = parallel.replicate(create_state(method.init(key), ('net',), optimizer), layout)
+    seen = []
+    for number in range(64):
+        state, made = rounds(state, {'x': np.full((1, 4), number, np.float32)}, 4 * number)
+        seen += [(number - m['batch'].ravel(), m['time'].ravel()) for m in made]
+    age, time = np.concatenate([np.stack(each) for each in seen[32:]], axis=1)
+    assert set(age.tolist()) == set(range(8))  # those of the last eight rounds
+    assert all(abs(np.mean(time[age == a]) - 0.5) < 0.15 for a in range(8))
+    for place in range(8):  # a batch stays in one place
+        number = np.concatenate([np.full(4, i // 4) for i in range(32, 256)])
+        assert np.ptp(time[(number - age) % 8 == place]) > 0.9
 
 
 def test_reuse_and_its_limits_are_named():
