@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 from pathlib import Path
@@ -35,7 +36,7 @@ def from_record(record: dict[str, Any], settings: FluidSettings, where: str) -> 
     Raises:
         UserError: a field is missing, unknown, or not of its kind.
     """
-    template = draw_pair(jax.random.key(0), settings, 1)
+    template = _any_draw(settings)
     most = settings.lesion_count[1]
     try:
         seeds = [_typed(SeedDraw, seed, jax.tree.map(lambda x: x[0], template.seeds))
@@ -51,6 +52,11 @@ def from_record(record: dict[str, Any], settings: FluidSettings, where: str) -> 
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise UserError(f'{where}: not a draw of this version ({error}); restore the file, or '
                         'draw anew') from error
+
+
+@functools.cache
+def _any_draw(settings: FluidSettings) -> Draw:
+    return draw_pair(jax.random.key(0), settings, 1)
 
 
 def _typed(kind: type, record: dict[str, Any], template: Any) -> Any:

@@ -41,7 +41,9 @@ class Feed:
             yield batch if self._bank is None else {**batch, 'lesions': self._draw(number, batch)}
 
     def validation(self) -> Iterator[dict[str, np.ndarray]]:
-        """One pass over the validation scans, filled up from their start to whole batches."""
+        """The batches of one pass over the validation scans, always the same; where these do not
+        fill the last one, it is drawn from all of them anew.
+        """
         count = -(-self._cohort.sizes.get('validation', 0) // self.layout.batch_size)
         return itertools.islice(self(0, 'validation'), count)
 

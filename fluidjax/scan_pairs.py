@@ -113,11 +113,12 @@ def replay(path: Path, out: Path, volumes: bool = True) -> Path:
     if brain:
         draw_records.check_file(brain['path'], brain['sha256'])
         brain = brain['path']
-    draws = {
-        scan['path']: [functools.partial(draw_records.from_record, pair['draw'], settings,
+    draws = {}
+    for scan in record['scans']:  # all are read before any is painted
+        made = [draw_records.from_record(pair['draw'], settings,
                                          f'{path}, pair {number} of {scan["path"]}')
-                       for number, pair in enumerate(scan['pairs'], 1)]
-        for scan in record['scans']}
+                for number, pair in enumerate(scan['pairs'], 1)]
+        draws[scan['path']] = [functools.partial(lambda draw: draw, draw) for draw in made]
     masks = MaskFiles(lesions['folder'], [Path(file) for file in lesions['files']])
     head = draw_records.header(settings, record['seed'], record['n'])
     return _write(head, settings, draws, masks, brain, out, volumes)

@@ -5,7 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
 
+
+@pytest.mark.slow
 def test_the_tutorials_code_runs(checkout, tmp_path, monkeypatch):
     text = (checkout / 'docs' / 'tutorial.md').read_text()
     blocks = list(re.finditer(r'^```python\n(.*?)^```$', text, re.M | re.S))

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import math
-import subprocess
-import sys
 
 import pytest
 
@@ -31,9 +30,9 @@ backend_config={"known_trip_count":{"n":"4"}}
 """
 
 
-def bench(checkout, *arguments):
-    return subprocess.run([sys.executable, '-m', 'fluidjax.bench', 'models', *arguments],
-                          cwd=checkout, capture_output=True, text=True, timeout=600)
+@pytest.fixture
+def bench(command):
+    return functools.partial(command, 'bench', 'models', timeout=600)
 
 
 def test_rows_are_every_network_and_both_steps():
@@ -66,8 +65,8 @@ def test_forward_and_training_step_are_measured(capsys):
 
 
 @pytest.mark.slow
-def test_every_row_is_printed(checkout, tmp_path):
-    done = bench(checkout, '--config=configs/ldm.py:smoke', '--repeats=1',
+def test_every_row_is_printed(bench, tmp_path):
+    done = bench('--config=configs/ldm.py:smoke', '--repeats=1',
                  f'--json={tmp_path / "table.json"}')
     assert done.returncode == 0, done.stderr
     assert list(json.loads((tmp_path / 'table.json').read_text())['rows']) == ROWS
@@ -114,14 +113,14 @@ def test_an_unknown_row_or_method_is_one_line():
 
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec('libtpu') is None, reason='needs pip install libtpu')
-def test_compiles_for_a_tpu_that_is_not_there(checkout, tmp_path):
-    done = bench(checkout, '--config=configs/ldm.py:smoke', '--aot=v5e:2x4', '--only', 'encode',
+def test_compiles_for_a_tpu_that_is_not_there(bench, tmp_path):
+    done = bench('--config=configs/ldm.py:smoke', '--aot=v5e:2x4', '--only', 'encode',
                  'conddiff_step', f'--json={tmp_path / "table.json"}')
     assert done.returncode == 0, done.stderr
     rows = json.loads((tmp_path / 'table.json').read_text())['rows']
     assert list(rows) == ['encode', 'conddiff_step']
     assert all(0 < row['gigabytes'] < 1 and row['seconds'] > 0 for row in rows.values())
-    wrong = bench(checkout, '--aot=v5e:3x5')
+    wrong = bench('--aot=v5e:3x5')
     assert wrong.returncode == 2 and 'v5e:3x5' in wrong.stderr.splitlines()[-1]
 
 

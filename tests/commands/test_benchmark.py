@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -89,25 +87,24 @@ def test_nothing_finished_says_so(tmp_path):
         benchmark_report.write(tmp_path, 'comparison', ['vae'])
 
 
-def benchmark(checkout, workdir, *arguments):
-    return subprocess.run(
-        [sys.executable, '-m', 'fluidjax.benchmark', f'--workdir={workdir}', *arguments],
-        cwd=checkout, capture_output=True, text=True, timeout=900,
-        env=os.environ | {'FLUIDJAX_STORE': str(workdir / 'store')})
+@pytest.fixture
+def benchmark(command, tmp_path):
+    return functools.partial(command, 'benchmark', f'--workdir={tmp_path}', timeout=900,
+                             FLUIDJAX_STORE=str(tmp_path / 'store'))
 
 
-def test_wrong_cells_are_one_line(checkout, tmp_path):
-    done = benchmark(checkout, tmp_path, '--cells=unet')
+def test_wrong_cells_are_one_line(benchmark):
+    done = benchmark('--cells=unet')
     assert done.returncode == 2 and "no 'unet' in comparison" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
-    done = benchmark(checkout, tmp_path, '--patients=somewhere')
+    done = benchmark('--patients=somewhere')
     assert done.returncode == 2 and '--healthy' in done.stderr
 
 
 @pytest.mark.slow
-def test_a_benchmark_from_end_to_end_and_again(checkout, tmp_path):
+def test_a_benchmark_from_end_to_end_and_again(benchmark, tmp_path):
     arguments = ('--scale=smoke', '--seeds=0', '--cells=conddiff,cldm,vae')
-    done = benchmark(checkout, tmp_path, *arguments)
+    done = benchmark(*arguments)
     assert done.returncode == 0, done.stderr
     text = (tmp_path / 'smoke' / 'RESULTS.md').read_text()
     for row in ('conddiff', 'cldm', 'vae', 'z_score', 'mean_brain', 'intensity', 'autoencoder'):
@@ -115,6 +112,6 @@ def test_a_benchmark_from_end_to_end_and_again(checkout, tmp_path):
     assert '## Test set: other law' in text
     log = (tmp_path / 'smoke' / 'runs' / 'cldm' / 'seed0' / 'metrics.jsonl').read_text()
     assert '"stage": "diffusion"' in log and '"stage": "autoencoder"' not in log  # shared
-    again = benchmark(checkout, tmp_path, *arguments)
+    again = benchmark(*arguments)
     assert again.returncode == 0 and 'cell' not in again.stderr
     assert (tmp_path / 'smoke' / 'RESULTS.md').read_text() == text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import json
 import os
 import re
@@ -22,31 +23,9 @@ CONFIG = '--config=configs/ldm.py:smoke'
 
 
 @pytest.fixture(scope='module')
-def store(tmp_path_factory):
-    return tmp_path_factory.mktemp('store')
-
-
-@pytest.fixture(scope='module')
-def call(checkout, store):
+def call(command, store):
     """Run `python -m fluidjax.NAME ARGUMENTS` and return the finished process."""
-
-    def run(name, *arguments, **environment):
-        env = os.environ | {'FLUIDJAX_STORE': str(store)} | environment
-        return subprocess.run([sys.executable, '-m', f'fluidjax.{name}', *map(str, arguments)],
-                              cwd=checkout, env=env, capture_output=True, text=True, timeout=400)
-
-    return run
-
-
-@pytest.fixture(scope='module')
-def trained(call, tmp_path_factory):
-    """A smoke run, trained and evaluated."""
-    workdir = tmp_path_factory.mktemp('runs') / 'smoke'
-    done = call('main', CONFIG, f'--workdir={workdir}')
-    assert done.returncode == 0, done.stderr
-    evaluated = call('eval', f'--workdir={workdir}')
-    assert evaluated.returncode == 0, evaluated.stderr
-    return workdir, done, evaluated
+    return functools.partial(command, FLUIDJAX_STORE=str(store))
 
 
 def one_line_error(process):

@@ -3,9 +3,8 @@ files' (tests/test_parity_models.py), their numbers random."""
 
 from __future__ import annotations
 
+import functools
 import json
-import os
-import subprocess
 import sys
 
 import jax
@@ -275,11 +274,8 @@ def test_pytorch_files_that_are_no_tensors(tmp_path):
         assert '\n' not in str(error.value)
 
 
-def test_the_command_line(checkout, files, tmp_path):
-    def call(*arguments):
-        return subprocess.run([sys.executable, '-m', 'fluidjax.convert', *map(str, arguments)],
-                              cwd=checkout, env=os.environ, capture_output=True, text=True)
-
+def test_the_command_line(command, files, tmp_path):
+    call = functools.partial(command, 'convert')
     path, out = files('command', lightning_names()), tmp_path / 'run'
     options = ['--config=configs/ldm.py:smoke', '--config.autoencoder.network.norm_num_groups=4']
     done = call(path, '--out', out, *options)

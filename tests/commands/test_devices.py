@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
@@ -11,21 +12,30 @@ import sys
 
 import pytest
 
-COMMAND = [sys.executable, '-m', 'fluidjax.main', '--config=configs/ldm.py:smoke']
+CONFIG = '--config=configs/ldm.py:smoke'
 
 
 @pytest.fixture(scope='module')
-def start(checkout, tmp_path_factory):
-    """Start a training on simulated devices, with a store of its own."""
-    store = tmp_path_factory.mktemp('store')
+def start(checkout, store):
+    """Start a training on simulated devices, to be one of several processes."""
 
     def run(devices, workdir, *flags):
-        env = os.environ | {'FLUIDJAX_STORE': str(store), 'JAX_PLATFORMS': 'cpu',
-                            'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}'}
-        return subprocess.Popen([*COMMAND, f'--workdir={workdir}', *flags], cwd=checkout, env=env,
-                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        env = os.environ | simulated(devices) | {'FLUIDJAX_STORE': str(store)}
+        return subprocess.Popen(
+            [sys.executable, '-m', 'fluidjax.main', CONFIG, f'--workdir={workdir}', *flags],
+            cwd=checkout, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     return run
+
+
+@pytest.fixture(scope='module')
+def train(command, store):
+    """Train in one process."""
+    return functools.partial(command, 'main', CONFIG, FLUIDJAX_STORE=str(store))
+
+
+def simulated(devices):
+    return {'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}'}
 
 
 def finished(process):
@@ -47,31 +57,32 @@ def same(found, expected):
 
 
 @pytest.fixture(scope='module')
-def one(start, tmp_path_factory):
+def one(trained):
     """The losses of one device."""
-    workdir = tmp_path_factory.mktemp('one')
-    assert '1 cpu device' in finished(start(1, workdir))
-    return losses(workdir)
+    return losses(trained[0])
 
 
 @pytest.fixture(scope='module')
-def eight(start, one, tmp_path_factory):
+def eight(train, tmp_path_factory):
     """A run on eight devices."""
     workdir = tmp_path_factory.mktemp('eight')
-    assert '8 cpu devices, 1 of 8 samples on each' in finished(start(8, workdir))
+    done = train(f'--workdir={workdir}', **simulated(8))
+    assert done.returncode == 0, done.stderr
+    assert '8 cpu devices, 1 of 8 samples on each' in done.stderr
     return workdir
 
 
-def test_eight_devices_have_the_losses_of_one(one, eight):
+def test_eight_devices_have_the_losses_of_one(eight, one):
     same(losses(eight), one)
 
 
-def test_a_run_of_eight_devices_goes_on_with_one(start, one, eight, tmp_path):
+def test_a_run_of_eight_devices_goes_on_with_one(train, one, eight, tmp_path):
     """From its checkpoint of step 3."""
     workdir = tmp_path / 'moved'
     shutil.copytree(eight, workdir)
     shutil.rmtree(workdir / 'checkpoints' / 'diffusion' / '6')
-    finished(start(1, workdir))
+    done = train(f'--workdir={workdir}')
+    assert done.returncode == 0 and ' 1 cpu device' in done.stderr, done.stderr
     same(losses(workdir), one)
 
 
@@ -118,19 +129,18 @@ def test_sigterm_to_one_of_two_processes_stops_both_and_the_run_goes_on(start, t
     (('--wandb=brains',), 'pip install wandb'),
     (('--config.diffusion.training.reuse=5',), 'must be a multiple'),
     (('--config.diffusion.training.accumulate=3',), 'cannot be shared evenly by 1 device(s) in 3')])
-def test_a_mistake_is_one_line(start, tmp_path, flags, message):
-    process = start(1, tmp_path / 'run', *flags)
-    _, err = process.communicate(timeout=120)
-    assert process.returncode == 2 and 'Traceback' not in err, err
-    assert message in err.splitlines()[-1]
+def test_a_mistake_is_one_line(train, tmp_path, flags, message):
+    done = train(f'--workdir={tmp_path / "run"}', *flags)
+    assert done.returncode == 2 and 'Traceback' not in done.stderr, done.stderr
+    assert message in done.stderr.splitlines()[-1]
 
 
-def test_a_folder_that_is_trained_in_is_refused(start, tmp_path):
+def test_a_folder_that_is_trained_in_is_refused(train, tmp_path):
     from fluidjax import run_lock
 
     with run_lock.held(tmp_path / '.lock', 'a test'):
-        process = start(1, tmp_path)
-        _, err = process.communicate(timeout=120)
-    assert process.returncode == 2 and len(err.strip().splitlines()) == 1, err
-    assert 'another command trains in this folder' in err and f'process {os.getpid()} on' in err
+        done = train(f'--workdir={tmp_path}')
+    assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert 'another command trains in this folder' in done.stderr
+    assert f'process {os.getpid()} on' in done.stderr
     assert not (tmp_path / 'config.json').exists()

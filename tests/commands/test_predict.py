@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from urllib.parse import unquote
 
 import nibabel as nib
@@ -54,7 +51,7 @@ def write(path, head, axes='RAS', dtype=np.float32):
 
 
 @pytest.fixture(scope='module')
-def predicted(head, smoke_run, checkout, tmp_path_factory):
+def predicted(head, smoke_run, command, tmp_path_factory):
     """A batch of good and bad files, by the command line: the folder, the files, the process."""
     given, out = tmp_path_factory.mktemp('given'), tmp_path_factory.mktemp('out') / 'maps'
     bids = given / 'bids' / 'sub-01' / 'ses-2' / 'anat'
@@ -63,11 +60,8 @@ def predicted(head, smoke_run, checkout, tmp_path_factory):
              'whole': write(given / 'whole.nii', head, 'RAS', np.int16)}
     shutil.copy(scans['sub-01_ses-2'], bids / 'sub-01_ses-2_label-lesion_mask.nii.gz')
     (given / 'text.nii').write_text('nothing')
-    done = subprocess.run(
-        [sys.executable, '-m', 'fluidjax.predict', given / 'bids', scans['ein Kopf ä'],
-         given / 'text.nii', scans['whole'], given / 'none.nii.gz', f'--workdir={smoke_run}',
-         f'--out={out}'], capture_output=True, text=True, timeout=500,
-        cwd=checkout, env=dict(os.environ))
+    done = command('predict', given / 'bids', scans['ein Kopf ä'], given / 'text.nii',
+                   scans['whole'], given / 'none.nii.gz', f'--workdir={smoke_run}', f'--out={out}')
     return out, scans, done
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 import json
-import os
-import subprocess
-import sys
 
 import nibabel as nib
 import numpy as np
@@ -37,14 +35,13 @@ def write_brain(path, axcodes='LAS', dtype=np.int16, spacing=(5.0, 6.0, 7.0)):
     return path
 
 
-def call(checkout, *arguments):
-    return subprocess.run([sys.executable, '-m', 'fluidjax.randomize', *map(str, arguments)],
-                          cwd=checkout, env=dict(os.environ), capture_output=True, text=True,
-                          timeout=300)
+@pytest.fixture(scope='module')
+def call(command):
+    return functools.partial(command, 'randomize')
 
 
 @pytest.fixture(scope='module')
-def made(checkout, tmp_path_factory):
+def made(call, tmp_path_factory):
     """Three pairs of two scans with a bank of two masks, made by the command."""
     folder = tmp_path_factory.mktemp('randomize')
     scans = [write_brain(folder / 'scans' / 'one.nii.gz'),
@@ -57,7 +54,7 @@ def made(checkout, tmp_path_factory):
     for name in ('a', 'b'):
         nib.save(nib.Nifti1Image(mask, affine), folder / 'masks' / f'{name}.nii.gz')
         mask = mask[::-1]
-    done = call(checkout, *scans, '--out', folder / 'out', '--n', '3', '--lesions',
+    done = call(*scans, '--out', folder / 'out', '--n', '3', '--lesions',
                 folder / 'masks', '--seed', '5', '--config.lesion_count=(1, 2)')
     assert done.returncode == 0, done.stderr
     return folder, scans, done
@@ -262,8 +259,8 @@ def test_what_is_there_is_not_overwritten(made):
     (['x.nii', 'y.nii', '--out={tmp}', '--brain=b.nii'], '--brain belongs to one scan'),
     (['x.nii', '--out={tmp}/o', '--lesions={tmp}'], 'found no scans'),
 ])
-def test_a_mistake_is_one_line(checkout, tmp_path, arguments, message):
-    done = call(checkout, *(a.format(tmp=tmp_path) for a in arguments))
+def test_a_mistake_is_one_line(call, tmp_path, arguments, message):
+    done = call(*(a.format(tmp=tmp_path) for a in arguments))
     lines = [line for line in done.stderr.splitlines() if line.strip()]
     assert done.returncode == 2 and lines[-1].startswith('fluidjax: error: '), done.stderr
     assert message in lines[-1] and 'Traceback' not in done.stderr

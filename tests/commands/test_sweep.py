@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -166,9 +167,9 @@ def test_a_slice_is_let_go_when_its_sweep_has_begun(tmp_path):
         time.sleep(0.05)
 
 
-def call(checkout, *words, **environment):
-    return subprocess.run([sys.executable, '-m', 'fluidjax.sweep', *map(str, words)], cwd=checkout,
-                          capture_output=True, text=True, timeout=200, env=os.environ | environment)
+@pytest.fixture
+def call(command):
+    return functools.partial(command, 'sweep')
 
 
 @pytest.mark.parametrize(('words', 'message'), [
@@ -176,16 +177,16 @@ def call(checkout, *words, **environment):
     (['--tpu=a', '--zone=z', '--workdir=runs/x'], 'gs://BUCKET/FOLDER'),
     (['--workdir=runs/x', '--dry-run'], 'give one of them'),
     (['--workdir=gs://x/y', '--workers=2'], 'not of a bucket')])
-def test_a_mistake_of_a_sweep_is_one_line(checkout, words, message):
-    done = call(checkout, '--config=configs/sweeps/learning_rate.py:smoke', *words)
+def test_a_mistake_of_a_sweep_is_one_line(call, words, message):
+    done = call('--config=configs/sweeps/learning_rate.py:smoke', *words)
     assert done.returncode == 2 and 'Traceback' not in done.stderr
     assert message in done.stderr.splitlines()[-1]
 
 
-def test_a_dry_run_shows_the_commands_and_a_run_runs_them(checkout, tmp_path):
+def test_a_dry_run_shows_the_commands_and_a_run_runs_them(call, tmp_path):
     words = ('--config=configs/sweeps/learning_rate.py:smoke', '--workers', '2', '--slurm',
              '--sbatch=-p gpu --time=8:00:00', f'--workdir={tmp_path / "sweep"}')
-    shown = call(checkout, *words, '--dry-run')
+    shown = call(*words, '--dry-run')
     assert shown.returncode == 0 and not (tmp_path / 'sweep').exists()
     for part in ('#SBATCH --array=0-1', '#SBATCH -p gpu --time=8:00:00', '--nowait',
                  '--signal=TERM@120', 'scontrol requeue'):
@@ -196,7 +197,7 @@ def test_a_dry_run_shows_the_commands_and_a_run_runs_them(checkout, tmp_path):
     fake.parent.mkdir()
     fake.write_text(f'#!/bin/sh\ncp "$1" {tmp_path}/submitted\n')
     fake.chmod(0o755)
-    done = call(checkout, *words, PATH=f'{fake.parent}:{os.environ["PATH"]}')
+    done = call(*words, PATH=f'{fake.parent}:{os.environ["PATH"]}')
     assert done.returncode == 0, done.stderr
     script = (tmp_path / 'submitted').read_text()
     assert script == (tmp_path / 'sweep' / 'sweep.sbatch').read_text()

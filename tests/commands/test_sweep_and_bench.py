@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import jax.numpy as jnp
 import pytest
@@ -51,11 +49,9 @@ def test_bench_times_a_part():
 
 
 @pytest.mark.slow
-def test_bench_fluid_writes_its_table(checkout, tmp_path):
-    done = subprocess.run(
-        [sys.executable, '-m', 'fluidjax.bench', 'fluid', '--shape', '16', '18', '14', '--batch',
-         '2', '--repeats', '1', '--json', tmp_path / 'table.json', '--quick'],
-        cwd=checkout, capture_output=True, text=True, timeout=300)
+def test_bench_fluid_writes_its_table(command, tmp_path):
+    done = command('bench', 'fluid', '--shape', '16', '18', '14', '--batch', '2', '--repeats', '1',
+                   '--json', tmp_path / 'table.json', '--quick')
     assert done.returncode == 0, done.stderr
     table = json.loads((tmp_path / 'table.json').read_text())
     assert table['shape'] == [16, 18, 14] and table['spacing'] == [10.0] * 3
@@ -81,9 +77,8 @@ def test_bench_map_times_the_map_and_its_memory(tmp_path):
     (['fluid', '--spacing', '1', '1', '0'], 'grid spacing'),
     (['fluid', '--shape', '4000', '4000', '4000'], 'more than 2^31 voxels'),
     (['water'], "not 'water'"), ([], 'needs --config')])
-def test_a_mistake_of_bench_is_one_line(checkout, arguments, message):
-    done = subprocess.run([sys.executable, '-m', 'fluidjax.bench', *arguments], cwd=checkout,
-                          capture_output=True, text=True, timeout=300)
+def test_a_mistake_of_bench_is_one_line(command, arguments, message):
+    done = command('bench', *arguments)
     assert done.returncode == 2 and 'Traceback' not in done.stderr, done.stderr
     assert message in done.stderr.splitlines()[-1]
 
