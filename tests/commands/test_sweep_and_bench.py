@@ -97,3 +97,23 @@ def test_bench_times_every_part_of_a_configuration():
 
     table = timing.time_all(ldm.get_config('smoke'), repeats=1)
     assert len(table) == 5 and all(row['milliseconds'] > 0 for row in table.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('pooled', [
+    {}, {'reuse': 2, 'pool': 2, 'log_every': 2, 'checkpoint_every': 2}])
+def test_bench_train_has_a_row_for_each_number_of_devices(tmp_path, monkeypatch, pooled):
+    from configs import ldm
+    from fluidjax import train_timing
+
+    monkeypatch.setenv('FLUIDJAX_STORE', str(tmp_path))
+    config = ldm.get_config('smoke')
+    config.diffusion.training.update(pooled)
+    table = train_timing.measure(config, repeats=1)
+    assert [row['devices'] for row in table['devices']] == [1]
+    assert table['devices'][0]['volumes_per_second_and_device'] > 0 and table['teraflop'] > 0
+    parts = table['parts']
+    for name in (train_timing.RANDOMIZATION, 'augmentation, randomization, encoding',
+                 'U-Net, forward and backward', 'a batch from disk, meanwhile'):
+        assert parts[name]['milliseconds'] > 0 and parts[name]['share'] > 0
+    assert parts['waiting for it']['share'] >= 0 and table['share_of_peak'] is None
