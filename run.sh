@@ -13,7 +13,7 @@ usage() {
 usage: ./run.sh VERB [ARGUMENTS]
 
   setup                 make .venv and install fluidjax into it (CUDA or TPU wheels where such a device is seen)
-  demo [--seed N]       train and evaluate the whole method on the embedded cohort; about 8 minutes on 2 cores
+  demo [--seed N]       train and evaluate the whole method on the embedded cohort; 7 to 10 minutes on 2 cores
   test [PYTEST ARGS]    run the tests
   train ARGS            python -m fluidjax.main    e.g. --config=configs/ldm.py:demo --workdir=runs/mine
   eval ARGS             python -m fluidjax.eval    e.g. --workdir=runs/mine
