@@ -10,6 +10,8 @@ os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 CHECKOUT = Path(__file__).resolve().parents[1]
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(CHECKOUT / '.cache' / 'xla'))
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.5')
+# Small arrays, many programs: to optimise these takes longer than it saves.
+os.environ.setdefault('XLA_FLAGS', '--xla_backend_optimization_level=0')
 
 import pytest  # noqa: E402
 

@@ -35,7 +35,8 @@ def train(command, store):
 
 
 def simulated(devices):
-    return {'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}'}
+    flags = os.environ.get('XLA_FLAGS', '')
+    return {'XLA_FLAGS': f'{flags} --xla_force_host_platform_device_count={devices}'}
 
 
 def finished(process):
