@@ -9,10 +9,10 @@ import threading
 from collections.abc import Iterator
 from types import FrameType
 
-import jax
 from jax.experimental import multihost_utils
 
 from fluidjax.errors import RESUME_ME, Stopped
+from fluidjax.training import parallel
 
 INTERRUPTED = 130
 # JAX has all processes stop at the call after the largest number that any has asked with, so each
@@ -36,8 +36,7 @@ class StopRequest:
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> StopRequest:
-        alone = jax.process_count() == 1
-        if alone and threading.current_thread() is threading.main_thread():
+        if parallel.is_alone() and threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._before[number] = signal.signal(number, self._hear)
         return self
@@ -72,6 +71,6 @@ class StopRequest:
 
         In several processes each must ask equally often.
         """
-        if jax.process_count() == 1:
+        if parallel.is_alone():
             return self._status
         return RESUME_ME if multihost_utils.reached_preemption_sync_point(next(_asked)) else None
