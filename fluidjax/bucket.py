@@ -14,7 +14,6 @@ import shlex
 import shutil
 import subprocess
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
@@ -102,12 +101,16 @@ class _Sender:
         self._folder, self._workdir = folder, workdir
         self._running: subprocess.Popen | None = None
         self._complaints: IO[str] | None = None
-        self._since = time.time()
+        self._fetched = self._checkpoints()
+
+    def _checkpoints(self) -> dict[Path, set[str]]:
+        return {stage: {step.name for step in stage.iterdir()}
+                for stage in sorted(self._folder.rglob('checkpoints/*')) if stage.is_dir()}
 
     def _commands(self) -> str:
         lines = [[*RSYNC, str(self._folder), self._workdir]]
-        for stage in sorted(self._folder.rglob('checkpoints/*')):
-            if stage.is_dir() and stage.stat().st_mtime > self._since:
+        for stage, steps in self._checkpoints().items():
+            if steps != self._fetched.get(stage):
                 lines.append([*RSYNC, '--delete-unmatched-destination-objects', str(stage),
                               f'{self._workdir}/{stage.relative_to(self._folder)}'])
         return ' && '.join(shlex.join(line) for line in lines)
