@@ -1,34 +1,26 @@
 #!/usr/bin/env bash
-# One door to fluidjax. Every verb sets up what is missing and can be repeated.
+# Sets up .venv where it is missing, then hands the verb to `fluidjax` in it.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
 VENV=.venv
 PYTHON=$VENV/bin/python
 MARK=$VENV/.fluidjax-setup
-DEMO_DIR=${FLUIDJAX_DEMO_DIR:-runs/demo}
 
 usage() {
   cat <<'TEXT'
 usage: ./run.sh VERB [ARGUMENTS]
 
-  setup                 make .venv and install fluidjax into it (CUDA or TPU wheels where such a device is seen)
-  demo [--seed N]       train and evaluate the whole method on the embedded cohort; 7 to 10 minutes on 2 cores
-  test [PYTEST ARGS]    run the tests
-  train ARGS            python -m fluidjax.main    e.g. --config=configs/ldm.py:demo --workdir=runs/mine
-  eval ARGS             python -m fluidjax.eval    e.g. --workdir=runs/mine
-  predict ARGS          python -m fluidjax.predict e.g. SCAN.nii.gz --workdir=runs/mine --out=runs/mine/predictions
-  prepare ARGS          python -m fluidjax.prepare preprocess a folder of scans once, in parallel, e.g. SCANS --out=store
-  export ARGS           python -m fluidjax.export  one file of a run to hand on, e.g. runs/mine --out=model.zip
-  randomize ARGS        python -m fluidjax.randomize  paint pseudo-pathology into scans, e.g. SCAN.nii.gz --out=pairs
-  convert ARGS          python -m fluidjax.convert make a run of published PyTorch weights, e.g. AE.ckpt UNET.ckpt --out=runs/published
-  bench ARGS            python -m fluidjax.bench   time the training step of a configuration, or (fluid) the flow
-  benchmark ARGS        python -m fluidjax.benchmark  train and score all methods alike, e.g. --scale=demo --seeds=0,1,2
-  sweep ARGS            python -m fluidjax.sweep   train and evaluate many configurations, here, on TPU VMs or a cluster
-  help                  this text
+  setup    make .venv and install fluidjax into it (CUDA or TPU wheels where such a device is seen)
+  test     run the tests; further arguments are pytest's
+  lint     check and format the code as CI does (ruff)
 
-Environment: FLUIDJAX_EXTRA=cuda|tpu|none chooses the accelerator's wheels; FLUIDJAX_DEMO_DIR the demo's folder.
+Every other verb is handed to the command `fluidjax`:
+
 TEXT
+  [ -x "$PYTHON" ] && "$PYTHON" -m fluidjax --help || echo "run ./run.sh setup to see them"
+  echo
+  echo "Environment: FLUIDJAX_EXTRA=cuda|tpu|none chooses the accelerator's wheels, FLUIDJAX_PYTHON the Python."
 }
 
 fail() { echo "run.sh: $*" >&2; exit 2; }
@@ -85,30 +77,12 @@ setup() {
   echo "$wanted" >"$MARK"
 }
 
-demo() {
-  local seed=0
-  while [ $# -gt 0 ]; do
-    case $1 in
-      --seed) [ $# -ge 2 ] || fail "demo: --seed wants a number"; seed=$2; shift 2 ;;
-      --seed=*) seed=${1#--seed=}; shift ;;
-      *) fail "demo knows --seed N alone, not '$1'" ;;
-    esac
-  done
-  case $seed in ''|*[!0-9]*) fail "demo: --seed wants a number, not '$seed'" ;; esac
-  local workdir=$DEMO_DIR
-  [ "$seed" = 0 ] || workdir=$DEMO_DIR-seed$seed
-  "$PYTHON" -m fluidjax.main --config=configs/ldm.py:demo --config.seed="$seed" --workdir="$workdir"
-  "$PYTHON" -m fluidjax.eval --workdir="$workdir"
-}
-
 verb=${1:-help}
 [ $# -gt 0 ] && shift
 case $verb in
   setup) setup; echo "ready: $("$PYTHON" -c 'import jax; print("JAX", jax.__version__, "on", jax.devices())' 2>/dev/null)" ;;
-  demo) setup; demo "$@" ;;
   test) setup; exec "$PYTHON" -m pytest "$@" ;;
-  train) setup; exec "$PYTHON" -m fluidjax.main "$@" ;;
-  eval|predict|prepare|export|randomize|convert|bench|benchmark|sweep) setup; exec "$PYTHON" -m "fluidjax.$verb" "$@" ;;
+  lint) setup; "$PYTHON" -m ruff check . && exec "$PYTHON" -m ruff format --check . ;;
   help|-h|--help) usage ;;
-  *) usage >&2; fail "no verb '$verb'" ;;
+  *) setup; exec "$PYTHON" -m fluidjax "$verb" "$@" ;;
 esac

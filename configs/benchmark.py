@@ -6,19 +6,26 @@ real lesion masks too, from a folder that the user gives.
 """
 
 # The paper's comparison. All are trained for the same number of steps on the same batches.
-COMPARISON = {name: {'method': name} for name in (
-    'fluidjax', 'conddiff', 'cldm', 'ldm', 'icdm', 'vae', 'regression', 'inpainting')}
+COMPARISON = {
+    name: {'method': name}
+    for name in ('fluidjax', 'conddiff', 'cldm', 'ldm', 'icdm', 'vae', 'regression', 'inpainting')
+}
 
 # The paper's own settings at the benchmark's grid: noise prediction from uniform steps, a vector as
 # condition, 250 ancestral steps from a scan noised to step 250, residual against the scan.
 PUBLISHED_PROCESS = {
-    'diffusion.network.condition': 'vector', 'diffusion.network.position_bias': False,
-    'diffusion.process.prediction': 'eps', 'diffusion.process.learned_variance': True,
-    'diffusion.process.centre_latents': False, 'diffusion.process.time_bias': 1.0,
+    'diffusion.network.condition': 'vector',
+    'diffusion.network.position_bias': False,
+    'diffusion.process.prediction': 'eps',
+    'diffusion.process.learned_variance': True,
+    'diffusion.process.centre_latents': False,
+    'diffusion.process.time_bias': 1.0,
 }
 PUBLISHED_SAMPLING = {
-    'diffusion.process.start_step': 250, 'diffusion.process.sampler': 'ddpm',
-    'diffusion.process.sampler_steps': 250, 'detect.reference': 'scan',
+    'diffusion.process.start_step': 250,
+    'diffusion.process.sampler': 'ddpm',
+    'diffusion.process.sampler_steps': 250,
+    'detect.reference': 'scan',
 }
 # Training that serves sampling from any step, not one step from pure noise.
 UNIFORM = {'diffusion.process.time_bias': 1.0}
@@ -41,8 +48,11 @@ def _used_five_times(stage: str, pool: int = 4, steps: int = 1300) -> dict:
 
 # Real masks as they lie, and the same carried by the flow; plain conddiff carries Perlin noise.
 RAW_MASKS = {
-    'fluid.bank_probability': 1.0, 'fluid.transport_time': (0.0, 0.0), 'fluid.bank_shift_mm': 0.0,
-    'fluid.bank_rotation_degrees': 0.0, 'fluid.bank_scale': (1.0, 1.0),
+    'fluid.bank_probability': 1.0,
+    'fluid.transport_time': (0.0, 0.0),
+    'fluid.bank_shift_mm': 0.0,
+    'fluid.bank_rotation_degrees': 0.0,
+    'fluid.bank_scale': (1.0, 1.0),
 }
 
 
@@ -63,12 +73,21 @@ ABLATIONS = {
     'conddiff: published lesions': _conddiff({'fluid.seed_percentiles': (90.0, 99.6)}),
     'conddiff: latents used five times': _conddiff(_used_five_times('diffusion')),
     'fluidjax: latents used five times': {
-        'method': 'fluidjax', 'train': _used_five_times('bridge')},
+        'method': 'fluidjax',
+        'train': _used_five_times('bridge'),
+    },
     # Two fifths of the encoding that the other cells do, where nearly all of a step's time goes.
     'fluidjax: latents used five times and twice the steps': {
-        'method': 'fluidjax', 'train': _used_five_times('bridge', 16, steps=2600)},
-    **{f'fluidjax: {n} steps': {'method': 'fluidjax', 'sample': {'bridge.process.sampler_steps': n}}
-       for n in (1, 2, 5, 10, 50, 250)},
+        'method': 'fluidjax',
+        'train': _used_five_times('bridge', 16, steps=2600),
+    },
+    **{
+        f'fluidjax: {n} steps': {
+            'method': 'fluidjax',
+            'sample': {'bridge.process.sampler_steps': n},
+        }
+        for n in (1, 2, 5, 10, 50, 250)
+    },
     **{f'conddiff: DDIM {n} steps': _start(1000, n) for n in (1, 2, 5, 10, 50, 250)},
     **{f'conddiff: T = {t}': _start(t) for t in (100, 250, 400, 600, 800)},
     **{f'conddiff: T = 400 and {n} seeds': _start(400, num_samples=n) for n in (2, 4, 8)},

@@ -19,29 +19,70 @@ def common(method: str, size: str, cohort: str) -> ConfigDict:
     # 0: fresh pairs at every step. n: as if n of each scan had been made once, the published way.
     config.stored_pairs = 0
     # embedded: subjects of the embedded cohort that train beside scans of one's own.
-    config.cohort = ConfigDict({
-        'name': cohort, 'data_dir': '', 'test_dir': '', 'lesion_dir': '',
-        'registration': 'affine', 'store': '', 'embedded': 0,
-    })
-    config.augment = ConfigDict({
-        'flip_probability': 0.5, 'rotation_degrees': 15.0, 'scaling': 0.2, 'shear': 0.2,
-        'displacement_mm': 4.0, 'control_spacing_mm': 32.0, 'gamma': 0.1, 'bias': 0.1,
-        'noise': 0.02,
-    })
-    config.fluid = ConfigDict({
-        'perlin_periods': (2, 2, 2), 'velocity_scale': 500.0, 'transport_time': (0.1, 0.9),
-        'border_mm': 0.0, 'lesion_count': (1, 1), 'seed_percentiles': (90.0, 99.6),
-        'size_ml': (0.0, 0.0), 'bank_probability': 0.5, 'bank_shift_mm': 8.0,
-        'bank_rotation_degrees': 15.0, 'bank_scale': (0.8, 1.25), 'inside_share': 0.6,
-        'diseased_probability': 0.8, 'threshold': 0.2, 'painting': 'paper',
-        'bright_probability': 0.0, 'strength': (1.0, 1.0), 'texture_mm': 0.0, 'mass_effect': 0.0,
-        'scheme': 'flow_map',
-    })
-    config.detect = ConfigDict({
-        'reference': 'scan', 'mirror': False, 'batch_size': 1, 'checkpoint': 'last',
-        'map': {'smoothing_mm': 0.0, 'erosion_mm': 6.0, 'max_shift_voxels': 2, 'sign': 'absolute',
-                'normalise': False, 'median_voxels': 5},
-    })
+    config.cohort = ConfigDict(
+        {
+            'name': cohort,
+            'data_dir': '',
+            'test_dir': '',
+            'lesion_dir': '',
+            'registration': 'affine',
+            'store': '',
+            'embedded': 0,
+        }
+    )
+    config.augment = ConfigDict(
+        {
+            'flip_probability': 0.5,
+            'rotation_degrees': 15.0,
+            'scaling': 0.2,
+            'shear': 0.2,
+            'displacement_mm': 4.0,
+            'control_spacing_mm': 32.0,
+            'gamma': 0.1,
+            'bias': 0.1,
+            'noise': 0.02,
+        }
+    )
+    config.fluid = ConfigDict(
+        {
+            'perlin_periods': (2, 2, 2),
+            'velocity_scale': 500.0,
+            'transport_time': (0.1, 0.9),
+            'border_mm': 0.0,
+            'lesion_count': (1, 1),
+            'seed_percentiles': (90.0, 99.6),
+            'size_ml': (0.0, 0.0),
+            'bank_probability': 0.5,
+            'bank_shift_mm': 8.0,
+            'bank_rotation_degrees': 15.0,
+            'bank_scale': (0.8, 1.25),
+            'inside_share': 0.6,
+            'diseased_probability': 0.8,
+            'threshold': 0.2,
+            'painting': 'paper',
+            'bright_probability': 0.0,
+            'strength': (1.0, 1.0),
+            'texture_mm': 0.0,
+            'mass_effect': 0.0,
+            'scheme': 'flow_map',
+        }
+    )
+    config.detect = ConfigDict(
+        {
+            'reference': 'scan',
+            'mirror': False,
+            'batch_size': 1,
+            'checkpoint': 'last',
+            'map': {
+                'smoothing_mm': 0.0,
+                'erosion_mm': 6.0,
+                'max_shift_voxels': 2,
+                'sign': 'absolute',
+                'normalise': False,
+                'median_voxels': 5,
+            },
+        }
+    )
     if size != 'paper':
         _shrink(config)
     return config
@@ -49,25 +90,44 @@ def common(method: str, size: str, cohort: str) -> ConfigDict:
 
 def optimizer(learning_rate: float, **others) -> ConfigDict:
     """AdamW as published: a constant rate, no weight decay, clipped."""
-    published = {'warmup_steps': 0, 'decay': 'constant', 'weight_decay': 0.0, 'clip_norm': 0.1,
-                 'b2': 0.999}
+    published = {
+        'warmup_steps': 0,
+        'decay': 'constant',
+        'weight_decay': 0.0,
+        'clip_norm': 0.1,
+        'b2': 0.999,
+    }
     return ConfigDict({'learning_rate': learning_rate, **published, **others})
 
 
 def training(steps: int, batch_size: int, rates: ConfigDict, **others) -> ConfigDict:
     """How long a stage is trained, and how often it tells and saves."""
-    usual = {'ema_decay': 0.9999, 'log_every': 100, 'checkpoint_every': 2000,
-             'validate_every': 2000, 'picture_every': 2000, 'accumulate': 1, 'reuse': 1, 'pool': 1,
-             'reduce_dtype': 'float32'}
-    return ConfigDict({'steps': steps, 'batch_size': batch_size, 'optimizer': rates,
-                       **usual, **others})
+    usual = {
+        'ema_decay': 0.9999,
+        'log_every': 100,
+        'checkpoint_every': 2000,
+        'validate_every': 2000,
+        'picture_every': 2000,
+        'accumulate': 1,
+        'reuse': 1,
+        'pool': 1,
+        'reduce_dtype': 'float32',
+    }
+    return ConfigDict(
+        {'steps': steps, 'batch_size': batch_size, 'optimizer': rates, **usual, **others}
+    )
 
 
 def demo_training(steps: int, learning_rate: float, **others) -> ConfigDict:
     """A few minutes on two CPU cores, with a rate that rises and falls."""
     rates = optimizer(learning_rate, warmup_steps=40, decay='cosine', clip_norm=1.0, b2=0.99)
-    usual = {'ema_decay': 0.99, 'log_every': 50, 'checkpoint_every': 200,
-             'validate_every': 0, 'picture_every': 0}
+    usual = {
+        'ema_decay': 0.99,
+        'log_every': 50,
+        'checkpoint_every': 200,
+        'validate_every': 0,
+        'picture_every': 0,
+    }
     return training(steps, 4, rates, **(usual | others))
 
 
@@ -76,12 +136,20 @@ def _shrink(config: ConfigDict) -> None:
     config.augment.update({'bias': 0.05})
     if config.cohort.name == 'template':
         # Each of its subjects is a deformation already; a folder of few scans needs more.
-        config.augment.update({'rotation_degrees': 0.0, 'scaling': 0.0, 'shear': 0.0,
-                               'displacement_mm': 0.0})
+        config.augment.update(
+            {'rotation_degrees': 0.0, 'scaling': 0.0, 'shear': 0.0, 'displacement_mm': 0.0}
+        )
     else:
-        config.augment.update({'rotation_degrees': 4.0, 'scaling': 0.05, 'shear': 0.03,
-                               'displacement_mm': 3.0})
+        config.augment.update(
+            {'rotation_degrees': 4.0, 'scaling': 0.05, 'shear': 0.03, 'displacement_mm': 3.0}
+        )
     config.fluid.seed_percentiles = (96.0, 99.9)
     config.detect.batch_size = 4
-    config.detect.map.update({'smoothing_mm': 12.0 if config.size == 'smoke' else 10.0,
-                              'erosion_mm': 0.0, 'max_shift_voxels': 0, 'median_voxels': 0})
+    config.detect.map.update(
+        {
+            'smoothing_mm': 12.0 if config.size == 'smoke' else 10.0,
+            'erosion_mm': 0.0,
+            'max_shift_voxels': 0,
+            'median_voxels': 0,
+        }
+    )

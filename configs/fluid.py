@@ -1,4 +1,4 @@
-"""Pseudo-pathology for scans of your own: what `python -m fluidjax.randomize` draws.
+"""Pseudo-pathology for scans of your own: what `fluidjax randomize` draws.
 
 Every field of `fluidjax.fluid.FluidSettings` (its docstring says what each means), as it stands but
 for one: every pair is diseased. Override any: --config.threshold=0.5 --config.strength='(0.3,1.0)'.

@@ -1,7 +1,7 @@
 """The paper's system, both stages: conditional latent diffusion (arXiv:2506.10233), and its kin.
 
-    python -m fluidjax.main --config=configs/ldm.py:demo --workdir=runs/demo
-    python -m fluidjax.eval --workdir=runs/demo
+    fluidjax train --config=configs/ldm.py:demo --workdir=runs/demo
+    fluidjax eval --workdir=runs/demo
 
 After the colon, comma-separated, any of
     paper | demo | smoke      size: 160^3 at 1 mm, 40x48x40 at 4 mm (minutes on a CPU), or seconds
@@ -15,11 +15,16 @@ Any field can be overridden: --config.seed=1 --config.diffusion.training.steps=2
 from ml_collections import ConfigDict
 
 from configs import common
-from fluidjax.config import parse_argument
+from fluidjax.base.settings import parse_argument
 
 CHOICES = common.CHOICES | {'method': ('conddiff', 'ldm', 'cldm', 'icdm', 'fluidjax')}
-PUBLISHED_CONDITION = {'conddiff': 'vector', 'ldm': 'none', 'cldm': 'concat', 'icdm': 'concat',
-                       'fluidjax': 'both'}
+PUBLISHED_CONDITION = {
+    'conddiff': 'vector',
+    'ldm': 'none',
+    'cldm': 'concat',
+    'icdm': 'concat',
+    'fluidjax': 'both',
+}
 # At 160^3 a step is nearly all encoding: its latents serve five steps (docs/performance.md).
 POOLED = {'reuse': 5, 'pool': 16, 'reduce_dtype': 'bfloat16'}
 SMALL_CONDITION = PUBLISHED_CONDITION | {'conddiff': 'spatial'}
@@ -35,10 +40,17 @@ def get_config(argument: str = '') -> ConfigDict:
     else:
         config.diffusion = _diffusion(config.method, config.size)
     if config.method == 'icdm':
-        config.corruptions = ConfigDict({
-            'radius_mm': (8.0, 30.0), 'diseased_probability': 0.8, 'shift_mm': 20.0,
-            'intensity': (0.2, 0.6), 'strength': (0.3, 1.0), 'solver_steps': 60,
-            'tasks': ('blend', 'sink', 'source', 'intensity')})
+        config.corruptions = ConfigDict(
+            {
+                'radius_mm': (8.0, 30.0),
+                'diseased_probability': 0.8,
+                'shift_mm': 20.0,
+                'intensity': (0.2, 0.6),
+                'strength': (0.3, 1.0),
+                'solver_steps': 60,
+                'tasks': ('blend', 'sink', 'source', 'intensity'),
+            }
+        )
     if config.size != 'paper':
         config.detect.reference = 'autoencoder'
     if config.method == 'fluidjax':
@@ -49,24 +61,57 @@ def get_config(argument: str = '') -> ConfigDict:
 
 
 def _autoencoder(size: str) -> ConfigDict:
-    section = ConfigDict({
-        'network': {'channels': (64, 128, 128, 128), 'num_res_blocks': 2, 'latent_channels': 3,
-                    'norm_num_groups': 32, 'patch': 1, 'linear_path': False,
-                    'dtype': 'bfloat16', 'remat': True},
-        'losses': {'kl': 1e-8, 'adversarial': 1e-3, 'discriminator_features': 96,
-                   'discriminator_layers': 3, 'reconstruction': 'squared', 'gan': 'least_squares',
-                   'perceptual': 0.0, 'perceptual_weights': (), 'perceptual_share': 0.25},
-        'training': common.training(100_000, 8, common.optimizer(5e-5, clip_norm=0.0),
-                                    ema_decay=0.999, log_every=50, checkpoint_every=1000),
-    })
+    section = ConfigDict(
+        {
+            'network': {
+                'channels': (64, 128, 128, 128),
+                'num_res_blocks': 2,
+                'latent_channels': 3,
+                'norm_num_groups': 32,
+                'patch': 1,
+                'linear_path': False,
+                'dtype': 'bfloat16',
+                'remat': True,
+            },
+            'losses': {
+                'kl': 1e-8,
+                'adversarial': 1e-3,
+                'discriminator_features': 96,
+                'discriminator_layers': 3,
+                'reconstruction': 'squared',
+                'gan': 'least_squares',
+                'perceptual': 0.0,
+                'perceptual_weights': (),
+                'perceptual_share': 0.25,
+            },
+            'training': common.training(
+                100_000,
+                8,
+                common.optimizer(5e-5, clip_norm=0.0),
+                ema_decay=0.999,
+                log_every=50,
+                checkpoint_every=1000,
+            ),
+        }
+    )
     if size == 'paper':
         return section
-    section.network.update({'channels': (48,), 'latent_channels': 16, 'norm_num_groups': 8,
-                            'patch': 4, 'linear_path': True, 'num_res_blocks': 1,
-                            'dtype': 'float32', 'remat': False})
+    section.network.update(
+        {
+            'channels': (48,),
+            'latent_channels': 16,
+            'norm_num_groups': 8,
+            'patch': 4,
+            'linear_path': True,
+            'num_res_blocks': 1,
+            'dtype': 'float32',
+            'remat': False,
+        }
+    )
     section.losses.update({'discriminator_features': 8, 'discriminator_layers': 2})
-    section.training = common.demo_training(160, 3e-4, ema_decay=0.95, log_every=20,
-                                            checkpoint_every=80)
+    section.training = common.demo_training(
+        160, 3e-4, ema_decay=0.95, log_every=20, checkpoint_every=80
+    )
     section.training.optimizer.update({'warmup_steps': 20, 'b2': 0.999})
     if size == 'smoke':
         section.network.update({'channels': (8,), 'latent_channels': 4})
@@ -77,35 +122,70 @@ def _autoencoder(size: str) -> ConfigDict:
 
 def _unet(condition: str, size: str) -> dict:
     if size == 'paper':
-        return {'channels': (128, 256, 256), 'num_res_blocks': 1,
-                'attention_levels': (False, False, True), 'num_head_channels': 256,
-                'norm_num_groups': 32, 'condition': condition, 'position_bias': False,
-                'dtype': 'bfloat16', 'remat': False}
+        return {
+            'channels': (128, 256, 256),
+            'num_res_blocks': 1,
+            'attention_levels': (False, False, True),
+            'num_head_channels': 256,
+            'norm_num_groups': 32,
+            'condition': condition,
+            'position_bias': False,
+            'dtype': 'bfloat16',
+            'remat': False,
+        }
     small = size == 'smoke'
-    return {'channels': (8,) if small else (32, 64), 'num_res_blocks': 1,
-            'attention_levels': (False,) if small else (False, True),
-            'num_head_channels': 8 if small else 32, 'norm_num_groups': 8,
-            'condition': condition, 'position_bias': True, 'dtype': 'float32', 'remat': False}
+    return {
+        'channels': (8,) if small else (32, 64),
+        'num_res_blocks': 1,
+        'attention_levels': (False,) if small else (False, True),
+        'num_head_channels': 8 if small else 32,
+        'norm_num_groups': 8,
+        'condition': condition,
+        'position_bias': True,
+        'dtype': 'float32',
+        'remat': False,
+    }
 
 
 def _diffusion(method: str, size: str) -> ConfigDict:
-    section = ConfigDict({
-        'network': _unet(PUBLISHED_CONDITION[method], size),
-        'process': {'num_steps': 1000, 'prediction': 'eps', 'learned_variance': True,
-                    'centre_latents': False, 'time_bias': 1.0, 'min_snr': 0.0, 'start_step': 250,
-                    'start_steps': (), 'sampler': 'ddpm', 'sampler_steps': 250, 'num_samples': 1},
-        'training': common.training(400_000, 16, common.optimizer(1e-4), **POOLED),
-    })
+    section = ConfigDict(
+        {
+            'network': _unet(PUBLISHED_CONDITION[method], size),
+            'process': {
+                'num_steps': 1000,
+                'prediction': 'eps',
+                'learned_variance': True,
+                'centre_latents': False,
+                'time_bias': 1.0,
+                'min_snr': 0.0,
+                'start_step': 250,
+                'start_steps': (),
+                'sampler': 'ddpm',
+                'sampler_steps': 250,
+                'num_samples': 1,
+            },
+            'training': common.training(400_000, 16, common.optimizer(1e-4), **POOLED),
+        }
+    )
     if size == 'paper':
         return section
     section.network.condition = SMALL_CONDITION[method]
-    section.process.update({'prediction': 'v', 'learned_variance': False, 'centre_latents': True,
-                            'time_bias': 4.0, 'start_step': 1000, 'sampler': 'one_step',
-                            'sampler_steps': 1})
+    section.process.update(
+        {
+            'prediction': 'v',
+            'learned_variance': False,
+            'centre_latents': True,
+            'time_bias': 4.0,
+            'start_step': 1000,
+            'sampler': 'one_step',
+            'sampler_steps': 1,
+        }
+    )
     if method == 'ldm':
         # Told nothing of the scan, it must start from a scan that is still to be seen.
-        section.process.update({'time_bias': 1.0, 'start_step': 400, 'sampler': 'ddim',
-                                'sampler_steps': 10})
+        section.process.update(
+            {'time_bias': 1.0, 'start_step': 400, 'sampler': 'ddim', 'sampler_steps': 10}
+        )
     section.training = common.demo_training(1300, 2e-3)
     if size == 'smoke':
         section.process.update({'sampler': 'ddim', 'sampler_steps': 2})
@@ -114,12 +194,23 @@ def _diffusion(method: str, size: str) -> ConfigDict:
 
 
 def _bridge(size: str) -> ConfigDict:
-    section = ConfigDict({
-        'network': _unet('both', size) | {'position_bias': True},
-        'process': {'noise': 0.0, 'time_bias': 1.0, 'error': 'squared', 'centre_latents': True,
-                    'lesion_weight': 12.0, 'sampler_steps': 10, 'num_samples': 1},
-        'training': common.training(400_000, 16, common.optimizer(1e-4, clip_norm=1.0), **POOLED),
-    })
+    section = ConfigDict(
+        {
+            'network': _unet('both', size) | {'position_bias': True},
+            'process': {
+                'noise': 0.0,
+                'time_bias': 1.0,
+                'error': 'squared',
+                'centre_latents': True,
+                'lesion_weight': 12.0,
+                'sampler_steps': 10,
+                'num_samples': 1,
+            },
+            'training': common.training(
+                400_000, 16, common.optimizer(1e-4, clip_norm=1.0), **POOLED
+            ),
+        }
+    )
     if size == 'paper':
         return section
     section.process.update({'time_bias': 4.0, 'sampler_steps': 1})

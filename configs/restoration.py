@@ -3,23 +3,32 @@
 from ml_collections import ConfigDict
 
 from configs import common
-from fluidjax.config import parse_argument
+from fluidjax.base.settings import parse_argument
 
 
 def restoration(method: str, argument: str) -> ConfigDict:
     """The configuration of a method that restores images, for a size and a cohort."""
     chosen = parse_argument(argument, common.CHOICES)
     config = common.common(method, chosen['size'], chosen['cohort'])
-    config.restoration = ConfigDict({
-        'network': {'channels': (32, 64, 128, 256), 'num_res_blocks': 1, 'norm_num_groups': 8,
-                    'patch': 1, 'dtype': 'bfloat16', 'remat': True},
-        'losses': {'gradient': 0.5},
-        'training': common.training(100_000, 8, common.optimizer(1e-4, clip_norm=1.0)),
-    })
+    config.restoration = ConfigDict(
+        {
+            'network': {
+                'channels': (32, 64, 128, 256),
+                'num_res_blocks': 1,
+                'norm_num_groups': 8,
+                'patch': 1,
+                'dtype': 'bfloat16',
+                'remat': True,
+            },
+            'losses': {'gradient': 0.5},
+            'training': common.training(100_000, 8, common.optimizer(1e-4, clip_norm=1.0)),
+        }
+    )
     if config.size == 'paper':
         return config
-    config.restoration.network.update({'channels': (32, 64), 'patch': 2, 'dtype': 'float32',
-                                       'remat': False})
+    config.restoration.network.update(
+        {'channels': (32, 64), 'patch': 2, 'dtype': 'float32', 'remat': False}
+    )
     config.restoration.training = common.demo_training(1300, 1e-3)
     if config.size == 'smoke':
         config.restoration.network.channels = (8, 16)

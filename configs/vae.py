@@ -3,19 +3,25 @@
 from ml_collections import ConfigDict
 
 from configs import common
-from fluidjax.config import parse_argument
+from fluidjax.base.settings import parse_argument
 
 
 def get_config(argument: str = '') -> ConfigDict:
     """The configuration of a size and a cohort."""
     chosen = parse_argument(argument, common.CHOICES)
     config = common.common('vae', chosen['size'], chosen['cohort'])
-    config.vae = ConfigDict({
-        'network': {'channels': (16, 32, 64, 128, 256), 'latent_size': 256, 'norm_num_groups': 8,
-                    'dtype': 'bfloat16'},
-        'losses': {'beta': 1.0, 'noise': 1.0},
-        'training': common.training(100_000, 8, common.optimizer(1e-4, clip_norm=1.0)),
-    })
+    config.vae = ConfigDict(
+        {
+            'network': {
+                'channels': (16, 32, 64, 128, 256),
+                'latent_size': 256,
+                'norm_num_groups': 8,
+                'dtype': 'bfloat16',
+            },
+            'losses': {'beta': 1.0, 'noise': 1.0},
+            'training': common.training(100_000, 8, common.optimizer(1e-4, clip_norm=1.0)),
+        }
+    )
     if config.size == 'paper':
         return config
     config.vae.network.update({'channels': (16, 32, 64), 'dtype': 'float32'})

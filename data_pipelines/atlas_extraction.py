@@ -88,7 +88,8 @@ def _register_head(coarse: head_mask.Coarse) -> np.ndarray:
         full.SetMatrix(best.GetMatrix())
         full.SetTranslation(best.GetTranslation())
         method = registration.registration_method(
-            fixed_mask, full, registration.AFFINE_LEVELS, registration.AFFINE_STEP_MM)
+            fixed_mask, full, registration.AFFINE_LEVELS, registration.AFFINE_STEP_MM
+        )
         method.Execute(fixed, moving)
     return registration.as_matrix(full)
 
@@ -98,7 +99,8 @@ def _similarity(
 ) -> tuple[float, sitk.Transform]:
     """The metric (lower is better) at the end, and the transform; infinity where it got lost."""
     method = registration.registration_method(
-        fixed_mask, start, START_LEVELS, registration.SIMILARITY_STEP_MM)
+        fixed_mask, start, START_LEVELS, registration.SIMILARITY_STEP_MM
+    )
     try:
         method.Execute(fixed, moving)
     except RuntimeError:  # all points were mapped outside of the scan

@@ -86,7 +86,8 @@ def _enlarged(small: np.ndarray, shape: tuple[int, ...], factors: np.ndarray) ->
         place = np.clip((np.arange(n) - (f - 1) / 2) / f, 0, small.shape[axis] - 1)
         low = np.minimum(place.astype(int), max(small.shape[axis] - 2, 0))
         high = np.minimum(low + 1, small.shape[axis] - 1)
-        weight = (place - low).astype(np.float32).reshape([-1 if k == axis else 1
-                                                           for k in range(3)])
+        weight = (
+            (place - low).astype(np.float32).reshape([-1 if k == axis else 1 for k in range(3)])
+        )
         small = (1 - weight) * small.take(low, axis) + weight * small.take(high, axis)
     return small

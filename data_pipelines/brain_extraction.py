@@ -12,7 +12,7 @@ import numpy as np
 
 from data_pipelines import atlas_extraction, head_mask
 from data_pipelines.volume_io import Volume, load_volume, save_volume
-from fluidjax.errors import UserError
+from fluidjax.base.errors import UserError
 
 METHODS = ('auto', 'none', 'atlas', 'synthstrip', 'hd-bet')
 TOOLS = {'synthstrip': 'mri_synthstrip', 'hd-bet': 'hd-bet'}
@@ -40,8 +40,9 @@ class Extraction:
 def check_method(method: str) -> None:
     """Raises: UserError: not one of METHODS."""
     if method not in METHODS:
-        raise UserError(f"brain extraction '{method}' is unknown; choose one of "
-                        + ', '.join(METHODS))
+        raise UserError(
+            f"brain extraction '{method}' is unknown; choose one of " + ', '.join(METHODS)
+        )
 
 
 def extract(scan: Volume, method: str = 'auto', brain: Volume | None = None) -> Extraction:
@@ -79,12 +80,14 @@ def _given(scan: Volume, brain: Volume) -> np.ndarray:
         raise UserError(
             f'{brain.path}: brain mask of shape {brain.data.shape} on a scan of shape '
             f'{scan.data.shape} ({scan.path}); give a mask with one voxel for each voxel of the '
-            'scan')
+            'scan'
+        )
     mask = brain.data > 0
     if not mask.any() or mask.all():
         what = 'marks every voxel' if mask.all() else 'is empty'
-        raise UserError(f'{brain.path}: brain mask {what}; give one that is 1 in the brain and 0 '
-                        'elsewhere')
+        raise UserError(
+            f'{brain.path}: brain mask {what}; give one that is 1 in the brain and 0 elsewhere'
+        )
     return mask
 
 
@@ -92,8 +95,9 @@ def _by_atlas(scan: Volume) -> np.ndarray:
     found = atlas_extraction.find_brain(scan)
     doubt = 'no head was found' if found is None else _doubt(found)
     if doubt:
-        raise UserError(f'{scan.path}: the brain could not be separated from the head ({doubt}); '
-                        + ADVICE)
+        raise UserError(
+            f'{scan.path}: the brain could not be separated from the head ({doubt}); ' + ADVICE
+        )
     return found.brain
 
 
@@ -113,8 +117,10 @@ def _by_tool(scan: Volume, method: str) -> np.ndarray:
     """The mask that a program on PATH makes of the scan."""
     program = shutil.which(TOOLS[method])
     if program is None:
-        raise UserError(f"brain extraction '{method}': {TOOLS[method]} is not on PATH; install it, "
-                        "or choose 'atlas', or give a brain mask (--brain)")
+        raise UserError(
+            f"brain extraction '{method}': {TOOLS[method]} is not on PATH; install it, "
+            "or choose 'atlas', or give a brain mask (--brain)"
+        )
     with tempfile.TemporaryDirectory() as folder:
         head, stripped = Path(folder, 'head.nii.gz'), Path(folder, 'brain.nii.gz')
         save_volume(head, scan.data, scan.affine)
@@ -126,8 +132,10 @@ def _by_tool(scan: Volume, method: str) -> np.ndarray:
             command = [program, '-i', str(head), '-o', str(stripped)]
         _call(command, scan.path)
         if not mask.is_file():
-            raise UserError(f'{scan.path}: {TOOLS[method]} wrote no result; try it by hand, or '
-                            'give its brain mask (--brain)')
+            raise UserError(
+                f'{scan.path}: {TOOLS[method]} wrote no result; try it by hand, or '
+                'give its brain mask (--brain)'
+            )
         return load_volume(mask).data != 0
 
 
@@ -139,5 +147,7 @@ def _call(command: list[str], path: str) -> None:
         failed, said = True, str(error)
     if failed:
         last = said.splitlines()[-1] if said else 'no message'
-        raise UserError(f'{path}: {Path(command[0]).name} failed: {last}; try it by hand, or give '
-                        'its brain mask (--brain)')
+        raise UserError(
+            f'{path}: {Path(command[0]).name} failed: {last}; try it by hand, or give '
+            'its brain mask (--brain)'
+        )

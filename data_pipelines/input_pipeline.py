@@ -29,9 +29,9 @@ from data_pipelines import grids, preparation  # noqa: E402
 from data_pipelines import nifti_cohort as nifti_cohort_builder  # noqa: E402
 from data_pipelines import template_cohort as template_cohort_builder  # noqa: E402
 from data_pipelines.nifti_source import NiftiSource  # noqa: E402
-from data_pipelines.subject import Subject  # noqa: E402
-from fluidjax import run_lock  # noqa: E402
-from fluidjax.errors import UserError  # noqa: E402
+from fluidjax.base import files  # noqa: E402
+from fluidjax.base.errors import UserError  # noqa: E402
+from fluidjax.base.subject import Subject  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -61,9 +61,7 @@ class Cohort:
     sizes: dict[str, int]
 
 
-def template_cohort(
-    scale: str, store: Path, lesion_dir: str | os.PathLike[str] = ''
-) -> Cohort:
+def template_cohort(scale: str, store: Path, lesion_dir: str | os.PathLike[str] = '') -> Cohort:
     """The embedded cohort at 'demo', 'smoke' or 'paper' scale, built under `store` when absent.
 
     Args:
@@ -77,7 +75,8 @@ def template_cohort(
         raise UserError(f"template cohort: no scale '{scale}'; choose one of {', '.join(known)}")
     make = lambda: template_cohort_builder.TemplateCohort(
         config=template_cohort_builder.config_for(scale, os.fspath(lesion_dir)),
-        data_dir=os.fspath(store), file_format=FILE_FORMAT
+        data_dir=os.fspath(store),
+        file_format=FILE_FORMAT,
     )
     return _build(f'template_{scale}', grids.GRIDS[scale], make)
 
@@ -104,8 +103,7 @@ def nifti_cohort(
       UserError: a folder or file that cannot be used, by name, or fewer than two healthy scans.
     """
     folders = (os.fspath(folder) for folder in (data_dir, test_dir, lesion_dir))
-    source = preparation.as_prepared(
-        NiftiSource(grid, *folders, registration, seed), store)
+    source = preparation.as_prepared(NiftiSource(grid, *folders, registration, seed), store)
     config = nifti_cohort_builder.config_for(source, embedded)
     make = lambda: nifti_cohort_builder.NiftiCohort(
         config=config, data_dir=os.fspath(store), file_format=FILE_FORMAT
@@ -117,8 +115,7 @@ def _build(
     name: str, grid: grids.ModelGrid, make: Callable[[], tfds.core.DatasetBuilder]
 ) -> Cohort:
     """Prepare the builder's files when absent. TFDS writes beside and renames when all is done."""
-    with _quiet_tfds(), _alone_in(Path(make().data_dir)), \
-            tempfile.TemporaryDirectory() as scratch:
+    with _quiet_tfds(), _alone_in(Path(make().data_dir)), tempfile.TemporaryDirectory() as scratch:
         builder = make()  # again, when whoever built it before us is done
         # Nothing is downloaded; TFDS makes a download folder all the same.
         builder.download_and_prepare(
@@ -135,7 +132,7 @@ def _alone_in(home: Path) -> Iterator[None]:
     if home.is_dir():  # built; its store may be one that we cannot write to
         yield
         return
-    with run_lock.waited_for(home.parent / f'.{home.name}.lock'):
+    with files.locked_in_turn(home.parent / f'.{home.name}.lock'):
         yield
 
 

@@ -13,7 +13,7 @@ import tqdm
 from data_pipelines import grids, preprocess, scan_folders
 from data_pipelines.records import record
 from data_pipelines.volume_io import load_volume
-from fluidjax.errors import UserError
+from fluidjax.base.errors import UserError
 
 
 def lesion_record(path: Path, lesion_dir: str, grid: grids.ModelGrid) -> dict:

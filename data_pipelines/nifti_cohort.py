@@ -63,5 +63,7 @@ class NiftiCohort(tfds.core.GeneratorBasedBuilder):
         beside = {'train': config.embedded, 'validation': config.embedded // 8}.get(split, 0)
         if beside:
             for number in tqdm.trange(beside, desc=f'making {split} subjects', file=sys.stderr):
-                yield len(items) + number, template_cohort.make_record(
-                    config.source.grid, split, number)
+                yield (
+                    len(items) + number,
+                    template_cohort.make_record(config.source.grid, split, number),
+                )

@@ -17,7 +17,7 @@ import tqdm
 
 from data_pipelines import grids, preprocess, records, scan_folders
 from data_pipelines.volume_io import load_volume
-from fluidjax.errors import UserError
+from fluidjax.base.errors import UserError
 
 # Raise it when preprocessing changes: cohorts built before are then built anew.
 PREPROCESSING_VERSION = 3
@@ -71,12 +71,17 @@ class NiftiSource:
     def inputs(self) -> str:
         """As `fingerprint`, of what preprocessing depends on alone: not of the division."""
         return scan_folders.digest(
-            [PREPROCESSING_VERSION, self.registration, repr(self.grid), *self._files()])
+            [PREPROCESSING_VERSION, self.registration, repr(self.grid), *self._files()]
+        )
 
     def _files(self) -> list[tuple]:
         folders = [(getattr(self, purpose), purpose) for purpose in PURPOSES]
-        return [one for folder, purpose in folders if folder
-                for one in scan_folders.described(folder, purpose)]
+        return [
+            one
+            for folder, purpose in folders
+            if folder
+            for one in scan_folders.described(folder, purpose)
+        ]
 
     def is_used(self, path: Path, purpose: str) -> bool:
         """Whether a file is not among those left out."""
@@ -87,9 +92,11 @@ def all_items(source: NiftiSource) -> dict[str, list]:
     """The cases of every split, and the files of the lesion bank under 'lesions'."""
     items: dict[str, list] = dict(assign_splits(source))
     if source.lesion_dir:
-        items['lesions'] = [path for path in
-                            scan_folders.nifti_files(source.lesion_dir, 'lesion_dir')
-                            if source.is_used(path, 'lesion_dir')]
+        items['lesions'] = [
+            path
+            for path in scan_folders.nifti_files(source.lesion_dir, 'lesion_dir')
+            if source.is_used(path, 'lesion_dir')
+        ]
     return {split: chosen for split, chosen in items.items() if chosen}
 
 
@@ -103,21 +110,31 @@ def assign_splits(source: NiftiSource) -> dict[str, list[scan_folders.Case]]:
       UserError: from the folders, or fewer than two healthy subjects.
     """
     _refuse_nested_folders(source)
-    cases = [case for case in scan_folders.find_cases(source.data_dir, 'data_dir')
-             if source.is_used(case.scan, 'data_dir')]
+    cases = [
+        case
+        for case in scan_folders.find_cases(source.data_dir, 'data_dir')
+        if source.is_used(case.scan, 'data_dir')
+    ]
     # test_dir is another data set: its sub-01 is another person.
     others = []
     if source.test_dir:
-        others = [case for case in scan_folders.find_cases(source.test_dir, 'test_dir')
-                  if source.is_used(case.scan, 'test_dir')]
-    splits = _as_assigned(cases, source) if source.assigned is not None else _divided(
-        cases, source, len(others))
+        others = [
+            case
+            for case in scan_folders.find_cases(source.test_dir, 'test_dir')
+            if source.is_used(case.scan, 'test_dir')
+        ]
+    splits = (
+        _as_assigned(cases, source)
+        if source.assigned is not None
+        else _divided(cases, source, len(others))
+    )
     splits['test'] = _with_unique_names(splits['test'] + others)
     return {split: chosen for split, chosen in splits.items() if chosen}
 
 
-def _divided(cases: list[scan_folders.Case], source: NiftiSource, num_others: int
-             ) -> dict[str, list[scan_folders.Case]]:
+def _divided(
+    cases: list[scan_folders.Case], source: NiftiSource, num_others: int
+) -> dict[str, list[scan_folders.Case]]:
     """The division by the seed."""
     diseased = [case for case in cases if has_lesion(case)]
     patients = {scan_folders.person(case.scan) for case in diseased}
@@ -143,8 +160,9 @@ def _divided(cases: list[scan_folders.Case], source: NiftiSource, num_others: in
     }
 
 
-def _as_assigned(cases: list[scan_folders.Case], source: NiftiSource
-                 ) -> dict[str, list[scan_folders.Case]]:
+def _as_assigned(
+    cases: list[scan_folders.Case], source: NiftiSource
+) -> dict[str, list[scan_folders.Case]]:
     """Each case in the split that the preparation gave it."""
     chosen = dict(source.assigned or ())
     splits: dict[str, list[scan_folders.Case]] = {split: [] for split in SPLITS}
@@ -153,13 +171,17 @@ def _as_assigned(cases: list[scan_folders.Case], source: NiftiSource
         if split is None:
             continue
         if split != 'test' and has_lesion(case):
-            raise UserError(f'{case.mask}: holds a lesion, and its subject is given to {split}, '
-                            'which is for healthy scans; give it to test, or leave it out')
+            raise UserError(
+                f'{case.mask}: holds a lesion, and its subject is given to {split}, '
+                'which is for healthy scans; give it to test, or leave it out'
+            )
         splits[split].append(case if split == 'test' else dataclasses.replace(case, mask=None))
     for split in ('train', 'validation'):
         if not splits[split]:
-            raise UserError(f'data_dir: no scan of {source.data_dir} is given to {split}; name at '
-                            'least one subject for train and one for validation')
+            raise UserError(
+                f'data_dir: no scan of {source.data_dir} is given to {split}; name at '
+                'least one subject for train and one for validation'
+            )
     return splits
 
 
@@ -219,5 +241,4 @@ def make_record(case: scan_folders.Case, source: NiftiSource) -> dict:
 
 def record_name(item: scan_folders.Case | Path, source: NiftiSource) -> str:
     """What a record is called: the case's name, or the mask's place in lesion_dir."""
-    return (os.fspath(item.relative_to(source.lesion_dir)) if isinstance(item, Path)
-            else item.name)
+    return os.fspath(item.relative_to(source.lesion_dir)) if isinstance(item, Path) else item.name

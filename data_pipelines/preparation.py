@@ -23,8 +23,8 @@ import tqdm
 from data_pipelines import nifti_source, record_cache, scan_folders, subject_splits
 from data_pipelines.nifti_source import NiftiSource
 from data_pipelines.scan_folders import Case
-from fluidjax.errors import UserError
-from fluidjax.files import write_text
+from fluidjax.base.errors import UserError
+from fluidjax.base.files import write_text
 
 RECORDS, PREPARED = 'records', 'prepared'
 NAMED_FAILURES = 5
@@ -48,7 +48,10 @@ class Outcome:
 
 
 def prepare(
-    source: NiftiSource, store: Path, choice: subject_splits.Choice, workers: int = 1,
+    source: NiftiSource,
+    store: Path,
+    choice: subject_splits.Choice,
+    workers: int = 1,
     skip_failures: bool = False,
 ) -> tuple[NiftiSource, list[Outcome]]:
     """Preprocess all scans of a source that the store does not hold yet.
@@ -87,8 +90,11 @@ def failures_text(outcomes: Sequence[Outcome]) -> str:
     if not errors:
         return ''
     more = f'; and {len(errors) - NAMED_FAILURES} more' if len(errors) > NAMED_FAILURES else ''
-    return (f'{len(errors)} of {len(outcomes)} files cannot be used: '
-            + '; '.join(errors[:NAMED_FAILURES]) + more)
+    return (
+        f'{len(errors)} of {len(outcomes)} files cannot be used: '
+        + '; '.join(errors[:NAMED_FAILURES])
+        + more
+    )
 
 
 def as_prepared(source: NiftiSource, store: Path) -> NiftiSource:
@@ -102,16 +108,19 @@ def as_prepared(source: NiftiSource, store: Path) -> NiftiSource:
         held = _read(path)
         assigned = held['assigned']
         return dataclasses.replace(
-            source, records=os.fspath(store / RECORDS),
+            source,
+            records=os.fspath(store / RECORDS),
             assigned=None if assigned is None else tuple(map(tuple, assigned)),
-            left_out=tuple(key for key, _ in held['left_out']))
+            left_out=tuple(key for key, _ in held['left_out']),
+        )
     for other in sorted((store / PREPARED).glob('*.json')):
         held = _read(other)
         if held['data_dir'] == os.fspath(Path(source.data_dir).resolve()):
             raise UserError(
                 f'{store}: holds {source.data_dir} prepared from other files or with other settings'
-                f' ({held["settings"]}); prepare it again (python -m fluidjax.prepare), or name '
-                'another store')
+                f' ({held["settings"]}); prepare it again (fluidjax prepare), or name '
+                'another store'
+            )
     return source
 
 
@@ -126,7 +135,7 @@ def _read(path: Path) -> dict:
             return held
     except (ValueError, TypeError):
         pass
-    raise UserError(f'{path}: is damaged; prepare the folder again (python -m fluidjax.prepare)')
+    raise UserError(f'{path}: is damaged; prepare the folder again (fluidjax prepare)')
 
 
 def _remember(source: NiftiSource, ready: NiftiSource, store: Path, failed: list[Outcome]) -> None:
@@ -135,8 +144,8 @@ def _remember(source: NiftiSource, ready: NiftiSource, store: Path, failed: list
     held = {
         'data_dir': os.fspath(Path(source.data_dir).resolve()),
         'settings': f'grid {"x".join(map(str, grid.shape))} at {grid.spacing[0]:g} mm, registration'
-                    f" {source.registration}, test_dir '{source.test_dir}', lesion_dir "
-                    f"'{source.lesion_dir}'",
+        f" {source.registration}, test_dir '{source.test_dir}', lesion_dir "
+        f"'{source.lesion_dir}'",
         'assigned': ready.assigned,
         'left_out': [[key, reasons.get(key, '')] for key in ready.left_out],
     }
@@ -168,8 +177,11 @@ def _keys_of(outcome: Outcome, source: NiftiSource) -> list[str]:
     if item.mask is None or outcome.purpose != 'data_dir':
         return [source.key(item.scan, outcome.purpose)]
     person = scan_folders.person(item.scan)
-    return [source.key(case.scan) for case in scan_folders.find_cases(source.data_dir, 'data_dir')
-            if scan_folders.person(case.scan) == person]
+    return [
+        source.key(case.scan)
+        for case in scan_folders.find_cases(source.data_dir, 'data_dir')
+        if scan_folders.person(case.scan) == person
+    ]
 
 
 def _waiting(source: NiftiSource) -> list[Outcome]:
@@ -182,8 +194,11 @@ def _waiting(source: NiftiSource) -> list[Outcome]:
         inside = test_dir is not None and test_dir in item.scan.parents
         return 'test_dir' if inside else 'data_dir'
 
-    return [Outcome(item, split, purpose(item))
-            for split, items in nifti_source.all_items(source).items() for item in items]
+    return [
+        Outcome(item, split, purpose(item))
+        for split, items in nifti_source.all_items(source).items()
+        for item in items
+    ]
 
 
 def _make_records(waiting: list[Outcome], source: NiftiSource, workers: int) -> list[Outcome]:
@@ -208,14 +223,17 @@ def _work_through(
     # Spawned, not forked: a fork of a process that runs threads can hang.
     context = multiprocessing.get_context('spawn')
     with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
-        numbers = {pool.submit(make_one, item, source): number
-                   for number, item in enumerate(waiting)}
+        numbers = {
+            pool.submit(make_one, item, source): number for number, item in enumerate(waiting)
+        }
         try:
             for future in concurrent.futures.as_completed(numbers):
                 yield numbers[future], future.result()
         except concurrent.futures.process.BrokenProcessPool as error:
-            raise UserError('--workers: a process was killed, perhaps for want of memory; start '
-                            'again with fewer, what is done is kept') from error
+            raise UserError(
+                '--workers: a process was killed, perhaps for want of memory; start '
+                'again with fewer, what is done is kept'
+            ) from error
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise

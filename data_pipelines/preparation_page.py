@@ -18,33 +18,42 @@ from data_pipelines.nifti_source import LOW_OVERLAP, NiftiSource
 from data_pipelines.preparation import Outcome
 
 THUMBNAIL_PIXELS = 120  # height of a row of slices
-_STYLE = '''body{font:15px/1.45 system-ui,sans-serif;margin:2em auto;max-width:76em;padding:0 1em}
+_STYLE = """body{font:15px/1.45 system-ui,sans-serif;margin:2em auto;max-width:76em;padding:0 1em}
 table{border-collapse:collapse}td,th{padding:.2em .8em;text-align:left;border-bottom:1px solid #ddd}
 figure{display:inline-block;margin:.4em;padding:.3em;background:#111;color:#eee}
-figcaption{font-size:12px}.low{color:#fb6}code{background:#eee}'''
+figcaption{font-size:12px}.low{color:#fb6}code{background:#eee}"""
 
 
 def page(source: NiftiSource, outcomes: Sequence[Outcome]) -> str:
     """The page as HTML that needs nothing else."""
     people = subject_splits.participants(Path(source.data_dir))
     grid = source.grid
-    facts = [('scans from', source.data_dir), ('test scans from', source.test_dir),
-             ('lesion masks from', source.lesion_dir),
-             ('grid', f'{" x ".join(map(str, grid.shape))} voxels of {grid.spacing[0]:g} mm'),
-             ('registration', source.registration)]
+    facts = [
+        ('scans from', source.data_dir),
+        ('test scans from', source.test_dir),
+        ('lesion masks from', source.lesion_dir),
+        ('grid', f'{" x ".join(map(str, grid.shape))} voxels of {grid.spacing[0]:g} mm'),
+        ('registration', source.registration),
+    ]
     failed = [outcome for outcome in outcomes if outcome.error]
     parts = [
         '<!DOCTYPE html><html lang="en"><meta charset="utf-8"><title>Prepared scans</title>'
         f'<style>{_STYLE}</style><h1>Prepared scans</h1>',
         _table(('', ''), [fact for fact in facts if fact[1]]),
-        '<h2>Splits</h2>', _splits(outcomes, people),
-        f'<h2>Failures: {len(failed)} of {len(outcomes)} files</h2>' if failed
+        '<h2>Splits</h2>',
+        _splits(outcomes, people),
+        f'<h2>Failures: {len(failed)} of {len(outcomes)} files</h2>'
+        if failed
         else f'<p>All {len(outcomes)} files could be used.</p>',
         _table(('file', 'why'), [(_path_of(o), o.error) for o in failed]) if failed else '',
         '<h2>Scans on the model grid</h2><p>Axial, coronal and sagittal slice through the middle '
         'of the brain; the lesion in orange. Right is right.</p>',
-        *(_figure(outcome, source, people) for outcome in outcomes
-          if outcome.record and outcome.split != 'lesions')]
+        *(
+            _figure(outcome, source, people)
+            for outcome in outcomes
+            if outcome.record and outcome.split != 'lesions'
+        ),
+    ]
     return '\n'.join(parts) + '</html>\n'
 
 
@@ -54,8 +63,11 @@ def _splits(outcomes: Sequence[Outcome], people: dict) -> str:
     for split, count in counts.items():
         here = [o for o in outcomes if o.record and o.split == split]
         ages = [age for o in here if (age := _age(o, people)) is not None]
-        text = (f'{min(ages):g} to {max(ages):g}, mean {statistics.fmean(ages):.1f}, '
-                f'of {len(ages)}' if ages else '')
+        text = (
+            f'{min(ages):g} to {max(ages):g}, mean {statistics.fmean(ages):.1f}, of {len(ages)}'
+            if ages
+            else ''
+        )
         subjects = {subject_splits.subject_id(o.item) for o in here if not isinstance(o.item, Path)}
         rows.append((split, str(count), str(len(subjects) or ''), text))
     return _table(('split', 'files', 'subjects', 'age (years)'), rows)
@@ -85,9 +97,11 @@ def _figure(outcome: Outcome, source: NiftiSource, people: dict) -> str:
     caption = f'{escape(outcome.item.name)}, {outcome.split}' + (f', {age:g} y' if age else '')
     low = ' class="low"' if overlap < LOW_OVERLAP else ''
     picture = base64.b64encode(thumbnail(record)).decode()
-    return (f'<figure><img alt="{caption}" src="data:image/png;base64,{picture}">'
-            f'<figcaption>{caption}; <span{low}>overlap with the atlas {overlap:.2f}</span>'
-            '</figcaption></figure>')
+    return (
+        f'<figure><img alt="{caption}" src="data:image/png;base64,{picture}">'
+        f'<figcaption>{caption}; <span{low}>overlap with the atlas {overlap:.2f}</span>'
+        '</figcaption></figure>'
+    )
 
 
 def thumbnail(record: dict) -> bytes:
@@ -112,6 +126,7 @@ def thumbnail(record: dict) -> bytes:
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     top = ''.join(f'<th>{escape(text)}</th>' for text in head)
-    body = ''.join('<tr>' + ''.join(f'<td>{escape(str(text))}</td>' for text in row) + '</tr>'
-                   for row in rows)
+    body = ''.join(
+        '<tr>' + ''.join(f'<td>{escape(str(text))}</td>' for text in row) + '</tr>' for row in rows
+    )
     return f'<table><tr>{top}</tr>{body}</table>'

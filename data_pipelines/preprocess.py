@@ -8,8 +8,6 @@ the original scan, with no resampling on the way back.
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 from scipy import ndimage
 
@@ -17,7 +15,8 @@ from data_pipelines import bias_field as n4
 from data_pipelines import brain_extraction, grids, mni_template, quality, resampling
 from data_pipelines import registration as affine_registration
 from data_pipelines.volume_io import Volume
-from fluidjax.errors import UserError
+from fluidjax.base.errors import UserError
+from fluidjax.base.subject import Preprocessed
 
 REGISTRATIONS = ('affine', 'none')
 # Where the median of white matter comes to lie in [0, 1].
@@ -25,34 +24,6 @@ WHITE_MATTER_INTENSITY = 0.82
 # Fraction of the 98th percentile below which a voxel is background (interpolation leaves traces).
 BACKGROUND_FRACTION = 0.01
 _REFERENCE_GRID = grids.GRIDS['demo']
-
-
-@dataclasses.dataclass(frozen=True)
-class Preprocessed:
-    """A scan on the model grid.
-
-    Attributes:
-      image: (x, y, z) float32 in [0, 1], background exactly 0.
-      brain: (x, y, z) bool.
-      lesion: (x, y, z) bool, or None where no mask was given.
-      affine: model voxel -> the scan's own world, mm: scan_from_mni @ grid.affine.
-      overlap: Dice of the brain mask with the MNI152 brain on this grid; below about 0.85 the
-        registration, or the skull stripping, is suspect.
-      warnings: short sentences for a person, see `quality`; empty is good.
-      extraction: how the brain was found, see `brain_extraction.Extraction.method`.
-      before: (x, y, z) the image without N4; None where N4 was off.
-      shading: what N4 took out, 95th over 5th percentile of its field in the brain; 1 without.
-    """
-
-    image: np.ndarray
-    brain: np.ndarray
-    lesion: np.ndarray | None
-    affine: np.ndarray
-    overlap: float
-    warnings: tuple[str, ...] = ()
-    extraction: str = 'none'
-    before: np.ndarray | None = None
-    shading: float = 1.0
 
 
 def preprocess(
@@ -101,8 +72,12 @@ def preprocess(
 
     affine = scan_from_mni @ grid.affine
     brain_on_grid = resample_mask(brain_there, head.affine, grid.shape, affine)
-    on_grid = lambda data: brain_on_grid * resample_image(
-        _scaled(data, brain_there, head.affine, scan_from_mni), head.affine, grid.shape, affine)
+    on_grid = lambda data: (
+        brain_on_grid
+        * resample_image(
+            _scaled(data, brain_there, head.affine, scan_from_mni), head.affine, grid.shape, affine
+        )
+    )
     lesion_on_grid = None
     if lesion is not None:
         lesion_on_grid = resample_mask(lesion.data > 0, scan.affine, grid.shape, affine)
@@ -115,8 +90,15 @@ def preprocess(
         + quality.field_of_view_warnings(whole, scan.affine)
     )
     return Preprocessed(
-        on_grid(head.data), brain_on_grid, lesion_on_grid, affine, overlap, tuple(warnings),
-        found.method, on_grid(shaded) if bias_field else None, shading,
+        on_grid(head.data),
+        brain_on_grid,
+        lesion_on_grid,
+        affine,
+        overlap,
+        tuple(warnings),
+        found.method,
+        on_grid(shaded) if bias_field else None,
+        shading,
     )
 
 
@@ -128,9 +110,7 @@ def _scaled(
     return np.clip(WHITE_MATTER_INTENSITY / level * data, 0.0, 1.0)
 
 
-def extract_brain(
-    scan: Volume, brain: np.ndarray | None = None
-) -> tuple[Volume, np.ndarray]:
+def extract_brain(scan: Volume, brain: np.ndarray | None = None) -> tuple[Volume, np.ndarray]:
     """The scan cropped to its brain, background subtracted, zero outside; and the brain mask.
 
     Args:
@@ -147,8 +127,10 @@ def extract_brain(
     head, brain = _crop(scan, brain)
     data = np.where(brain, np.maximum(head.data - background, 0.0), 0.0)
     if not data.any():
-        raise UserError(f'{scan.path}: nothing in its brain mask is brighter than the background; '
-                        'do mask and scan belong together?')
+        raise UserError(
+            f'{scan.path}: nothing in its brain mask is brighter than the background; '
+            'do mask and scan belong together?'
+        )
     return Volume(data.astype(np.float32), head.affine, scan.path), brain
 
 
@@ -161,8 +143,9 @@ def _background_around(scan: Volume, brain: np.ndarray) -> float:
 
 def background_level(data: np.ndarray) -> float:
     """Median intensity of the volume's faces."""
-    return float(np.median(
-        np.concatenate([np.take(data, (0, -1), axis=k).ravel() for k in range(3)])))
+    return float(
+        np.median(np.concatenate([np.take(data, (0, -1), axis=k).ravel() for k in range(3)]))
+    )
 
 
 def find_brain(scan: Volume) -> tuple[np.ndarray, float]:

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import io
 import textwrap
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from data_pipelines import grids, mni_template, resampling
 from data_pipelines.volume_io import Volume
-
-if TYPE_CHECKING:
-    from data_pipelines.preprocess import Preprocessed
+from fluidjax.base.subject import Preprocessed
 
 # Dice with the MNI152 brain. Measured: 0.92 and more for 17 brains.
 LOW_OVERLAP = 0.85
@@ -56,26 +53,34 @@ def contrast_warnings(levels: dict[str, float] | None) -> list[str]:
     if levels is None or levels['csf'] < levels['gm'] < levels['wm']:
         return []
     order = ' < '.join(sorted(('csf', 'gm', 'wm'), key=levels.__getitem__))
-    return [f'contrast is not that of a T1w scan (intensities {order}, expected csf < gm < wm): '
-            'give a T1w scan; results for another contrast mean nothing']
+    return [
+        f'contrast is not that of a T1w scan (intensities {order}, expected csf < gm < wm): '
+        'give a T1w scan; results for another contrast mean nothing'
+    ]
 
 
 def overlap_warnings(overlap: float) -> list[str]:
     """Low Dice of the brain and the MNI152 brain."""
     if overlap >= LOW_OVERLAP:
         return []
-    return [f'overlap with the MNI152 brain is only {overlap:.2f}: registration or brain '
-            'extraction may have failed; look at the picture']
+    return [
+        f'overlap with the MNI152 brain is only {overlap:.2f}: registration or brain '
+        'extraction may have failed; look at the picture'
+    ]
 
 
 def head_warnings(whole_head: bool, method: str, brain_ml: float) -> list[str]:
     """A head that is taken for a brain, or a brain too large to be one."""
     if whole_head and method == 'none':
-        return ['a whole head was taken for a brain: turn brain extraction on (auto), or give the '
-                "scan's brain mask"]
+        return [
+            'a whole head was taken for a brain: turn brain extraction on (auto), or give the '
+            "scan's brain mask"
+        ]
     if brain_ml > LARGE_BRAIN_ML:
-        return [f'the brain has {brain_ml:.0f} ml, more than any brain: does its mask hold skull '
-                'or scalp?']
+        return [
+            f'the brain has {brain_ml:.0f} ml, more than any brain: does its mask hold skull '
+            'or scalp?'
+        ]
     return []
 
 
@@ -91,13 +96,13 @@ def field_of_view_warnings(brain: np.ndarray, affine: np.ndarray) -> list[str]:
                 cut.append(name)
     if not cut:
         return []
-    return [f"the scan's field of view cuts the brain ({', '.join(cut)}): what lies beyond is "
-            'taken for background']
+    return [
+        f"the scan's field of view cuts the brain ({', '.join(cut)}): what lies beyond is "
+        'taken for background'
+    ]
 
 
-def quality_figure(
-    made: Preprocessed, grid: grids.ModelGrid, scan: Volume, dpi: int = 90
-) -> bytes:
+def quality_figure(made: Preprocessed, grid: grids.ModelGrid, scan: Volume, dpi: int = 90) -> bytes:
     """PNG of three planes by: the scan with the brain outlined, the model's image with the
     template's brain and white matter outlined, and, after N4, the image before it.
 
@@ -112,8 +117,11 @@ def quality_figure(
 
     columns = 2 if made.before is None else 3
     figure = Figure(figsize=(3.2 * columns, 10.2), facecolor='black')
-    axes = figure.subplots(3, columns, gridspec_kw=dict(
-        left=0.01, right=0.99, bottom=0.09, top=0.95, wspace=0.02, hspace=0.03))
+    axes = figure.subplots(
+        3,
+        columns,
+        gridspec_kw=dict(left=0.01, right=0.99, bottom=0.09, top=0.95, wspace=0.02, hspace=0.03),
+    )
     for row, axis in zip(axes, (2, 1, 0), strict=True):
         _draw_row(row, made, grid, scan, axis)
     titles = ('scan, brain outlined', "model's image, atlas outlined", 'before N4')
@@ -150,8 +158,10 @@ def _draw_row(row, made: Preprocessed, grid: grids.ModelGrid, scan: Volume, axis
 def _plane(axis: int) -> np.ndarray:
     """MNI152 positions of a plane, (across, up, 3) mm."""
     centre = np.array(grids.MNI_BRAIN_CENTRE) + ((18.0, 0.0, 5.0) * (np.arange(3) == axis))
-    ends = [np.arange(c - h, c + h + 0.5, _PICTURE_MM)
-            for c, h in zip(centre, _PICTURE_HALF_MM, strict=True)]
+    ends = [
+        np.arange(c - h, c + h + 0.5, _PICTURE_MM)
+        for c, h in zip(centre, _PICTURE_HALF_MM, strict=True)
+    ]
     ends[axis] = centre[axis : axis + 1]
     positions = np.stack(np.meshgrid(*ends, indexing='ij'), axis=-1)
     return positions.squeeze(axis).astype(np.float32)
@@ -162,8 +172,12 @@ def _show(axes, plane: np.ndarray, axis: int, low: float, high: float) -> None:
     axes.set_axis_off()
     left, right, bottom, top = ('PAIS', 'LRIS', 'LRPA')[axis]
     style = {'color': '#c8d2de', 'fontsize': 8, 'transform': axes.transAxes}
-    for letter, x, y in ((left, 0.03, 0.5), (right, 0.97, 0.5), (bottom, 0.5, 0.03),
-                         (top, 0.5, 0.97)):
+    for letter, x, y in (
+        (left, 0.03, 0.5),
+        (right, 0.97, 0.5),
+        (bottom, 0.5, 0.03),
+        (top, 0.5, 0.97),
+    ):
         axes.text(x, y, letter, ha='center', va='center', **style)
 
 
@@ -179,5 +193,11 @@ def _write_below(figure, made: Preprocessed) -> None:
         facts += f'; N4 took out shading by a factor of {made.shading:.2f}'
     warnings = made.warnings or ('no warnings',)
     lines = [line for text in (facts, *warnings) for line in textwrap.wrap(text, 105)]
-    figure.text(0.02, 0.08, '\n'.join(lines[:7]), color='#ffb000' if made.warnings else 'white',
-                fontsize=7.5, va='top')
+    figure.text(
+        0.02,
+        0.08,
+        '\n'.join(lines[:7]),
+        color='#ffb000' if made.warnings else 'white',
+        fontsize=7.5,
+        va='top',
+    )

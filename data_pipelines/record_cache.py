@@ -19,8 +19,8 @@ import numpy as np
 from data_pipelines import lesion_masks, nifti_source
 from data_pipelines.nifti_source import NiftiSource
 from data_pipelines.scan_folders import Case
-from fluidjax.errors import UserError
-from fluidjax.files import write_bytes
+from fluidjax.base.errors import UserError
+from fluidjax.base.files import write_bytes
 
 _FLAGS = ('has_healthy', 'has_lesion')
 
@@ -38,15 +38,20 @@ def key_of(item: Case | Path, source: NiftiSource) -> str:
     Raises:
       UserError: a file that cannot be read.
     """
-    described = [nifti_source.PREPROCESSING_VERSION, source.registration, repr(source.grid),
-                 'mask' if isinstance(item, Path) else 'scan']
+    described = [
+        nifti_source.PREPROCESSING_VERSION,
+        source.registration,
+        repr(source.grid),
+        'mask' if isinstance(item, Path) else 'scan',
+    ]
     for path in files_of(item):
         try:
             with open(path, 'rb') as file:
                 described.append(hashlib.file_digest(file, 'sha256').hexdigest())
         except OSError as error:
-            raise UserError(f'{path}: cannot be read ({error.strerror}); check the path and its '
-                            'rights') from error
+            raise UserError(
+                f'{path}: cannot be read ({error.strerror}); check the path and its rights'
+            ) from error
     return hashlib.sha256(json.dumps(described).encode()).hexdigest()[:32]
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from data_pipelines.image_files import ENDINGS
 from data_pipelines.volume_io import strip_ending
-from fluidjax.errors import UserError
+from fluidjax.base.errors import UserError
 
 _BIDS_LEFT_OUT = {'derivatives', 'sourcedata'}
 _MASK_NAME = re.compile(r'lesion|mask(?!ed)|seg|roi|label')
@@ -68,8 +68,10 @@ def nifti_files(folder: str | os.PathLike[str], purpose: str) -> list[Path]:
 def described(folder: str | os.PathLike[str], purpose: str) -> list[tuple[str, str, int, int]]:
     """Purpose, path, size and time of change of every NIfTI file under a folder."""
     files = [(path, path.stat()) for path in nifti_files(folder, purpose)]
-    return [(purpose, os.fspath(path.relative_to(folder)), status.st_size, status.st_mtime_ns)
-            for path, status in files]
+    return [
+        (purpose, os.fspath(path.relative_to(folder)), status.st_size, status.st_mtime_ns)
+        for path, status in files
+    ]
 
 
 def digest(described: list) -> str:

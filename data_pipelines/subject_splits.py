@@ -10,11 +10,19 @@ from pathlib import Path
 from data_pipelines import scan_folders
 from data_pipelines.nifti_source import SPLITS, NiftiSource
 from data_pipelines.scan_folders import Case
-from fluidjax.errors import UserError
+from fluidjax.base.errors import UserError
 
 # What people write in a column; anything else is a mistake, and an empty cell leaves out.
-_WORDS = {'train': 'train', 'training': 'train', 'validation': 'validation', 'val': 'validation',
-          'valid': 'validation', 'dev': 'validation', 'test': 'test', 'testing': 'test'}
+_WORDS = {
+    'train': 'train',
+    'training': 'train',
+    'validation': 'validation',
+    'val': 'validation',
+    'valid': 'validation',
+    'dev': 'validation',
+    'test': 'test',
+    'testing': 'test',
+}
 _NONE = {'', 'n/a', 'na', 'none'}
 
 
@@ -44,8 +52,9 @@ def assign(source: NiftiSource, choice: Choice) -> tuple[tuple[str, str], ...] |
       UserError: a column or a list that cannot be used, or a subject that is not there.
     """
     if choice.column and choice.lists:
-        raise UserError('--split-column and the lists of subjects are two ways to say the same; '
-                        'give one')
+        raise UserError(
+            '--split-column and the lists of subjects are two ways to say the same; give one'
+        )
     if choice.column:
         wanted, where = _by_column(Path(source.data_dir), choice.column), 'participants.tsv'
     elif choice.lists:
@@ -57,10 +66,15 @@ def assign(source: NiftiSource, choice: Choice) -> tuple[tuple[str, str], ...] |
     # participants.tsv often tells of subjects that are not in this copy; a list names them.
     missing = sorted(set(wanted) - known)
     if missing and choice.lists:
-        raise UserError(f"{where}: subject '{missing[0]}' has no scan in {source.data_dir}; it "
-                        f'holds {", ".join(sorted(known)[:5])}, ...')
-    return tuple((source.key(case.scan), wanted[subject_id(case)]) for case in cases
-                 if subject_id(case) in wanted and source.is_used(case.scan, 'data_dir'))
+        raise UserError(
+            f"{where}: subject '{missing[0]}' has no scan in {source.data_dir}; it "
+            f'holds {", ".join(sorted(known)[:5])}, ...'
+        )
+    return tuple(
+        (source.key(case.scan), wanted[subject_id(case)])
+        for case in cases
+        if subject_id(case) in wanted and source.is_used(case.scan, 'data_dir')
+    )
 
 
 def participants(folder: Path) -> dict[str, dict[str, str]]:
@@ -76,8 +90,9 @@ def participants(folder: Path) -> dict[str, dict[str, str]]:
         with open(path, encoding='utf-8-sig', newline='') as file:
             rows = list(csv.DictReader(file, delimiter='\t'))
     except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f'{path}: is no table of tab-separated text ({error}); save it again as '
-                        'UTF-8') from error
+        raise UserError(
+            f'{path}: is no table of tab-separated text ({error}); save it again as UTF-8'
+        ) from error
     if rows and 'participant_id' not in rows[0]:
         raise UserError(f'{path}: has no column participant_id; name the subjects in it')
     return {_bare(row['participant_id'] or ''): row for row in rows}
@@ -93,14 +108,18 @@ def _by_column(folder: Path, column: str) -> dict[str, str]:
         raise UserError(f'--split-column: no {path}, or nobody in it')
     columns = next(iter(rows.values()))
     if column not in columns:
-        raise UserError(f"--split-column: {path} has no column '{column}'; it has "
-                        f'{", ".join(name for name in columns if name)}')
+        raise UserError(
+            f"--split-column: {path} has no column '{column}'; it has "
+            f'{", ".join(name for name in columns if name)}'
+        )
     wanted = {}
     for subject, row in rows.items():
         word = (row[column] or '').strip().lower()
         if word not in _NONE | set(_WORDS):
-            raise UserError(f"{path}: column '{column}' of {subject} is '{word}'; it must be "
-                            f'{", ".join(SPLITS)}, or n/a to leave the subject out')
+            raise UserError(
+                f"{path}: column '{column}' of {subject} is '{word}'; it must be "
+                f'{", ".join(SPLITS)}, or n/a to leave the subject out'
+            )
         if word not in _NONE:
             wanted[subject] = _WORDS[word]
     return wanted
@@ -112,11 +131,14 @@ def _by_lists(lists: Mapping[str, str]) -> dict[str, str]:
         try:
             lines = Path(name).expanduser().read_text(encoding='utf-8-sig').splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f'{name}: cannot be read ({error}); give a text file with one subject '
-                            'a line') from error
+            raise UserError(
+                f'{name}: cannot be read ({error}); give a text file with one subject a line'
+            ) from error
         for subject in filter(None, map(_bare, lines)):
             if wanted.get(subject, split) != split:
-                raise UserError(f"{name}: subject '{subject}' is in the list of {wanted[subject]} "
-                                'too; give it one split')
+                raise UserError(
+                    f"{name}: subject '{subject}' is in the list of {wanted[subject]} "
+                    'too; give it one split'
+                )
             wanted[subject] = split
     return wanted

@@ -14,13 +14,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 import tqdm
 
-from data_pipelines import (
-    grids,
-    lesion_masks,
-    scan_folders,
-    template_lesions,
-    template_subjects,
-)
+from data_pipelines import grids, lesion_masks, scan_folders, template_lesions, template_subjects
 from data_pipelines.records import record
 
 SEED = 20250610

@@ -10,7 +10,7 @@ import nibabel as nib
 import numpy as np
 
 from data_pipelines.image_files import ending_of, open_image, quiet_nibabel
-from fluidjax.errors import UserError
+from fluidjax.base.errors import UserError
 
 VOXEL_MM = (0.01, 100.0)  # edges beyond these are mistakes of a header
 # "Aligned": world coordinates of another file, here of the scan that the volume was made from.
@@ -49,8 +49,10 @@ def load_volume(path: str | os.PathLike[str], allow_empty: bool = False) -> Volu
     affine = _checked_affine(path, np.asarray(image.affine, np.float64))
     data = _read(image, path).reshape(image.shape[:3])
     if not np.isfinite(data).all():
-        raise UserError(f'{path}: holds NaN or infinite values, or larger ones than 32-bit numbers '
-                        'can hold (3e38); replace them, for example by 0')
+        raise UserError(
+            f'{path}: holds NaN or infinite values, or larger ones than 32-bit numbers '
+            'can hold (3e38); replace them, for example by 0'
+        )
     if not allow_empty and not data.any():
         raise UserError(f'{path}: holds nothing but zeros; was it exported or masked wrongly?')
     own = nib.orientations.io_orientation(affine)
@@ -64,8 +66,10 @@ def _checked_affine(path: Path, affine: np.ndarray) -> np.ndarray:
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) <= 1e-3 * sizes.prod():
         raise UserError(f'{path}: its affine is singular; mend the sform or qform of its header')
     if sizes.min() < VOXEL_MM[0] or sizes.max() > VOXEL_MM[1]:
-        raise UserError(f'{path}: has voxels of {sizes[0]:.3g} x {sizes[1]:.3g} x {sizes[2]:.3g} '
-                        'mm, which no scan has; mend its header (is it in metres?)')
+        raise UserError(
+            f'{path}: has voxels of {sizes[0]:.3g} x {sizes[1]:.3g} x {sizes[2]:.3g} '
+            'mm, which no scan has; mend its header (is it in metres?)'
+        )
     return affine
 
 

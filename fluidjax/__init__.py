@@ -1,4 +1,4 @@
-"""fluidjax: find what is abnormal in a brain scan, trained on healthy brains alone.
+"""fluidjax: find what is abnormal in a brain scan, trained on healthy brains only.
 
 Conditional latent diffusion with fluid-driven anomaly randomization (arXiv:2506.10233) in JAX.
 
@@ -10,20 +10,29 @@ Conditional latent diffusion with fluid-driven anomaly randomization (arXiv:2506
 Importing this package is light: neither JAX nor TensorFlow is loaded before it is needed.
 """
 
+import importlib
 from typing import Any
 
-__version__ = '0.1.0'
-_API = ('Detection', 'Model', 'UserError', 'load', 'pseudo_pathology', 'train')
+from fluidjax.base import __version__ as __version__
+
+# Where each public name lives.
+_API = {
+    'Detection': 'predict.api',
+    'Model': 'predict.api',
+    'load': 'predict.api',
+    'train': 'predict.api',
+    'pseudo_pathology': 'randomize.pairs',
+    'UserError': 'base.errors',
+}
 
 
 def __getattr__(name: str) -> Any:
-    """What `fluidjax.api` offers, imported when it is first asked for."""
+    """A public name, imported when it is first asked for."""
     if name not in _API:
-        raise AttributeError(f"module 'fluidjax' has no attribute '{name}'; there are "
-                             f'{", ".join(_API)}')
-    from fluidjax import api
-
-    return getattr(api, name)
+        raise AttributeError(
+            f"module 'fluidjax' has no attribute '{name}'; there are {', '.join(_API)}"
+        )
+    return getattr(importlib.import_module(f'fluidjax.{_API[name]}'), name)
 
 
 def __dir__() -> list[str]:

@@ -1,28 +1,54 @@
-"""Evaluate a run: `python -m fluidjax.eval --workdir=DIR`. See `fluidjax.evaluation`."""
+"""Score a trained run, choose its thresholds, and write a report.
+
+    fluidjax eval --workdir=runs/demo
+    fluidjax eval --workdir=model.zip --data_dir=HEALTHY --test_dir=PATIENTS --out=scores
+    fluidjax eval --workdir=model.zip --embedded
+
+`python -m fluidjax.eval` is the same command.
+"""
 
 from pathlib import Path
 
 from absl import flags
 
-from fluidjax import cli
+from fluidjax.base import cli
 
-WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of a run of fluidjax.main, or a model '
-                              'package of one (fluidjax.export).')
-OUT = flags.DEFINE_string('out', None, "Folder to write to; the run's own without, and NAME-eval "
-                          'beside a package.')
-SCANS = {name: flags.DEFINE_string(name, '', text) for name, text in (
-    ('data_dir', 'Folder of healthy scans, instead of those it was trained on.'),
-    ('test_dir', "Folder of patients' scans with lesion masks, beside data_dir."),
-    ('lesion_dir', 'Folder of lesion masks in MNI152 space, beside data_dir.'),
-    ('store', 'Where they are kept on the model grid, as fluidjax.prepare wrote them.'))}
-EMBEDDED = flags.DEFINE_bool('embedded', False, 'On the embedded cohort, whatever it was trained '
-                             'on: needs no scans.')
-VOLUMES = flags.DEFINE_bool('volumes', True, 'Also write NIfTI files of every test subject.')
+FLAGS = flags.FlagValues()
+WORKDIR = flags.DEFINE_string(
+    'workdir',
+    None,
+    'Folder of a run of fluidjax.main, or a model package of one (fluidjax.export).',
+    flag_values=FLAGS,
+)
+OUT = flags.DEFINE_string(
+    'out',
+    None,
+    "Folder to write to; the run's own without, and NAME-eval beside a package.",
+    flag_values=FLAGS,
+)
+SCANS = {
+    name: flags.DEFINE_string(name, '', text, flag_values=FLAGS)
+    for name, text in (
+        ('data_dir', 'Folder of healthy scans, instead of those it was trained on.'),
+        ('test_dir', "Folder of patients' scans with lesion masks, beside data_dir."),
+        ('lesion_dir', 'Folder of lesion masks in MNI152 space, beside data_dir.'),
+        ('store', 'Where they are kept on the model grid, as fluidjax.prepare wrote them.'),
+    )
+}
+EMBEDDED = flags.DEFINE_bool(
+    'embedded',
+    False,
+    'On the embedded cohort, whatever it was trained on: needs no scans.',
+    flag_values=FLAGS,
+)
+VOLUMES = flags.DEFINE_bool(
+    'volumes', True, 'Also write NIfTI files of every test subject.', flag_values=FLAGS
+)
 
 
 def main() -> None:
     """Read the flags and evaluate."""
-    from fluidjax import evaluation
+    from fluidjax.runs import evaluate
 
     if not WORKDIR.value:
         raise cli.UserError('eval needs --workdir=DIR, the folder of a trained run')
@@ -32,10 +58,14 @@ def main() -> None:
         if set(scans) - {'store'}:
             raise cli.UserError('--embedded: needs no scans; leave out --data_dir and the like')
         scans['name'] = 'template'
-    report = evaluation.run_evaluation(
-        Path(WORKDIR.value).expanduser(), VOLUMES.value, out, scans)
+    report = evaluate.run_evaluation(Path(WORKDIR.value).expanduser(), VOLUMES.value, out, scans)
     print(f'report: {report.absolute()}')
 
 
+def command() -> None:
+    """`fluidjax eval`."""
+    cli.run(main, FLAGS)
+
+
 if __name__ == '__main__':
-    cli.run(main)
+    command()

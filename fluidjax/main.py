@@ -1,43 +1,72 @@
-"""Train a method: `python -m fluidjax.main --config=configs/ldm.py:demo --workdir=DIR`.
+"""Train a method, or go on with its training.
 
-Runs all stages, skips what is done, resumes what is not, on all devices there are. Asked to stop
-(SIGTERM), it saves itself and exits with status 75: the same command goes on. Several processes
-train one run where srun, mpirun, a TPU slice or Kubernetes started them, or by --coordinator,
---processes and --process. See `fluidjax.experiment`.
+    fluidjax train --config=configs/ldm.py:demo --workdir=runs/demo
+    fluidjax train --config=configs/ldm.py:demo,method=fluidjax --workdir=runs/mine --config.seed=1
+    fluidjax train --config=configs/ldm.py:demo,cohort=nifti --workdir=runs/mine \\
+        --config.cohort.data_dir=HEALTHY
+
+Trains all stages on all devices; skips what is done and resumes what is not. On SIGTERM it saves
+its state and exits with status 75, and the same command goes on. Several processes train one run
+where srun, mpirun, a TPU slice or Kubernetes started them, or with --coordinator, --processes and
+--process. `python -m fluidjax.main` is the same command.
 """
 
 from absl import flags
 from ml_collections import config_flags
 
-from fluidjax import cli, cluster
+from fluidjax.base import cli
+from fluidjax.training import cluster
 
+FLAGS = flags.FlagValues()
+FLAGS.append_flag_values(cluster.FLAGS)
 CONFIG = config_flags.DEFINE_config_file(
-    'config', None, 'Configuration file, e.g. configs/ldm.py:demo.', lock_config=True)
+    'config', None, 'Configuration file, e.g. configs/ldm.py:demo.', flag_values=FLAGS
+)
 WORKDIR = flags.DEFINE_string(
-    'workdir', None, 'Folder of the run: checkpoints, metrics, and later the evaluation. '
-    'gs://BUCKET/FOLDER is fetched first, and what is new is copied there.')
-WANDB = flags.DEFINE_string('wandb', '', 'Project of Weights & Biases that is told the metrics too '
-                            '(pip install wandb).')
-PROFILE = flags.DEFINE_boolean('profile', False, 'Write a trace of ten dispatches of each stage to '
-                               'WORKDIR/profile, for TensorBoard or Perfetto.')
+    'workdir',
+    None,
+    'Folder of the run: checkpoints, metrics, and later the evaluation. '
+    'gs://BUCKET/FOLDER is fetched first, and what is new is copied there.',
+    flag_values=FLAGS,
+)
+WANDB = flags.DEFINE_string(
+    'wandb',
+    '',
+    'Project of Weights & Biases that is told the metrics too (pip install wandb).',
+    flag_values=FLAGS,
+)
+PROFILE = flags.DEFINE_boolean(
+    'profile',
+    False,
+    'Write a trace of ten dispatches of each stage to '
+    'WORKDIR/profile, for TensorBoard or Perfetto.',
+    flag_values=FLAGS,
+)
 PROFILED = 10
 
 
 def main() -> None:
     """Read the flags and train."""
     if CONFIG.value is None or not WORKDIR.value:
-        raise cli.UserError('main needs --config=FILE and --workdir=DIR, e.g. '
-                            '--config=configs/ldm.py:demo --workdir=runs/demo')
-    cluster.join()
-    from fluidjax import experiment  # asks JAX for devices, so after the processes are joined
-    from fluidjax.bucket import mirrored_folder
+        raise cli.UserError(
+            'train needs --config=FILE and --workdir=DIR, e.g. '
+            '--config=configs/ldm.py:demo --workdir=runs/demo'
+        )
+    cluster.join()  # before JAX is asked for devices, as these modules do
+    from fluidjax.runs.bucket import mirrored_folder
+    from fluidjax.runs.train import train
+    from fluidjax.training import parallel
 
     with mirrored_folder(WORKDIR.value) as (workdir, saved):
-        experiment.train(CONFIG.value, workdir, WANDB.value, PROFILED if PROFILE.value else 0,
-                         saved)
-    if experiment.parallel.is_first():
-        cli.tell(f'trained; next: python -m fluidjax.eval --workdir={workdir}')
+        train(CONFIG.value, workdir, WANDB.value, PROFILED if PROFILE.value else 0, saved)
+    if parallel.is_first():
+        cli.tell(f'trained; next: fluidjax eval --workdir={workdir}')
+
+
+def command() -> None:
+    """`fluidjax train`."""
+    cli.run(main, FLAGS)
 
 
 if __name__ == '__main__':
-    cli.run(main)
+    command()

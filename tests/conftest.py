@@ -49,31 +49,41 @@ def smoke_run(tmp_path_factory) -> Path:
     import jax
 
     from configs import ldm
-    from fluidjax import calibration, experiment
-    from fluidjax.compiling import run_once
-    from fluidjax.config import save_config
-    from fluidjax.stages import build_stages
+    from fluidjax.base.settings import save_config
+    from fluidjax.runs import thresholds
+    from fluidjax.runs.cohort import model_grid
+    from fluidjax.runs.stages import build_stages
     from fluidjax.training import checkpoint
+    from fluidjax.training.compiling import run_once
     from fluidjax.training.optimizer import make_optimizer
     from fluidjax.training.state import create_state
 
     folder = tmp_path_factory.mktemp('runs') / 'smoke'
     config = ldm.get_config('smoke')
-    stage = build_stages(config, experiment.model_grid(config))[-1]
+    stage = build_stages(config, model_grid(config))[-1]
     method, settings = stage.method, stage.training
     optimizer = make_optimizer(settings.optimizer, settings.steps, method.trainable)
     params = run_once(method.init, jax.random.key(0))
     state = create_state(params, method.trainable, optimizer)
-    checkpoint.save(folder / 'checkpoints' / method.stage, settings.steps,
-                    jax.device_get(state.replace(step=state.step + settings.steps)))
+    checkpoint.save(
+        folder / 'checkpoints' / method.stage,
+        settings.steps,
+        jax.device_get(state.replace(step=state.step + settings.steps)),
+    )
     save_config(folder / 'config.json', config)
-    (folder / 'cohort.json').write_text(json.dumps(
-        {'cohort': 'template_cohort/smoke/1.2.0', 'sizes': {'train': 8, 'validation': 2,
-                                                            'test': 4}}))
-    rules = dict.fromkeys(calibration.RULES, 0.1)
-    calibration.save(folder, {'conddiff': rules}, settings.steps)
+    (folder / 'cohort.json').write_text(
+        json.dumps(
+            {
+                'cohort': 'template_cohort/smoke/1.2.0',
+                'sizes': {'train': 8, 'validation': 2, 'test': 4},
+            }
+        )
+    )
+    rules = dict.fromkeys(thresholds.RULES, 0.1)
+    thresholds.save(folder, {'conddiff': rules}, settings.steps)
     (folder / 'eval').mkdir()
     entry = {'mean': 0.25, 'ci_low': 0.1, 'ci_high': 0.4, 'n': 4}
-    (folder / 'eval' / 'metrics.json').write_text(json.dumps(
-        {'template_smoke': {'conddiff': {'ap': entry}}}))
+    (folder / 'eval' / 'metrics.json').write_text(
+        json.dumps({'template_smoke': {'conddiff': {'ap': entry}}})
+    )
     return folder

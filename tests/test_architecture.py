@@ -8,10 +8,17 @@ from pathlib import Path
 import pytest
 
 CHECKOUT = Path(__file__).resolve().parents[1]
-GROUND = ('fluidjax.fluid', 'fluidjax.models', 'fluidjax.diffusion', 'fluidjax.training',
-          'fluidjax.detect', 'data_pipelines')
-SOURCES = sorted(p for top in ('fluidjax', 'data_pipelines', 'configs')
-                 for p in (CHECKOUT / top).rglob('*.py'))
+GROUND = (
+    'fluidjax.fluid',
+    'fluidjax.models',
+    'fluidjax.diffusion',
+    'fluidjax.training',
+    'fluidjax.detect',
+    'data_pipelines',
+)
+SOURCES = sorted(
+    p for top in ('fluidjax', 'data_pipelines', 'configs') for p in (CHECKOUT / top).rglob('*.py')
+)
 
 
 def imports(path: Path) -> set[str]:
@@ -50,10 +57,16 @@ def test_methods_know_neither_training_nor_data():
 
 
 def test_tensorflow_is_imported_by_the_pipeline_and_the_builders_alone():
-    users = {module_of(p) for p in SOURCES
-             if touches(imports(p), 'tensorflow') or touches(imports(p), 'tensorflow_datasets')}
-    assert users == {'data_pipelines.input_pipeline', 'data_pipelines.template_cohort',
-                     'data_pipelines.nifti_cohort'}
+    users = {
+        module_of(p)
+        for p in SOURCES
+        if touches(imports(p), 'tensorflow') or touches(imports(p), 'tensorflow_datasets')
+    }
+    assert users == {
+        'data_pipelines.input_pipeline',
+        'data_pipelines.template_cohort',
+        'data_pipelines.nifti_cohort',
+    }
 
 
 def test_data_pipelines_know_no_jax():
@@ -62,13 +75,16 @@ def test_data_pipelines_know_no_jax():
             assert not touches(imports(path), 'jax'), path
 
 
-@pytest.mark.parametrize('word,home', [
-    ('jax.pmap', 'fluidjax.training.parallel'), ('orbax', 'fluidjax.training.checkpoint')])
+@pytest.mark.parametrize(
+    'word,home',
+    [('jax.pmap', 'fluidjax.training.parallel'), ('orbax', 'fluidjax.training.checkpoint')],
+)
 def test_pmap_and_orbax_have_one_home(word, home):
     def code_names(path: Path) -> set[str]:
         tree = ast.parse(path.read_text())
         return {ast.unparse(n) for n in ast.walk(tree) if isinstance(n, (ast.Attribute, ast.Name))}
 
-    users = {module_of(p) for p in SOURCES
-             if touches(code_names(p), word) or touches(imports(p), word)}
+    users = {
+        module_of(p) for p in SOURCES if touches(code_names(p), word) or touches(imports(p), word)
+    }
     assert users == {home}

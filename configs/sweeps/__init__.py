@@ -1,1 +1,1 @@
-"""Lists of trials; `python -m fluidjax.sweep --config=configs/sweeps/NAME.py` runs one."""
+"""Lists of trials; `fluidjax sweep --config=configs/sweeps/NAME.py` runs one."""

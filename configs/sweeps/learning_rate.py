@@ -1,16 +1,20 @@
 """Four learning rates of the diffusion U-Net, two seeds each: a grid.
 
-    python -m fluidjax.sweep --config=configs/sweeps/learning_rate.py:demo --workdir=runs/rates
+    fluidjax sweep --config=configs/sweeps/learning_rate.py:demo --workdir=runs/rates
 
 After the colon what follows that of configs/ldm.py.
 """
 
 from ml_collections import ConfigDict
 
-from fluidjax.trials import grid, sweep
+from fluidjax.base.trials import grid, sweep
 
 
 def get_config(argument: str = 'demo') -> ConfigDict:
     """The sweep at a size."""
-    return sweep(f'configs/ldm.py:{argument}', grid({
-        'diffusion.training.optimizer.learning_rate': (5e-4, 1e-3, 2e-3, 4e-3), 'seed': (0, 1)}))
+    return sweep(
+        f'configs/ldm.py:{argument}',
+        grid(
+            {'diffusion.training.optimizer.learning_rate': (5e-4, 1e-3, 2e-3, 4e-3), 'seed': (0, 1)}
+        ),
+    )

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from fluidjax.errors import UserError
+from fluidjax.base.errors import UserError
 
 Spacing = tuple[float, float, float]
 SIGNS = ('absolute', 'darker', 'brighter')
@@ -68,8 +68,9 @@ class MapSettings:
             raise UserError(f'map setting median_voxels={self.median_voxels}: must be 0 or odd')
 
 
-PUBLISHED = MapSettings(smoothing_mm=0.0, erosion_mm=6.0, max_shift_voxels=2, normalise=True,
-                        median_voxels=5)
+PUBLISHED = MapSettings(
+    smoothing_mm=0.0, erosion_mm=6.0, max_shift_voxels=2, normalise=True, median_voxels=5
+)
 
 
 def brain_mask(scan: jax.Array, threshold: float = 0.01, fill_holes: bool = True) -> jax.Array:
@@ -127,13 +128,15 @@ def _blur(values: jax.Array, spacing: Spacing, fwhm_mm: float) -> jax.Array:
         taps = (taps / taps.sum()).astype(np.float32)
         padded = jnp.pad(values, [(radius, radius) if a == axis else (0, 0) for a in range(3)])
         size = values.shape[axis]
-        values = sum(tap * lax.slice_in_dim(padded, i, i + size, axis=axis)
-                     for i, tap in enumerate(taps))
+        values = sum(
+            tap * lax.slice_in_dim(padded, i, i + size, axis=axis) for i, tap in enumerate(taps)
+        )
     return values
 
 
-def smooth_inside(values: jax.Array, mask: jax.Array, spacing: Spacing,
-                  fwhm_mm: float) -> jax.Array:
+def smooth_inside(
+    values: jax.Array, mask: jax.Array, spacing: Spacing, fwhm_mm: float
+) -> jax.Array:
     """Gaussian smoothing that sees only the voxels of `mask` (x, y, z) bool; zero outside it.
 
     The smoothed values are divided by the smoothed mask, so the rim does not fade: a constant
@@ -165,8 +168,9 @@ def erode(mask: jax.Array, spacing: Spacing, erosion_mm: float) -> jax.Array:
     return mask
 
 
-def dissimilarity(scan: jax.Array, counterpart: jax.Array, brain: jax.Array, spacing: Spacing,
-                  window_mm: float) -> jax.Array:
+def dissimilarity(
+    scan: jax.Array, counterpart: jax.Array, brain: jax.Array, spacing: Spacing, window_mm: float
+) -> jax.Array:
     """(1 - SSIM) / 2 of each voxel's neighbourhood in the brain, (x, y, z) in [0, 1].
 
     Structural similarity of Wang et al. 2004 with a Gaussian window that sees the brain alone.
@@ -174,8 +178,9 @@ def dissimilarity(scan: jax.Array, counterpart: jax.Array, brain: jax.Array, spa
     mean = functools.partial(smooth_inside, mask=brain, spacing=spacing, fwhm_mm=window_mm)
     a, b = mean(scan), mean(counterpart)
     aa, bb, ab = mean(scan**2) - a**2, mean(counterpart**2) - b**2, mean(scan * counterpart) - a * b
-    similarity = ((2 * a * b + SSIM_C1) * (2 * ab + SSIM_C2)
-                  / ((a**2 + b**2 + SSIM_C1) * (aa + bb + SSIM_C2)))
+    similarity = (
+        (2 * a * b + SSIM_C1) * (2 * ab + SSIM_C2) / ((a**2 + b**2 + SSIM_C1) * (aa + bb + SSIM_C2))
+    )
     return jnp.where(brain, jnp.clip(0.5 - 0.5 * similarity, 0.0, 1.0), 0.0)
 
 
@@ -197,8 +202,9 @@ def median_filter(volume: jax.Array, size: int) -> jax.Array:
 
     def filter_plane(x: jax.Array) -> jax.Array:
         slab = lax.dynamic_slice_in_dim(padded, x, size, axis=0)
-        neighbours = [slab[i, j:j + ny, k:k + nz]
-                      for i, j, k in itertools.product(range(size), repeat=3)]
+        neighbours = [
+            slab[i, j : j + ny, k : k + nz] for i, j, k in itertools.product(range(size), repeat=3)
+        ]
 
         def set_bit(number: jax.Array, found: jax.Array) -> jax.Array:
             candidate = found | (jnp.uint16(1 << 15) >> number.astype(jnp.uint16))
@@ -211,8 +217,13 @@ def median_filter(volume: jax.Array, size: int) -> jax.Array:
     return jnp.where(jnp.isfinite(peak), found * step, volume)
 
 
-def residual_map(scan: jax.Array, counterpart: jax.Array, brain: jax.Array, spacing: Spacing,
-                 settings: MapSettings) -> jax.Array:
+def residual_map(
+    scan: jax.Array,
+    counterpart: jax.Array,
+    brain: jax.Array,
+    spacing: Spacing,
+    settings: MapSettings,
+) -> jax.Array:
     """The anomaly map (x, y, z) of one scan: large where the scan is unlike its counterpart.
 
     Pure; jit it with `spacing` and `settings` static, vmap it over the first three (or call
@@ -243,8 +254,14 @@ def residual_map(scan: jax.Array, counterpart: jax.Array, brain: jax.Array, spac
 
 
 @functools.partial(jax.jit, static_argnames=('spacing', 'settings'))
-def residual_maps(scans: jax.Array, counterparts: jax.Array, brains: jax.Array, spacing: Spacing,
-                  settings: MapSettings) -> jax.Array:
+def residual_maps(
+    scans: jax.Array,
+    counterparts: jax.Array,
+    brains: jax.Array,
+    spacing: Spacing,
+    settings: MapSettings,
+) -> jax.Array:
     """`residual_map` over a batch (n, x, y, z), jitted."""
     return jax.vmap(lambda s, c, b: residual_map(s, c, b, spacing, settings))(
-        scans, counterparts, brains)
+        scans, counterparts, brains
+    )

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from fluidjax.errors import UserError
+from fluidjax.base.errors import UserError
 
 
 def intensity_map(scan: np.ndarray, brain: np.ndarray, darker: bool) -> np.ndarray:
@@ -46,8 +46,10 @@ def mean_and_spread(images: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarra
     for image in images:
         image = np.asarray(image, np.float64)
         if total is not None and total.shape != image.shape:
-            raise UserError(f'mean brain: training image {count} has shape {image.shape}, the ones '
-                            f'before it {total.shape}: bring all to one grid first')
+            raise UserError(
+                f'mean brain: training image {count} has shape {image.shape}, the ones '
+                f'before it {total.shape}: bring all to one grid first'
+            )
         total = image if total is None else total + image
         squares = image**2 if squares is None else squares + image**2
         count += 1

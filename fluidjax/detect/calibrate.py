@@ -26,15 +26,19 @@ def thresholds(maps: Sequence[np.ndarray], cases: Sequence[Subject]) -> dict[str
         over the cases, are marked.
       NaN where there is no lesion or no healthy voxel to choose by.
     """
-    known = [(np.asarray(m), np.asarray(case.lesion).astype(bool), region_of(case))
-             for m, case in zip(maps, cases, strict=True) if case.lesion is not None]
+    known = [
+        (np.asarray(m), np.asarray(case.lesion).astype(bool), region_of(case))
+        for m, case in zip(maps, cases, strict=True)
+        if case.lesion is not None
+    ]
     known = [one for one in known if np.isfinite(one[0][one[2]]).all()]
     healthy = [m[region & ~lesion] for m, lesion, region in known]
     pooled = np.sort(np.concatenate(healthy)) if healthy else np.empty(0)
     single = any(one.dtype == np.float32 for one in healthy)
     found = {'dice': metrics.threshold_for(*zip(*known)) if known else metrics.NAN}
-    return found | {f'fpr_{per_cent}': _at_rate(pooled, per_cent, single)
-                    for per_cent in FALSE_PER_CENT}
+    return found | {
+        f'fpr_{per_cent}': _at_rate(pooled, per_cent, single) for per_cent in FALSE_PER_CENT
+    }
 
 
 def _at_rate(ascending: np.ndarray, per_cent: int, single: bool) -> float:

@@ -42,8 +42,12 @@ def _spread(hits: np.ndarray, marked: np.ndarray, points: int) -> np.ndarray:
     return np.unique(np.r_[0, by_recall[1:-1], by_size[1:-1], hits.size - 1])
 
 
-def curves_of(maps: Sequence[np.ndarray], truths: Sequence[np.ndarray | None],
-              regions: Sequence[np.ndarray] | None = None, points: int = 200) -> Curve:
+def curves_of(
+    maps: Sequence[np.ndarray],
+    truths: Sequence[np.ndarray | None],
+    regions: Sequence[np.ndarray] | None = None,
+    points: int = 200,
+) -> Curve:
     """Precision, recall, false positive rate and Dice of the voxels of all subjects pooled.
 
     Args:
@@ -68,8 +72,12 @@ def curves_of(maps: Sequence[np.ndarray], truths: Sequence[np.ndarray | None],
     last = last[_spread(hits[last], last + 1, points)]
     hit, marked = hits[last], last + 1
     curve = {
-        'threshold': ranked[last], 'marked': marked / ranked.size, 'precision': hit / marked,
-        'recall': hit / true, 'fpr': (marked - hit) / max(healthy, 1),
-        'dice': 2 * hit / (marked + true)}
+        'threshold': ranked[last],
+        'marked': marked / ranked.size,
+        'precision': hit / marked,
+        'recall': hit / true,
+        'fpr': (marked - hit) / max(healthy, 1),
+        'dice': 2 * hit / (marked + true),
+    }
     # Nine digits give a float32 threshold back as it was.
     return {name: [float(f'{v:.9g}') for v in values] for name, values in curve.items()}

@@ -17,9 +17,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from fluidjax.base.files import write_text
 from fluidjax.detect import lesions, metrics
 from fluidjax.detect.scores import COHORT_SCORES, SCORES
-from fluidjax.files import write_text
 
 MIN_LESION_ML = 0.1  # predicted components below this are no finding
 LESION_SCORES = ('lesion_precision', 'lesion_recall', 'lesion_f1')
@@ -64,8 +64,12 @@ def region_of(subject: Subject) -> np.ndarray:
     return brain if subject.lesion is None else brain | np.asarray(subject.lesion).astype(bool)
 
 
-def score_map(anomaly_map: np.ndarray, subject: Subject, threshold: float,
-              min_lesion_ml: float = MIN_LESION_ML) -> Row:
+def score_map(
+    anomaly_map: np.ndarray,
+    subject: Subject,
+    threshold: float,
+    min_lesion_ml: float = MIN_LESION_ML,
+) -> Row:
     """Voxel and lesion scores of one map; NaN where undefined (see `metrics`)."""
     truth, region = np.asarray(subject.lesion).astype(bool), region_of(subject)
     inside = (np.asarray(anomaly_map)[region], truth[region])
@@ -77,8 +81,11 @@ def score_map(anomaly_map: np.ndarray, subject: Subject, threshold: float,
         'ap': metrics.average_precision(*inside),
         'auroc': metrics.auroc(*inside),
         'fpr': metrics.false_positive_rate(*inside, threshold),
-        **(lesions.lesion_scores(predicted, truth, voxel_ml(subject.affine), min_lesion_ml)
-           if usable else dict.fromkeys(LESION_SCORES)),
+        **(
+            lesions.lesion_scores(predicted, truth, voxel_ml(subject.affine), min_lesion_ml)
+            if usable
+            else dict.fromkeys(LESION_SCORES)
+        ),
     }
 
 
@@ -104,14 +111,20 @@ def score_counterpart(counterpart: np.ndarray, subject: Subject) -> Row:
 
 
 def _likeness(image: np.ndarray, reference: np.ndarray, region: np.ndarray) -> Row:
-    return {score.__name__: score(image, reference, region)
-            for score in (metrics.l1, metrics.psnr, metrics.ssim)}
+    return {
+        score.__name__: score(image, reference, region)
+        for score in (metrics.l1, metrics.psnr, metrics.ssim)
+    }
 
 
-def score_method(maps: Sequence[np.ndarray], counterparts: Sequence[np.ndarray] | None,
-                 subjects: Sequence[Subject], threshold: float | None,
-                 seconds: float | Sequence[float] | None = None,
-                 min_lesion_ml: float = MIN_LESION_ML) -> list[Row]:
+def score_method(
+    maps: Sequence[np.ndarray],
+    counterparts: Sequence[np.ndarray] | None,
+    subjects: Sequence[Subject],
+    threshold: float | None,
+    seconds: float | Sequence[float] | None = None,
+    min_lesion_ml: float = MIN_LESION_ML,
+) -> list[Row]:
     """Score one method on one cohort.
 
     Args:
@@ -131,7 +144,8 @@ def score_method(maps: Sequence[np.ndarray], counterparts: Sequence[np.ndarray] 
     threshold = metrics.NAN if threshold is None else float(threshold)
     rows = []
     for subject, anomaly_map, counterpart, took in zip(
-            subjects, maps, counterparts, seconds, strict=True):
+        subjects, maps, counterparts, seconds, strict=True
+    ):
         row: Row = {'name': subject.name, 'lesion_ml': None}
         row |= {score: None for score in SCORES if score not in COHORT_SCORES}
         row['seconds'] = took
@@ -175,8 +189,11 @@ def global_dice(maps: Sequence[np.ndarray], subjects: Sequence[Subject], seed: i
     The interval resamples subjects at that threshold. Subjects without a mask or with a map that
     is not finite are left out.
     """
-    usable = [(np.asarray(m)[region_of(s)], np.asarray(s.lesion)[region_of(s)].astype(bool))
-              for m, s in zip(maps, subjects, strict=True) if s.lesion is not None]
+    usable = [
+        (np.asarray(m)[region_of(s)], np.asarray(s.lesion)[region_of(s)].astype(bool))
+        for m, s in zip(maps, subjects, strict=True)
+        if s.lesion is not None
+    ]
     usable = [(scores, truth) for scores, truth in usable if np.isfinite(scores).all()]
     if not any(truth.any() for _, truth in usable):
         return _entry(np.mean, 0, seed)
@@ -190,9 +207,13 @@ def global_dice(maps: Sequence[np.ndarray], subjects: Sequence[Subject], seed: i
     return _entry(pooled, len(usable), seed)
 
 
-def sensitivity_at_fp(maps: Sequence[np.ndarray], subjects: Sequence[Subject],
-                      false_per_scan: float = 1.0, min_lesion_ml: float = MIN_LESION_ML,
-                      seed: int = 0) -> Entry:
+def sensitivity_at_fp(
+    maps: Sequence[np.ndarray],
+    subjects: Sequence[Subject],
+    false_per_scan: float = 1.0,
+    min_lesion_ml: float = MIN_LESION_ML,
+    seed: int = 0,
+) -> Entry:
     """Share of all true lesions found with at most so many false regions per scan on average.
 
     A point of the free-response ROC (FROC): of `lesions.SWEEP` thresholds, taken as quantiles of
@@ -208,21 +229,37 @@ def sensitivity_at_fp(maps: Sequence[np.ndarray], subjects: Sequence[Subject],
       min_lesion_ml: marked regions below this volume are ignored.
       seed: of the bootstrap.
     """
-    usable = [(np.asarray(m), s, region_of(s)) for m, s in zip(maps, subjects, strict=True)
-              if s.lesion is not None]
+    usable = [
+        (np.asarray(m), s, region_of(s))
+        for m, s in zip(maps, subjects, strict=True)
+        if s.lesion is not None
+    ]
     usable = [one for one in usable if np.isfinite(one[0][one[2]]).all()]
     if not any(np.any(s.lesion) for _, s, _ in usable):
         return _entry(np.mean, 0, seed)
     thresholds = lesions.sweep_thresholds([m[region] for m, _, region in usable])
-    counts = np.stack([  # (subjects, thresholds, (found, missed, false))
-        lesions.sweep_counts(m, np.asarray(s.lesion).astype(bool), region, thresholds,
-                             voxel_ml(s.affine), min_lesion_ml) for m, s, region in usable])
+    counts = np.stack(
+        [  # (subjects, thresholds, (found, missed, false))
+            lesions.sweep_counts(
+                m,
+                np.asarray(s.lesion).astype(bool),
+                region,
+                thresholds,
+                voxel_ml(s.affine),
+                min_lesion_ml,
+            )
+            for m, s, region in usable
+        ]
+    )
     allowed = counts[..., 2].sum(axis=0) <= false_per_scan * len(usable)
     found = np.where(allowed, counts[..., 0], 0)
     best = len(thresholds) - 1 - int(np.argmax(found.sum(axis=0)[::-1]))  # the highest of equals
     true = counts[:, best, :2].sum(axis=-1)
-    return _entry(lambda chosen: _ratio(found[chosen, best].sum(axis=-1),
-                                        true[chosen].sum(axis=-1)), len(usable), seed)
+    return _entry(
+        lambda chosen: _ratio(found[chosen, best].sum(axis=-1), true[chosen].sum(axis=-1)),
+        len(usable),
+        seed,
+    )
 
 
 def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
@@ -230,8 +267,9 @@ def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     return np.where(whole > 0, part / np.maximum(whole, 1), np.nan)
 
 
-def summarise(rows: Sequence[Row], dice_global: Entry | None = None,
-              sensitivity: Entry | None = None) -> dict[str, Entry]:
+def summarise(
+    rows: Sequence[Row], dice_global: Entry | None = None, sensitivity: Entry | None = None
+) -> dict[str, Entry]:
     """{score: {mean, ci_low, ci_high, n}} over the subjects of one method and cohort.
 
     Args:
@@ -241,8 +279,9 @@ def summarise(rows: Sequence[Row], dice_global: Entry | None = None,
     """
     summary = {score: bootstrap_mean(row.get(score) for row in rows) for score in SCORES}
     of_cohort = {'dice_global': dice_global, 'sensitivity_1fp': sensitivity}
-    return summary | {score: json_safe(dict(entry)) for score, entry in of_cohort.items()
-                      if entry is not None}
+    return summary | {
+        score: json_safe(dict(entry)) for score, entry in of_cohort.items() if entry is not None
+    }
 
 
 def by_size(rows: Sequence[Row], edges_ml: Sequence[float] = SIZE_EDGES_ML) -> dict[str, list[Row]]:
@@ -258,9 +297,11 @@ def by_size(rows: Sequence[Row], edges_ml: Sequence[float] = SIZE_EDGES_ML) -> d
     if not len(edges_ml) or np.any(np.diff(edges_ml) <= 0):
         raise ValueError(f'edges_ml: {tuple(edges_ml)} must be ascending')
     named = [f'{edge:g}' for edge in edges_ml]
-    names = [f'below {named[0]} ml',
-             *(f'{low} to {high} ml' for low, high in zip(named, named[1:])),
-             f'above {named[-1]} ml']
+    names = [
+        f'below {named[0]} ml',
+        *(f'{low} to {high} ml' for low, high in zip(named, named[1:])),
+        f'above {named[-1]} ml',
+    ]
     strata: dict[str, list[Row]] = {name: [] for name in names}
     for row in rows:
         if row.get('lesion_ml'):
@@ -268,8 +309,9 @@ def by_size(rows: Sequence[Row], edges_ml: Sequence[float] = SIZE_EDGES_ML) -> d
     return strata
 
 
-def summarise_by_size(rows: Sequence[Row], edges_ml: Sequence[float] = SIZE_EDGES_ML
-                      ) -> dict[str, dict[str, Entry]]:
+def summarise_by_size(
+    rows: Sequence[Row], edges_ml: Sequence[float] = SIZE_EDGES_ML
+) -> dict[str, dict[str, Entry]]:
     """{stratum: {score: {mean, ci_low, ci_high, n}}} of one method and cohort; see `by_size`."""
     return {name: summarise(chosen) for name, chosen in by_size(rows, edges_ml).items()}
 

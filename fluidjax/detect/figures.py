@@ -23,7 +23,8 @@ BAR_COLOURS = ('#2b6ca3', '#e08a2e')
 CURVES = (  # title, x, its label, y, its label, whether x is logarithmic
     ('Precision and recall', 'recall', 'recall', 'precision', 'precision', False),
     ('ROC', 'fpr', 'share of healthy voxels marked', 'recall', 'recall', True),
-    ('Dice over thresholds', 'marked', 'share of voxels marked', 'dice', 'Dice', True))
+    ('Dice over thresholds', 'marked', 'share of voxels marked', 'dice', 'Dice', True),
+)
 LETTERS = {'color': '#c8d2de', 'fontsize': 8}
 
 
@@ -71,48 +72,71 @@ def map_scale(panels: Sequence[Panel]) -> float:
     It is above the threshold: the map of a healthy brain, all below it, stays dark.
     """
     tops = [upper_value(p.anomaly_map, p.subject.brain, 99.8) for p in panels]
-    cuts = [1.25 * p.threshold for p in panels
-            if p.threshold is not None and math.isfinite(p.threshold)]
+    cuts = [
+        1.25 * p.threshold for p in panels if p.threshold is not None and math.isfinite(p.threshold)
+    ]
     return max(tops + cuts, default=1.0)
 
 
 def scales_of(panels: Sequence[Panel]) -> dict[str, float]:
     """{method: `map_scale` of its panels}."""
-    return {method: map_scale([p for p in panels if p.method == method])
-            for method in {p.method for p in panels}}
+    return {
+        method: map_scale([p for p in panels if p.method == method])
+        for method in {p.method for p in panels}
+    }
 
 
 def view_of(panel: Panel) -> slices.View:
     """The planes through the lesion's centre of mass, or the map's peak without a lesion."""
     subject, brain = panel.subject, np.asarray(panel.subject.brain).astype(bool)
-    return slices.View(slices.centre_of(subject.lesion, panel.anomaly_map, brain),
-                       slices.box_around(region_of(subject)), slices.spacing_of(subject.affine))
+    return slices.View(
+        slices.centre_of(subject.lesion, panel.anomaly_map, brain),
+        slices.box_around(region_of(subject)),
+        slices.spacing_of(subject.affine),
+    )
 
 
 def draw_plane(axes, volume: np.ndarray, plane: slices.Plane, view: slices.View, **show) -> None:
     """Show one plane of a volume upright, right side right, with letters at its borders."""
     across, up = view.box[plane.across], view.box[plane.up]
-    axes.imshow(slices.cut(volume, plane, view.centre), origin='lower', interpolation='nearest',
-                aspect=slices.aspect(plane, view.spacing), **show)
+    axes.imshow(
+        slices.cut(volume, plane, view.centre),
+        origin='lower',
+        interpolation='nearest',
+        aspect=slices.aspect(plane, view.spacing),
+        **show,
+    )
     axes.set(xlim=(across.start - 0.5, across.stop - 0.5), ylim=(up.start - 0.5, up.stop - 0.5))
     axes.set_axis_off()
-    for letter, x, y in ((plane.left, 0.02, 0.5), (plane.right, 0.98, 0.5),
-                         (plane.bottom, 0.5, 0.02), (plane.top, 0.5, 0.98)):
-        axes.text(x, y, letter, transform=axes.transAxes, **LETTERS,
-                  ha={0.02: 'left', 0.98: 'right'}.get(x, 'center'),
-                  va={0.02: 'bottom', 0.98: 'top'}.get(y, 'center'))
+    for letter, x, y in (
+        (plane.left, 0.02, 0.5),
+        (plane.right, 0.98, 0.5),
+        (plane.bottom, 0.5, 0.02),
+        (plane.top, 0.5, 0.98),
+    ):
+        axes.text(
+            x,
+            y,
+            letter,
+            transform=axes.transAxes,
+            **LETTERS,
+            ha={0.02: 'left', 0.98: 'right'}.get(x, 'center'),
+            va={0.02: 'bottom', 0.98: 'top'}.get(y, 'center'),
+        )
 
 
-def draw_outline(axes, mask: np.ndarray, plane: slices.Plane, view: slices.View, colour: str,
-                 width: float = 1.2) -> None:
+def draw_outline(
+    axes, mask: np.ndarray, plane: slices.Plane, view: slices.View, colour: str, width: float = 1.2
+) -> None:
     """The border of a mask in one plane, along the voxels' edges; nothing where it is empty."""
     section = np.pad(slices.cut(mask, plane, view.centre).astype(bool), 1)
     rows, columns = np.nonzero(section[:, 1:] != section[:, :-1])
     upright = [((c - 0.5, r - 1.5), (c - 0.5, r - 0.5)) for r, c in zip(rows, columns)]
     rows, columns = np.nonzero(section[1:] != section[:-1])
     level = [((c - 1.5, r - 0.5), (c - 0.5, r - 0.5)) for r, c in zip(rows, columns)]
-    axes.add_collection(LineCollection(upright + level, colors=colour, linewidths=width,
-                                       capstyle='projecting'))
+    axes.add_collection(
+        LineCollection(upright + level, colors=colour, linewidths=width, capstyle='projecting')
+    )
 
 
 def _grid(rows: int, columns: int, width: float, height: float, **spec):
@@ -144,8 +168,9 @@ def subject_figure(panel: Panel, scale: float | None = None, dpi: int = 100) -> 
     """
     subject, view, grey = panel.subject, view_of(panel), _grey(panel.subject)
     scale = map_scale([panel]) if scale is None else scale
-    figure, grid = _grid(3, 4, 9.6, 7.6, left=0.01, right=0.93, bottom=0.05, top=0.95,
-                         wspace=0.03, hspace=0.03)
+    figure, grid = _grid(
+        3, 4, 9.6, 7.6, left=0.01, right=0.93, bottom=0.05, top=0.95, wspace=0.03, hspace=0.03
+    )
     for row, plane in zip(grid, slices.PLANES):
         draw_plane(row[0], subject.image, plane, view, **grey)
         if panel.counterpart is None:
@@ -175,10 +200,13 @@ def _legend(figure: Figure, panel: Panel) -> None:
     truth = 'true lesion' if panel.subject.lesion is not None else 'no lesion mask is known'
     cut = panel.threshold is not None and math.isfinite(panel.threshold)
     found = f'map ≥ {panel.threshold:.3g}' if cut else 'no threshold'
-    handles = [Line2D([], [], color=TRUTH_COLOUR, label=truth),
-               Line2D([], [], color=FOUND_COLOUR, label=found)]
-    figure.legend(handles=handles, loc='lower right', ncols=2, frameon=False, fontsize=9,
-                  labelcolor='white')
+    handles = [
+        Line2D([], [], color=TRUTH_COLOUR, label=truth),
+        Line2D([], [], color=FOUND_COLOUR, label=found),
+    ]
+    figure.legend(
+        handles=handles, loc='lower right', ncols=2, frameon=False, fontsize=9, labelcolor='white'
+    )
 
 
 def strip_figure(panel: Panel, dpi: int = 100) -> bytes:
@@ -186,8 +214,17 @@ def strip_figure(panel: Panel, dpi: int = 100) -> bytes:
     colour scale (methods differ in what they measure), with the true lesion outlined."""
     subject, view = panel.subject, view_of(panel)
     maps = {panel.method: panel.anomaly_map, **panel.others}
-    figure, grid = _grid(1, len(maps) + 1, 1.9 * (len(maps) + 1), 2.5, left=0.01, right=0.99,
-                         bottom=0.02, top=0.88, wspace=0.04)
+    figure, grid = _grid(
+        1,
+        len(maps) + 1,
+        1.9 * (len(maps) + 1),
+        2.5,
+        left=0.01,
+        right=0.99,
+        bottom=0.02,
+        top=0.88,
+        wspace=0.04,
+    )
     draw_plane(grid[0, 0], subject.image, slices.AXIAL, view, **_grey(subject))
     for axes, anomaly_map in zip(grid[0, 1:], maps.values()):
         top = upper_value(anomaly_map, subject.brain, 99.8)
@@ -225,8 +262,11 @@ def bar_figure(methods: Mapping[str, Mapping], scores: Mapping[str, str], dpi: i
     return to_png(figure, dpi)
 
 
-def curve_figure(curves: Mapping[str, Mapping],
-                 thresholds: Mapping[str, float | None] | None = None, dpi: int = 90) -> bytes:
+def curve_figure(
+    curves: Mapping[str, Mapping],
+    thresholds: Mapping[str, float | None] | None = None,
+    dpi: int = 90,
+) -> bytes:
     """PNG of precision-recall, ROC and Dice curves of all methods.
 
     Args:
@@ -234,8 +274,11 @@ def curve_figure(curves: Mapping[str, Mapping],
       thresholds: {method: threshold}, marked by a dot on its curves.
       dpi: resolution.
     """
-    drawn = {method: {name: np.asarray(values, float) for name, values in curve.items()}
-             for method, curve in curves.items() if curve}
+    drawn = {
+        method: {name: np.asarray(values, float) for name, values in curve.items()}
+        for method, curve in curves.items()
+        if curve
+    }
     figure = Figure(figsize=(13.0, 4.0 + 0.25 * math.ceil(len(drawn) / 4)), layout='constrained')
     grid = figure.subplots(1, len(CURVES))
     for axes, (title, x, x_label, y, y_label, logarithmic) in zip(grid, CURVES):
@@ -254,8 +297,13 @@ def curve_figure(curves: Mapping[str, Mapping],
         axes.grid(color='#e3e8ef', lw=0.6)
         axes.spines[['top', 'right']].set_visible(False)
     if drawn:
-        figure.legend(*grid[0].get_legend_handles_labels(), loc='outside lower center',
-                      ncols=min(len(drawn), 5), frameon=False, fontsize=9)
+        figure.legend(
+            *grid[0].get_legend_handles_labels(),
+            loc='outside lower center',
+            ncols=min(len(drawn), 5),
+            frameon=False,
+            fontsize=9,
+        )
     return to_png(figure, dpi)
 
 

@@ -32,8 +32,13 @@ class LesionCounts(NamedTuple):
     false: int
 
 
-def lesion_counts(predicted: np.ndarray, truth: np.ndarray, voxel_ml: float,
-                  min_lesion_ml: float = 0.0, min_hit_share: float = 0.0) -> LesionCounts:
+def lesion_counts(
+    predicted: np.ndarray,
+    truth: np.ndarray,
+    voxel_ml: float,
+    min_lesion_ml: float = 0.0,
+    min_hit_share: float = 0.0,
+) -> LesionCounts:
     """Count lesions by 26-connected components of two masks (x, y, z).
 
     A marked region that touches a true voxel is a hit, else false; a true lesion is found if a hit
@@ -48,12 +53,19 @@ def lesion_counts(predicted: np.ndarray, truth: np.ndarray, voxel_ml: float,
         one region that covers the whole brain finds everything and is never false.
     """
     predicted, truth = np.asarray(predicted).astype(bool), np.asarray(truth).astype(bool)
-    return _counts(predicted, *ndimage.label(truth, FULL_CONNECTIVITY), voxel_ml, min_lesion_ml,
-                   min_hit_share)
+    return _counts(
+        predicted, *ndimage.label(truth, FULL_CONNECTIVITY), voxel_ml, min_lesion_ml, min_hit_share
+    )
 
 
-def _counts(predicted: np.ndarray, true_labels: np.ndarray, true_number: int, voxel_ml: float,
-            min_lesion_ml: float, min_hit_share: float) -> LesionCounts:
+def _counts(
+    predicted: np.ndarray,
+    true_labels: np.ndarray,
+    true_number: int,
+    voxel_ml: float,
+    min_lesion_ml: float,
+    min_hit_share: float,
+) -> LesionCounts:
     labels, number = ndimage.label(predicted, FULL_CONNECTIVITY)
     marked = labels[predicted]  # all else is about the marked voxels alone: far fewer
     under = true_labels[predicted]
@@ -68,8 +80,9 @@ def _counts(predicted: np.ndarray, true_labels: np.ndarray, true_number: int, vo
     return LesionCounts(found, true_number - found, int(large.sum() - hit.sum()))
 
 
-def lesion_scores(predicted: np.ndarray, truth: np.ndarray, voxel_ml: float,
-                  min_lesion_ml: float = 0.0) -> dict[str, float]:
+def lesion_scores(
+    predicted: np.ndarray, truth: np.ndarray, voxel_ml: float, min_lesion_ml: float = 0.0
+) -> dict[str, float]:
     """Lesion precision, recall and F1 of two masks (x, y, z); see `lesion_counts`.
 
     Returns:
@@ -81,13 +94,16 @@ def lesion_scores(predicted: np.ndarray, truth: np.ndarray, voxel_ml: float,
     found, missed, false = lesion_counts(predicted, truth, voxel_ml, min_lesion_ml)
     if found + missed == 0:
         return {'lesion_precision': NAN, 'lesion_recall': NAN, 'lesion_f1': NAN}
-    return {'lesion_precision': found / (found + false) if found + false else NAN,
-            'lesion_recall': found / (found + missed),
-            'lesion_f1': 2 * found / (2 * found + missed + false)}
+    return {
+        'lesion_precision': found / (found + false) if found + false else NAN,
+        'lesion_recall': found / (found + missed),
+        'lesion_f1': 2 * found / (2 * found + missed + false),
+    }
 
 
-def lesion_f1(predicted: np.ndarray, truth: np.ndarray, voxel_ml: float,
-              min_lesion_ml: float = 0.0) -> float:
+def lesion_f1(
+    predicted: np.ndarray, truth: np.ndarray, voxel_ml: float, min_lesion_ml: float = 0.0
+) -> float:
     """2 found / (2 found + missed + false); NaN where nothing is true. See `lesion_scores`."""
     return lesion_scores(predicted, truth, voxel_ml, min_lesion_ml)['lesion_f1']
 
@@ -108,9 +124,15 @@ def sweep_thresholds(scores: Sequence[np.ndarray], number: int = SWEEP) -> np.nd
     return np.unique(pooled[pooled.size - above])
 
 
-def sweep_counts(anomaly_map: np.ndarray, truth: np.ndarray, region: np.ndarray,
-                 thresholds: Sequence[float], voxel_ml: float, min_lesion_ml: float = 0.0,
-                 min_hit_share: float = HIT_SHARE) -> np.ndarray:
+def sweep_counts(
+    anomaly_map: np.ndarray,
+    truth: np.ndarray,
+    region: np.ndarray,
+    thresholds: Sequence[float],
+    voxel_ml: float,
+    min_lesion_ml: float = 0.0,
+    min_hit_share: float = HIT_SHARE,
+) -> np.ndarray:
     """`lesion_counts` of one scan at every threshold: (thresholds, 3) int.
 
     Args:
@@ -123,6 +145,10 @@ def sweep_counts(anomaly_map: np.ndarray, truth: np.ndarray, region: np.ndarray,
     anomaly_map, truth, region = (np.asarray(v)[boxes[0]] for v in (anomaly_map, truth, region))
     true = ndimage.label(truth, FULL_CONNECTIVITY)
     region = region.astype(bool)
-    return np.array([
-        _counts((anomaly_map >= t) & region, *true, voxel_ml, min_lesion_ml, min_hit_share)
-        for t in thresholds], int).reshape(len(thresholds), 3)
+    return np.array(
+        [
+            _counts((anomaly_map >= t) & region, *true, voxel_ml, min_lesion_ml, min_hit_share)
+            for t in thresholds
+        ],
+        int,
+    ).reshape(len(thresholds), 3)

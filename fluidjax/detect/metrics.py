@@ -33,8 +33,9 @@ def _rankable(scores: np.ndarray, truth: np.ndarray) -> bool:
     return bool(truth.any()) and bool(np.isfinite(scores).all())
 
 
-def best_dice(scores: np.ndarray, truth: np.ndarray,
-              region: np.ndarray | None = None) -> tuple[float, float]:
+def best_dice(
+    scores: np.ndarray, truth: np.ndarray, region: np.ndarray | None = None
+) -> tuple[float, float]:
     """The largest Dice over all thresholds, and the (highest) threshold that reaches it.
 
     Every distinct score is tried, from one sort: Dice = 2 TP / (predicted + true).
@@ -50,15 +51,17 @@ def best_dice(scores: np.ndarray, truth: np.ndarray,
     return float(dice[best]), float(ranked[last[best]])
 
 
-def dice_at(scores: np.ndarray, truth: np.ndarray, threshold: float,
-            region: np.ndarray | None = None) -> float:
+def dice_at(
+    scores: np.ndarray, truth: np.ndarray, threshold: float, region: np.ndarray | None = None
+) -> float:
     """Dice of `scores >= threshold`: 0 where nothing is predicted, NaN where nothing is true."""
     hit, predicted, true = overlap_counts(scores, truth, threshold, region)
     return 2.0 * hit / (predicted + true) if true > 0 and np.isfinite(threshold) else NAN
 
 
-def overlap_counts(scores: np.ndarray, truth: np.ndarray, threshold: float,
-                   region: np.ndarray | None = None) -> tuple[float, float, float]:
+def overlap_counts(
+    scores: np.ndarray, truth: np.ndarray, threshold: float, region: np.ndarray | None = None
+) -> tuple[float, float, float]:
     """Numbers of voxels (both, predicted, true) at a threshold; NaN if a score is not finite."""
     scores, truth = _in_region(scores, truth, region)
     if not np.isfinite(scores).all():
@@ -67,8 +70,9 @@ def overlap_counts(scores: np.ndarray, truth: np.ndarray, threshold: float,
     return float((predicted & truth).sum()), float(predicted.sum()), float(truth.sum())
 
 
-def average_precision(scores: np.ndarray, truth: np.ndarray,
-                      region: np.ndarray | None = None) -> float:
+def average_precision(
+    scores: np.ndarray, truth: np.ndarray, region: np.ndarray | None = None
+) -> float:
     """Area under the precision-recall curve as scikit-learn sums it (no interpolation)."""
     scores, truth = _in_region(scores, truth, region)
     return float(average_precision_score(truth, scores)) if _rankable(scores, truth) else NAN
@@ -82,8 +86,9 @@ def auroc(scores: np.ndarray, truth: np.ndarray, region: np.ndarray | None = Non
     return float(roc_auc_score(truth, scores))
 
 
-def false_positive_rate(scores: np.ndarray, truth: np.ndarray, threshold: float,
-                        region: np.ndarray | None = None) -> float:
+def false_positive_rate(
+    scores: np.ndarray, truth: np.ndarray, threshold: float, region: np.ndarray | None = None
+) -> float:
     """FP / (FP + TN) at a threshold; defined without a lesion too.
 
     The published code counts `score > threshold` here and `>=` in its Dice; ours is `>=` in both.
@@ -95,8 +100,11 @@ def false_positive_rate(scores: np.ndarray, truth: np.ndarray, threshold: float,
     return float((healthy >= threshold).mean())
 
 
-def threshold_for(maps: Sequence[np.ndarray], truths: Sequence[np.ndarray],
-                  regions: Sequence[np.ndarray] | None = None) -> float:
+def threshold_for(
+    maps: Sequence[np.ndarray],
+    truths: Sequence[np.ndarray],
+    regions: Sequence[np.ndarray] | None = None,
+) -> float:
     """The one threshold that maximises the Dice of all voxels of all subjects pooled.
 
     Chosen on validation subjects it gives `dice_validated`; chosen on the test set, `dice_global`.
@@ -114,8 +122,11 @@ def threshold_for(maps: Sequence[np.ndarray], truths: Sequence[np.ndarray],
 def l1(image: np.ndarray, reference: np.ndarray, region: np.ndarray) -> float:
     """Mean absolute difference inside `region` (bool)."""
     region = np.asarray(region).astype(bool)
-    return float(np.abs(_double(image)[region] - _double(reference)[region]).mean()) \
-        if region.any() else NAN
+    return (
+        float(np.abs(_double(image)[region] - _double(reference)[region]).mean())
+        if region.any()
+        else NAN
+    )
 
 
 def psnr(image: np.ndarray, reference: np.ndarray, region: np.ndarray) -> float:
@@ -137,13 +148,15 @@ def ssim(image: np.ndarray, reference: np.ndarray, region: np.ndarray) -> float:
     if window < 3:
         return NAN
     box = _bounding_box(region, margin=window)
-    local = structural_similarity(_double(image)[box], _double(reference)[box], data_range=1.0,
-                                  win_size=window, full=True)[1]
+    local = structural_similarity(
+        _double(image)[box], _double(reference)[box], data_range=1.0, win_size=window, full=True
+    )[1]
     return float(local[region[box]].mean())
 
 
-def contrast_removed(counterpart: np.ndarray, scan: np.ndarray, healthy: np.ndarray,
-                     lesion: np.ndarray) -> float:
+def contrast_removed(
+    counterpart: np.ndarray, scan: np.ndarray, healthy: np.ndarray, lesion: np.ndarray
+) -> float:
     """Share of a lesion's contrast that is gone from the counterpart.
 
     1 - mean|counterpart - healthy| / mean|scan - healthy| inside `lesion` (bool): 1 for the healthy

@@ -12,19 +12,29 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from fluidjax.base.files import write_text
 from fluidjax.detect import figures, viewer
 from fluidjax.detect.evaluate import Row, json_safe
 from fluidjax.detect.figures import Panel
 from fluidjax.detect.scores import SCORES
-from fluidjax.files import write_text
 
 BAR_SCORES = ('dice_validated', 'ap')
-HEADLINE = ('dice_validated', 'dice_global', 'dice_oracle', 'ap', 'auroc', 'lesion_f1', 'psnr',
-            'seconds')
+HEADLINE = (
+    'dice_validated',
+    'dice_global',
+    'dice_oracle',
+    'ap',
+    'auroc',
+    'lesion_f1',
+    'psnr',
+    'seconds',
+)
 # NiiVue reads its font from a data: address.
-POLICY = ("default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
-          "img-src data: blob:; connect-src data: blob:; font-src data:")
-STYLE = '''
+POLICY = (
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
+    'img-src data: blob:; connect-src data: blob:; font-src data:'
+)
+STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1c2430; background: #fff; margin: 2rem auto;
        max-width: 1240px; padding: 0 1.2rem }
 h1 { margin-bottom: .2rem } h2 { margin-top: 2.4rem; border-bottom: 2px solid #d8dee8 }
@@ -44,10 +54,10 @@ figure.light { background: none; padding: 0 } figcaption { font-size: 13.5px; ma
 details { margin: .8rem 0 } summary { cursor: pointer; color: #2b5c8a }
 dt { font-weight: 600 } dd { margin: 0 0 .5rem } pre { background: #f6f8fa; padding: .8rem;
 overflow-x: auto } .note { color: #55606f }
-'''
+"""
 # A click sorts best first (text: A to Z), the next the other way, the third restores the order.
 # A cell is worth the number its own text begins with; dashes stay last either way.
-SORT = '''
+SORT = """
 document.querySelectorAll('table').forEach(table => {
   const body = table.tBodies[0], rows = [...body.rows];
   const heads = [...table.querySelectorAll('th[data-better]')];
@@ -77,11 +87,12 @@ document.querySelectorAll('table').forEach(table => {
     head.onkeydown = event => { if (event.key === 'Enter') sort(); };
   });
 });
-'''
+"""
 HOW_TO_READ = (
     'Neurological view: the right side of the brain is on the right (R), the front (A) of an axial '
     'plane is up. The planes go through the centre of the true lesion, or through the peak of the '
-    'map where no lesion is known. All large maps of a method share one colour scale.')
+    'map where no lesion is known. All large maps of a method share one colour scale.'
+)
 
 
 def number(value: Any, digits: int = 3) -> str:
@@ -97,19 +108,27 @@ def image(png: bytes, alternative: str) -> str:
     return f'<img alt="{escape(alternative)}" src="data:image/png;base64,{data}">'
 
 
-def table(head: Sequence[str], body: Sequence[Sequence[str]], kind: str = '',
-          better: Sequence[int] | None = None) -> str:
+def table(
+    head: Sequence[str],
+    body: Sequence[Sequence[str]],
+    kind: str = '',
+    better: Sequence[int] | None = None,
+) -> str:
     """An HTML table of cells that are HTML already; a body cell may be a whole <td>.
 
     `better` makes the columns sort by a click: -1 where less is better, which then comes first.
     """
+
     def cell(text):
         return text if text.startswith('<td') else f'<td>{text}</td>'
+
     marks = [''] * len(head) if better is None else [f' data-better="{b}"' for b in better]
     top = ''.join(f'<th{mark}>{text}</th>' for text, mark in zip(head, marks, strict=True))
     lines = ''.join(f'<tr>{"".join(map(cell, row))}</tr>\n' for row in body)
-    return (f'<div class="scroll"><table class="{kind}"><thead><tr>{top}</tr></thead>\n'
-            f'<tbody>{lines}</tbody></table></div>')
+    return (
+        f'<div class="scroll"><table class="{kind}"><thead><tr>{top}</tr></thead>\n'
+        f'<tbody>{lines}</tbody></table></div>'
+    )
 
 
 def best_methods(methods: Mapping[str, Mapping], score: str) -> set[str]:
@@ -123,8 +142,9 @@ def best_methods(methods: Mapping[str, Mapping], score: str) -> set[str]:
     return {name for name, mean in means.items() if better * mean == best}
 
 
-def scores_table(methods: Mapping[str, Mapping], scores: Sequence[str],
-                 verdicts: Mapping[str, str] | None = None) -> str:
+def scores_table(
+    methods: Mapping[str, Mapping], scores: Sequence[str], verdicts: Mapping[str, str] | None = None
+) -> str:
     """Methods by scores with intervals, the best of each column bold."""
     best = {score: best_methods(methods, score) for score in scores}
 
@@ -140,40 +160,60 @@ def scores_table(methods: Mapping[str, Mapping], scores: Sequence[str],
         verdict = (verdicts or {}).get(name)
         return escape(name) + (f'<span class="verdict">{escape(verdict)}</span>' if verdict else '')
 
-    body = [[method(name), *(cell(name, entries, score) for score in scores)]
-            for name, entries in methods.items()]
-    return table(['method', *(SCORES[score].label for score in scores)], body,
-                 better=[0, *(SCORES[score].better for score in scores)])
+    body = [
+        [method(name), *(cell(name, entries, score) for score in scores)]
+        for name, entries in methods.items()
+    ]
+    return table(
+        ['method', *(SCORES[score].label for score in scores)],
+        body,
+        better=[0, *(SCORES[score].better for score in scores)],
+    )
 
 
 def _tables(methods: Mapping[str, Mapping], verdicts: Mapping[str, str] | None) -> str:
     """The headline scores, and below them the rest, folded away."""
     first = [score for score in HEADLINE if score in SCORES]
     rest = [score for score in SCORES if score not in HEADLINE]
-    folded = f'<details><summary>{len(rest)} more scores</summary>' \
-             f'{scores_table(methods, rest, verdicts)}</details>' if rest else ''
+    folded = (
+        f'<details><summary>{len(rest)} more scores</summary>'
+        f'{scores_table(methods, rest, verdicts)}</details>'
+        if rest
+        else ''
+    )
     return f'{scores_table(methods, first, verdicts)}\n{folded}'
 
 
-def cohort_section(cohort: str, methods: Mapping[str, Mapping],
-                   verdicts: Mapping[str, str] | None = None,
-                   curves: Mapping[str, Mapping] | None = None,
-                   thresholds: Mapping[str, float | None] | None = None) -> str:
+def cohort_section(
+    cohort: str,
+    methods: Mapping[str, Mapping],
+    verdicts: Mapping[str, str] | None = None,
+    curves: Mapping[str, Mapping] | None = None,
+    thresholds: Mapping[str, float | None] | None = None,
+) -> str:
     """Tables, bars and curves of one cohort."""
-    counts = [entry['n'] for entries in methods.values() for score, entry in entries.items()
-              if score != 'seconds' and entry and entry.get('n')]
+    counts = [
+        entry['n']
+        for entries in methods.values()
+        for score, entry in entries.items()
+        if score != 'seconds' and entry and entry.get('n')
+    ]
     bars = figures.bar_figure(methods, {score: SCORES[score].label for score in BAR_SCORES})
     subjects = f'Subjects with a mask: {max(counts)}' if counts else 'No subject has a lesion mask'
     lines = ''
     if any((curves or {}).values()):
         drawn = image(figures.curve_figure(curves, thresholds), 'curves of ' + cohort)
-        lines = (f'<figure class="light">{drawn}'
-                 '<figcaption class="note">Voxels of all subjects pooled. A dot is the validated '
-                 'threshold.</figcaption></figure>')
-    return (f'<h2>Scores: {escape(cohort)}</h2>\n<p class="note">{subjects}; mean and 95 % '
-            f'bootstrap interval over subjects; bold is best. A click on a header sorts.</p>\n'
-            f'{_tables(methods, verdicts)}\n'
-            f'<figure class="light">{image(bars, "Dice and AP of " + cohort)}</figure>{lines}')
+        lines = (
+            f'<figure class="light">{drawn}'
+            '<figcaption class="note">Voxels of all subjects pooled. A dot is the validated '
+            'threshold.</figcaption></figure>'
+        )
+    return (
+        f'<h2>Scores: {escape(cohort)}</h2>\n<p class="note">{subjects}; mean and 95 % '
+        f'bootstrap interval over subjects; bold is best. A click on a header sorts.</p>\n'
+        f'{_tables(methods, verdicts)}\n'
+        f'<figure class="light">{image(bars, "Dice and AP of " + cohort)}</figure>{lines}'
+    )
 
 
 def explanations() -> str:
@@ -184,17 +224,21 @@ def explanations() -> str:
 
 def thresholds_section(thresholds: Mapping[str, float | None]) -> str:
     """The validated threshold of each method."""
-    body = [[escape(method), number(value, 5)] for method, value in
-            json_safe(thresholds).items()]
-    return ('<h2>Thresholds</h2>\n<p class="note">Chosen on validation subjects; a voxel is marked '
-            f'where its map is at least this.</p>\n{table(["method", "threshold"], body)}')
+    body = [[escape(method), number(value, 5)] for method, value in json_safe(thresholds).items()]
+    return (
+        '<h2>Thresholds</h2>\n<p class="note">Chosen on validation subjects; a voxel is marked '
+        f'where its map is at least this.</p>\n{table(["method", "threshold"], body)}'
+    )
 
 
 def _row_of(panel: Panel, rows: Sequence[Row]) -> Row:
     """The panel's row; rows that name their cohort and method are matched on those too."""
     for row in rows:
-        if (row['name'] == panel.subject.name and row.get('method', panel.method) == panel.method
-                and row.get('cohort', panel.cohort) == panel.cohort):
+        if (
+            row['name'] == panel.subject.name
+            and row.get('method', panel.method) == panel.method
+            and row.get('cohort', panel.cohort) == panel.cohort
+        ):
             return row
     return {}
 
@@ -202,9 +246,11 @@ def _row_of(panel: Panel, rows: Sequence[Row]) -> Row:
 def panel_section(panel: Panel, rows: Sequence[Row], scale: float) -> str:
     """One subject: a caption with its scores, its picture, and the strip of other methods."""
     row = json_safe(_row_of(panel, rows))
-    facts = [f'{SCORES[score].label} {number(row[score], SCORES[score].digits)}'
-             for score in ('dice_validated', 'dice_oracle', 'ap', 'lesion_f1')
-             if row.get(score) is not None]
+    facts = [
+        f'{SCORES[score].label} {number(row[score], SCORES[score].digits)}'
+        for score in ('dice_validated', 'dice_oracle', 'ap', 'lesion_f1')
+        if row.get(score) is not None
+    ]
     if row.get('lesion_ml') is not None:
         facts.insert(0, f'lesion {number(row["lesion_ml"], 1)} ml')
     facts = facts or ['no lesion mask, so no scores']
@@ -212,10 +258,14 @@ def panel_section(panel: Panel, rows: Sequence[Row], scale: float) -> str:
     strip = ''
     if panel.others:
         names = ', '.join([panel.method, *panel.others])
-        strip = (f'<figcaption>The same axial plane by every method, each on its own scale'
-                 f'</figcaption>{image(figures.strip_figure(panel), "maps of " + names)}')
-    return (f'<figure><figcaption><b>{escape(title)}</b> — {"; ".join(facts)}</figcaption>\n'
-            f'{image(figures.subject_figure(panel, scale), title)}{strip}</figure>')
+        strip = (
+            f'<figcaption>The same axial plane by every method, each on its own scale'
+            f'</figcaption>{image(figures.strip_figure(panel), "maps of " + names)}'
+        )
+    return (
+        f'<figure><figcaption><b>{escape(title)}</b> — {"; ".join(facts)}</figcaption>\n'
+        f'{image(figures.subject_figure(panel, scale), title)}{strip}</figure>'
+    )
 
 
 def pictures_section(panels: Sequence[Panel], rows: Sequence[Row]) -> str:
@@ -226,30 +276,40 @@ def pictures_section(panels: Sequence[Panel], rows: Sequence[Row]) -> str:
     parts = [panel_section(panel, rows, scales[panel.method]) for panel in panels]
     scrolled = viewer.viewer_html(panels, scales)
     scrolled = f'<h2>Slices</h2>\n{scrolled}\n' if scrolled else ''
-    return (f'{scrolled}<h2>Pictures</h2>\n<p class="note">{HOW_TO_READ}</p>\n'
-            + '\n'.join(parts))
+    return f'{scrolled}<h2>Pictures</h2>\n<p class="note">{HOW_TO_READ}</p>\n' + '\n'.join(parts)
 
 
 def rows_section(rows: Sequence[Row]) -> str:
     """Every subject of every method, folded away."""
-    leading = [key for key in ('cohort', 'method', 'name', 'lesion_ml')
-               if any(key in row for row in rows)]
+    leading = [
+        key for key in ('cohort', 'method', 'name', 'lesion_ml') if any(key in row for row in rows)
+    ]
     shown = [score for score in SCORES if any(score in row for row in rows)]
     digits = {score: SCORES[score].digits for score in shown} | {'lesion_ml': 1}
-    body = [[number(row.get(key), digits.get(key, 3)) for key in (*leading, *shown)]
-            for row in json_safe(rows)]
+    body = [
+        [number(row.get(key), digits.get(key, 3)) for key in (*leading, *shown)]
+        for row in json_safe(rows)
+    ]
     better = [*(0 for _ in leading), *(SCORES[s].better for s in shown)]
     head = [*(key.replace('_', ' ') for key in leading), *(SCORES[s].label for s in shown)]
-    return f'<h2>Every subject</h2>\n<details><summary>{len(rows)} rows</summary>' \
-           f'{table(head, body, better=better)}</details>'
+    return (
+        f'<h2>Every subject</h2>\n<details><summary>{len(rows)} rows</summary>'
+        f'{table(head, body, better=better)}</details>'
+    )
 
 
-def write_report(path: str | Path, title: str, config: Mapping[str, Any],
-                 metrics: Mapping[str, Mapping[str, Mapping]], rows: Sequence[Row],
-                 panels: Sequence[Panel], thresholds: Mapping[str, float | None],
-                 facts: Mapping[str, Any] | None = None,
-                 curves: Mapping[str, Mapping[str, Mapping]] | None = None,
-                 verdicts: Mapping[str, Mapping[str, str]] | None = None) -> None:
+def write_report(
+    path: str | Path,
+    title: str,
+    config: Mapping[str, Any],
+    metrics: Mapping[str, Mapping[str, Mapping]],
+    rows: Sequence[Row],
+    panels: Sequence[Panel],
+    thresholds: Mapping[str, float | None],
+    facts: Mapping[str, Any] | None = None,
+    curves: Mapping[str, Mapping[str, Mapping]] | None = None,
+    verdicts: Mapping[str, Mapping[str, str]] | None = None,
+) -> None:
     """Write the report; nothing in it is loaded from elsewhere.
 
     Args:
@@ -264,19 +324,39 @@ def write_report(path: str | Path, title: str, config: Mapping[str, Any],
       curves: {cohort: {method: `curves.curves_of`}}, drawn below the tables.
       verdicts: {cohort: {method: a word or two, or ''}}, beside the method's name.
     """
-    header = table(['run', ''], [[escape(str(k)), escape(str(v))]
-                                 for k, v in (facts or {}).items()], 'facts') if facts else ''
+    header = (
+        table(
+            ['run', ''],
+            [[escape(str(k)), escape(str(v))] for k, v in (facts or {}).items()],
+            'facts',
+        )
+        if facts
+        else ''
+    )
     settings = escape(json.dumps(json_safe(config), indent=2, default=str))
     parts = [
-        f'<h1>{escape(title)}</h1>', header,
-        *(cohort_section(cohort, methods, (verdicts or {}).get(cohort), (curves or {}).get(cohort),
-                         thresholds) for cohort, methods in metrics.items()),
-        pictures_section(panels, rows), explanations(), thresholds_section(thresholds),
+        f'<h1>{escape(title)}</h1>',
+        header,
+        *(
+            cohort_section(
+                cohort,
+                methods,
+                (verdicts or {}).get(cohort),
+                (curves or {}).get(cohort),
+                thresholds,
+            )
+            for cohort, methods in metrics.items()
+        ),
+        pictures_section(panels, rows),
+        explanations(),
+        thresholds_section(thresholds),
         rows_section(rows),
         f'<h2>Configuration</h2>\n<details><summary>show</summary><pre>{settings}</pre></details>',
     ]
-    write_text(path, '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
-                     f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
-                     f'<title>{escape(title)}</title>\n<style>{STYLE}{viewer.STYLE}</style></head>'
-                     f'\n<body>\n' + '\n'.join(parts)
-                     + f'\n<script>{SORT}</script>\n</body></html>\n')
+    write_text(
+        path,
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
+        f'<title>{escape(title)}</title>\n<style>{STYLE}{viewer.STYLE}</style></head>'
+        f'\n<body>\n' + '\n'.join(parts) + f'\n<script>{SORT}</script>\n</body></html>\n',
+    )

@@ -26,78 +26,116 @@ class Score(NamedTuple):
 
 SCORES: dict[str, Score] = {
     'dice_validated': Score(
-        'Dice (validated)', 1, 3,
+        'Dice (validated)',
+        1,
+        3,
         'Overlap of the thresholded map with the true lesion, 0 to 1, at a threshold chosen on '
-        'validation subjects. The headline: it is what a new scan would get.'),
+        'validation subjects. The headline: it is what a new scan would get.',
+    ),
     'dice_global': Score(
-        'Dice (global)', 1, 3,
+        'Dice (global)',
+        1,
+        3,
         'Dice of all voxels of all test subjects pooled, at the one threshold that suits this test '
-        'set best. Optimistic: the threshold has seen the truth.'),
+        'set best. Optimistic: the threshold has seen the truth.',
+    ),
     'dice_oracle': Score(
-        'Dice (oracle)', 1, 3,
+        'Dice (oracle)',
+        1,
+        3,
         'Dice at the best threshold of each scan, averaged. An upper bound no user can reach; '
-        'many papers report this one.'),
+        'many papers report this one.',
+    ),
     'ap': Score(
-        'AP', 1, 3,
+        'AP',
+        1,
+        3,
         'Average precision: area under the precision-recall curve of the voxels, over all '
-        'thresholds. A map without information scores the share of the brain that is lesion.'),
+        'thresholds. A map without information scores the share of the brain that is lesion.',
+    ),
     'auroc': Score(
-        'AUROC', 1, 3,
+        'AUROC',
+        1,
+        3,
         'Chance that a lesion voxel scores higher than a healthy one; 0.5 is guessing. '
-        'Flattering where lesions are small.'),
+        'Flattering where lesions are small.',
+    ),
     'fpr': Score(
-        'FPR', -1, 4,
-        'Share of the healthy brain voxels marked as lesion at the validated threshold.'),
+        'FPR',
+        -1,
+        4,
+        'Share of the healthy brain voxels marked as lesion at the validated threshold.',
+    ),
     'lesion_f1': Score(
-        'Lesion F1', 1, 3,
+        'Lesion F1',
+        1,
+        3,
         'Whole lesions instead of voxels: a true lesion is found if the marked region touches it, '
         'a marked region is false if it touches none. 2 found / (2 found + missed + false). '
-        'One region that covers the whole brain finds everything: read it beside the Dice.'),
+        'One region that covers the whole brain finds everything: read it beside the Dice.',
+    ),
     'lesion_precision': Score(
-        'Lesion precision', 1, 3,
+        'Lesion precision',
+        1,
+        3,
         'Of found lesions and false regions together, the share that are found lesions; counted as '
-        'for the lesion F1. Undefined where nothing is marked.'),
+        'for the lesion F1. Undefined where nothing is marked.',
+    ),
     'lesion_recall': Score(
-        'Lesion recall', 1, 3,
-        'Share of a scan\'s true lesions that the marked region touches.'),
+        'Lesion recall', 1, 3, "Share of a scan's true lesions that the marked region touches."
+    ),
     'sensitivity_1fp': Score(
-        'Sensitivity at 1 FP', 1, 3,
+        'Sensitivity at 1 FP',
+        1,
+        3,
         'Share of all true lesions of the test set that are found where the threshold allows one '
         'false region per scan on average. A region counts as a hit if a tenth of it or more is '
-        'lesion. Optimistic like the global Dice: the threshold has seen the truth.'),
+        'lesion. Optimistic like the global Dice: the threshold has seen the truth.',
+    ),
     'l1': Score(
-        'L1', -1, 4,
+        'L1',
+        -1,
+        4,
         'Mean absolute difference of the healthy counterpart to the healthy image in the whole '
         'brain, or, where that is unknown, to the scan outside the lesion. Range of intensity 0 '
-        'to 1.'),
-    'psnr': Score(
-        'PSNR (dB)', 1, 1,
-        'Peak signal-to-noise ratio of the same comparison.'),
-    'ssim': Score(
-        'SSIM', 1, 3,
-        'Structural similarity of the same comparison, 1 is identical.'),
+        'to 1.',
+    ),
+    'psnr': Score('PSNR (dB)', 1, 1, 'Peak signal-to-noise ratio of the same comparison.'),
+    'ssim': Score('SSIM', 1, 3, 'Structural similarity of the same comparison, 1 is identical.'),
     'l1_outside': Score(
-        'L1 outside', -1, 4,
+        'L1 outside',
+        -1,
+        4,
         'Mean absolute difference of the healthy counterpart to the scan itself, in the brain '
-        'outside the lesion: what healthy tissue loses. A copy of the scan has 0.'),
+        'outside the lesion: what healthy tissue loses. A copy of the scan has 0.',
+    ),
     'psnr_outside': Score(
-        'PSNR outside (dB)', 1, 1,
-        'Peak signal-to-noise ratio to the scan outside the lesion.'),
+        'PSNR outside (dB)', 1, 1, 'Peak signal-to-noise ratio to the scan outside the lesion.'
+    ),
     'ssim_outside': Score(
-        'SSIM outside', 1, 3,
-        'Structural similarity to the scan outside the lesion, 1 is identical.'),
+        'SSIM outside',
+        1,
+        3,
+        'Structural similarity to the scan outside the lesion, 1 is identical.',
+    ),
     'contrast_removed': Score(
-        'Contrast removed', 1, 3,
-        'Share of the lesion\'s contrast that is gone from the counterpart: 1 is the healthy '
+        'Contrast removed',
+        1,
+        3,
+        "Share of the lesion's contrast that is gone from the counterpart: 1 is the healthy "
         'image, 0 a copy of the scan, below 0 worse than the scan. Only where the healthy image '
-        'is known.'),
+        'is known.',
+    ),
     'healthy_changed': Score(
-        'Healthy changed', -1, 3,
+        'Healthy changed',
+        -1,
+        3,
         'Mean change of the brain outside the lesion as a share of its mean intensity: 0 is a '
-        'copy, 1 a blank volume. Read it beside the contrast removed.'),
+        'copy, 1 a blank volume. Read it beside the contrast removed.',
+    ),
     'seconds': Score(
-        'Seconds', 0, 2,
-        'Time per scan, from the scan on the model\'s grid to its anomaly map.'),
+        'Seconds', 0, 2, "Time per scan, from the scan on the model's grid to its anomaly map."
+    ),
 }
 
 
@@ -111,8 +149,9 @@ def verdict(summary: Mapping[str, Mapping]) -> str:
       'blank' if healthy tissue is not kept either; 'copies the scan' if neither the lesion nor
       healthy tissue is changed; '' if neither, or if the scores that tell are unknown.
     """
-    removed, changed = ((summary.get(score) or {}).get('mean')
-                        for score in ('contrast_removed', 'healthy_changed'))
+    removed, changed = (
+        (summary.get(score) or {}).get('mean') for score in ('contrast_removed', 'healthy_changed')
+    )
     if changed is not None and changed > BLANK_CHANGE:
         return 'blank'
     if None not in (removed, changed) and removed < COPY_CONTRAST and changed < COPY_CHANGE:

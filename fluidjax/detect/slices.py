@@ -66,8 +66,9 @@ def spacing_of(affine: np.ndarray) -> tuple[float, float, float]:
     return tuple(float(v) for v in np.linalg.norm(np.asarray(affine)[:3, :3], axis=0))
 
 
-def centre_of(lesion: np.ndarray | None, anomaly_map: np.ndarray,
-              brain: np.ndarray) -> tuple[int, int, int]:
+def centre_of(
+    lesion: np.ndarray | None, anomaly_map: np.ndarray, brain: np.ndarray
+) -> tuple[int, int, int]:
     """The voxel to look at: the middle of the largest lesion, else the map's peak, else the brain's
     centre of mass (for a map without a peak), else the middle.
 

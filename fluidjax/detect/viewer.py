@@ -28,7 +28,7 @@ from fluidjax.detect.figures import Panel
 LEVELS = 255
 MAX_BYTES = 30_000_000  # of base64 text; later subjects have their pictures alone
 CYAN = [25, 200, 255]  # figures.TRUTH_COLOUR
-LICENCE = '''NiiVue, BSD 2-Clause License, Copyright (c) 2021, Niivue. All rights reserved.
+LICENCE = """NiiVue, BSD 2-Clause License, Copyright (c) 2021, Niivue. All rights reserved.
 Redistribution and use in source and binary forms, with or without modification, are permitted
 provided that the following conditions are met: 1. Redistributions of source code must retain the
 above copyright notice, this list of conditions and the following disclaimer. 2. Redistributions in
@@ -41,8 +41,8 @@ CONTRIBUTORS BE LIABLE FOR ANY DIRECT, INDIRECT, INCIDENTAL, SPECIAL, EXEMPLARY,
 DAMAGES (INCLUDING, BUT NOT LIMITED TO, PROCUREMENT OF SUBSTITUTE GOODS OR SERVICES; LOSS OF USE,
 DATA, OR PROFITS; OR BUSINESS INTERRUPTION) HOWEVER CAUSED AND ON ANY THEORY OF LIABILITY, WHETHER
 IN CONTRACT, STRICT LIABILITY, OR TORT (INCLUDING NEGLIGENCE OR OTHERWISE) ARISING IN ANY WAY OUT
-OF THE USE OF THIS SOFTWARE, EVEN IF ADVISED OF THE POSSIBILITY OF SUCH DAMAGE.'''
-STYLE = '''
+OF THE USE OF THIS SOFTWARE, EVEN IF ADVISED OF THE POSSIBILITY OF SUCH DAMAGE."""
+STYLE = """
 .viewer { background: #000; color: #dfe6ee; padding: .8rem; border-radius: 6px; font-size: 13.5px }
 .viewer form { display: flex; flex-wrap: wrap; gap: .4rem 1.4rem; align-items: center;
                margin-bottom: .5rem }
@@ -51,8 +51,8 @@ STYLE = '''
 .viewer .stage { height: 27rem } .viewer canvas { display: block; outline: none }
 .viewer p { margin: .4rem 0 0; min-height: 1.5em; color: #9aa7b6 } .viewer[hidden] { display: none }
 @media (max-width: 800px) { .viewer .stage { height: 60vw } }
-'''
-PAGE = '''<section class="viewer" id="viewer" hidden>
+"""
+PAGE = """<section class="viewer" id="viewer" hidden>
 <form onsubmit="return false">
 <label>Subject <select id="viewer-subject">{options}</select></label>
 <label><input type="checkbox" id="viewer-counterpart"> counterpart for scan</label>
@@ -69,13 +69,17 @@ PAGE = '''<section class="viewer" id="viewer" hidden>
 <!-- {licence} -->
 <script type="text/plain" id="viewer-code">{code}</script>
 <script type="application/json" id="viewer-data">{data}</script>
-<script>{script}</script>'''
-NOTE = ('The slice viewer needs JavaScript and WebGL 2, which this browser does not give it here: '
-        'the pictures below show the same subjects.')
-HELP = ('Click or drag to move, the wheel scrolls the plane under it. L is the left side of the '
-        'brain. Where the map is below the threshold it is not drawn; the slider starts at the '
-        'validated threshold, or in the middle without one.')
-SCRIPT = '''
+<script>{script}</script>"""
+NOTE = (
+    'The slice viewer needs JavaScript and WebGL 2, which this browser does not give it here: '
+    'the pictures below show the same subjects.'
+)
+HELP = (
+    'Click or drag to move, the wheel scrolls the plane under it. L is the left side of the '
+    'brain. Where the map is below the threshold it is not drawn; the slider starts at the '
+    'validated threshold, or in the middle without one.'
+)
+SCRIPT = """
 (() => {
   const part = name => document.getElementById('viewer-' + name);
   const subjects = JSON.parse(part('data').textContent), loaded = new Map();
@@ -167,7 +171,7 @@ SCRIPT = '''
     part('note').textContent = note;
   });
 })();
-'''
+"""
 
 
 def niivue_code() -> bytes | None:
@@ -230,7 +234,9 @@ def subject_data(panel: Panel, scale: float) -> dict[str, Any]:
     data = {
         'scan': volume(np.asarray(subject.image), 1 / LEVELS),
         'map': volume(np.where(region, panel.anomaly_map, 0), step),
-        'step': step, 'level': level, 'top': step * LEVELS,
+        'step': step,
+        'level': level,
+        'top': step * LEVELS,
         'grey': figures.upper_value(subject.image, subject.brain, 99.8),
         'centre': [round(float(v), 3) for v in centre[:3]],
     }
@@ -241,8 +247,9 @@ def subject_data(panel: Panel, scale: float) -> dict[str, Any]:
     return data
 
 
-def _data_of(panels: Sequence[Panel], scales: Mapping[str, float],
-             limit: int) -> list[dict[str, Any]]:
+def _data_of(
+    panels: Sequence[Panel], scales: Mapping[str, float], limit: int
+) -> list[dict[str, Any]]:
     """Of as many of the first panels as fit into `limit` bytes; of one at least."""
     chosen, size = [], 0
     for panel in panels:
@@ -257,15 +264,27 @@ def _data_of(panels: Sequence[Panel], scales: Mapping[str, float],
 def _script() -> str:
     """The page's script with its colours."""
     labels = {name: [0, value] for name, value in zip('RGB', CYAN)} | {
-        'A': [0, 255], 'I': [0, 1], 'labels': ['', 'lesion']}
+        'A': [0, 255],
+        'I': [0, 1],
+        'labels': ['', 'lesion'],
+    }
     # Nothing at 0, and no white at the top, as the pictures have: a grey scan would hide it.
-    heat = {'R': [90, 255, 255, 255], 'G': [0, 0, 150, 255], 'B': [0] * 4,
-            'A': [0, 255, 255, 255], 'I': [0, 90, 170, 255]}
+    heat = {
+        'R': [90, 255, 255, 255],
+        'G': [0, 0, 150, 255],
+        'B': [0] * 4,
+        'A': [0, 255, 255, 255],
+        'I': [0, 90, 170, 255],
+    }
     return SCRIPT.replace('LABELS', json.dumps(labels)).replace('HEAT', json.dumps(heat))
 
 
-def viewer_html(panels: Sequence[Panel], scales: Mapping[str, float] | None = None,
-                limit: int = MAX_BYTES, outline: str = 'true lesion') -> str:
+def viewer_html(
+    panels: Sequence[Panel],
+    scales: Mapping[str, float] | None = None,
+    limit: int = MAX_BYTES,
+    outline: str = 'true lesion',
+) -> str:
     """The viewer as HTML for the report; empty without panels or without NiiVue.
 
     The page moves it by `dispatchEvent(new CustomEvent('fluidjax-go', {detail: [x, y, z]}))`, mm.
@@ -285,10 +304,21 @@ def viewer_html(panels: Sequence[Panel], scales: Mapping[str, float] | None = No
     data = _data_of(panels, scales, limit)
     options = ''.join(
         f'<option value="{i}">{escape(f"{p.subject.name} · {p.cohort} · {p.method}")}</option>'
-        for i, p in enumerate(panels[:len(data)]))
+        for i, p in enumerate(panels[: len(data)])
+    )
     left = len(panels) - len(data)
-    more = f' {left} more subjects have their pictures alone, for the size of the page.' \
-        if left else ''
-    return PAGE.format(options=options, note=NOTE, outline=escape(outline),
-                       help=escape(HELP + more), licence=LICENCE, code=packed(code),
-                       data=json.dumps(data), script=_script())
+    more = (
+        f' {left} more subjects have their pictures alone, for the size of the page.'
+        if left
+        else ''
+    )
+    return PAGE.format(
+        options=options,
+        note=NOTE,
+        outline=escape(outline),
+        help=escape(HELP + more),
+        licence=LICENCE,
+        code=packed(code),
+        data=json.dumps(data),
+        script=_script(),
+    )

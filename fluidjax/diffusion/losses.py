@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fluidjax.base.errors import UserError
 from fluidjax.diffusion import schedule as sch
 from fluidjax.diffusion.schedule import Schedule
-from fluidjax.errors import UserError
 
 
 def split_variance(output: jax.Array, channels: int) -> tuple[jax.Array, jax.Array | None]:
@@ -49,13 +49,18 @@ def min_snr_weights(schedule: Schedule, prediction: str, gamma: float = 5.0) -> 
     snr = schedule.snr
     divisors = {'x0': np.ones_like(snr), 'eps': snr, 'v': snr + 1.0}
     if prediction not in divisors:
-        raise UserError(f'diffusion.prediction: {prediction!r} is not one of '
-                        f'{", ".join(sch.PREDICTIONS)}')
+        raise UserError(
+            f'diffusion.prediction: {prediction!r} is not one of {", ".join(sch.PREDICTIONS)}'
+        )
     return np.minimum(snr, gamma) / divisors[prediction]
 
 
 def mse(
-    schedule: Schedule, prediction: str, output: jax.Array, x0: jax.Array, t: jax.Array,
+    schedule: Schedule,
+    prediction: str,
+    output: jax.Array,
+    x0: jax.Array,
+    t: jax.Array,
     noise: jax.Array,
 ) -> jax.Array:
     """(b,) mean squared error between the target of `prediction` and the output."""
@@ -63,8 +68,13 @@ def mse(
 
 
 def variational_bound(
-    schedule: Schedule, prediction: str, output: jax.Array, v: jax.Array, x0: jax.Array,
-    x_t: jax.Array, t: jax.Array,
+    schedule: Schedule,
+    prediction: str,
+    output: jax.Array,
+    v: jax.Array,
+    x0: jax.Array,
+    x_t: jax.Array,
+    t: jax.Array,
 ) -> jax.Array:
     """(b,) bits per dimension of step t: a KL divergence, at t = 0 a likelihood.
 
@@ -80,8 +90,14 @@ def variational_bound(
 
 
 def denoising_loss(
-    schedule: Schedule, prediction: str, output: jax.Array, x0: jax.Array, x_t: jax.Array,
-    t: jax.Array, noise: jax.Array, min_snr: float = 0.0,
+    schedule: Schedule,
+    prediction: str,
+    output: jax.Array,
+    x0: jax.Array,
+    x_t: jax.Array,
+    t: jax.Array,
+    noise: jax.Array,
+    min_snr: float = 0.0,
 ) -> dict[str, jax.Array]:
     """`mse`, with variance channels also `vb`, and `loss` = w_t mse + vb, each (b,).
 
@@ -108,11 +124,17 @@ def _per_sample(values: jax.Array) -> jax.Array:
     return values.mean(axis=tuple(range(1, values.ndim)))
 
 
-def _normal_kl(mean1: jax.Array, log_var1: jax.Array, mean2: jax.Array, log_var2: jax.Array
-               ) -> jax.Array:
+def _normal_kl(
+    mean1: jax.Array, log_var1: jax.Array, mean2: jax.Array, log_var2: jax.Array
+) -> jax.Array:
     """KL(N1 || N2) in nats, elementwise."""
-    return 0.5 * (-1.0 + log_var2 - log_var1 + jnp.exp(log_var1 - log_var2)
-                  + jnp.square(mean1 - mean2) * jnp.exp(-log_var2))
+    return 0.5 * (
+        -1.0
+        + log_var2
+        - log_var1
+        + jnp.exp(log_var1 - log_var2)
+        + jnp.square(mean1 - mean2) * jnp.exp(-log_var2)
+    )
 
 
 def _discretised_log_likelihood(x: jax.Array, mean: jax.Array, log_scale: jax.Array) -> jax.Array:

@@ -35,8 +35,14 @@ def one_step(
 
 
 def ddpm(
-    denoise: Denoise, schedule: Schedule, x_t: jax.Array, start: Start, key: jax.Array,
-    prediction: str = 'eps', clip: float | None = None, num_steps: int | None = None,
+    denoise: Denoise,
+    schedule: Schedule,
+    x_t: jax.Array,
+    start: Start,
+    key: jax.Array,
+    prediction: str = 'eps',
+    clip: float | None = None,
+    num_steps: int | None = None,
 ) -> jax.Array:
     """Ancestral sampling (Ho et al. 2020, alg. 2).
 
@@ -58,9 +64,16 @@ def ddpm(
 
 
 def ddim(
-    denoise: Denoise, schedule: Schedule, x_t: jax.Array, start: Start, num_steps: int,
-    prediction: str = 'eps', eta: float = 0.0, key: jax.Array | None = None,
-    clip: float | None = None, spacing: str = 'time',
+    denoise: Denoise,
+    schedule: Schedule,
+    x_t: jax.Array,
+    start: Start,
+    num_steps: int,
+    prediction: str = 'eps',
+    eta: float = 0.0,
+    key: jax.Array | None = None,
+    clip: float | None = None,
+    spacing: str = 'time',
 ) -> jax.Array:
     """DDIM in `num_steps` evaluations (Song et al. 2021, eq. 12): first order in the step.
 
@@ -83,8 +96,14 @@ def ddim(
 
 
 def dpmpp(
-    denoise: Denoise, schedule: Schedule, x_t: jax.Array, start: Start, num_steps: int,
-    prediction: str = 'eps', clip: float | None = None, spacing: str = 'log_snr',
+    denoise: Denoise,
+    schedule: Schedule,
+    x_t: jax.Array,
+    start: Start,
+    num_steps: int,
+    prediction: str = 'eps',
+    clip: float | None = None,
+    spacing: str = 'log_snr',
 ) -> jax.Array:
     """DPM-Solver++(2M) in `num_steps` evaluations (Lu et al. 2022, arXiv:2211.01095, alg. 2).
 
@@ -125,8 +144,11 @@ def multistep_weights(schedule: Schedule, steps: jax.Array) -> jax.Array:
 
 
 def ensemble(
-    sample: Callable[[jax.Array, jax.Array, jax.Array], jax.Array], schedule: Schedule,
-    x0: jax.Array, starts: int | Sequence[int], keys: jax.Array,
+    sample: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
+    schedule: Schedule,
+    x0: jax.Array,
+    starts: int | Sequence[int],
+    keys: jax.Array,
 ) -> jax.Array:
     """Samples (n, b, ...) from x0 (b, ...) noised n times, all in one vmapped call.
 
@@ -151,8 +173,14 @@ def ensemble(
 
 
 def ddpm_step(
-    denoise: Denoise, schedule: Schedule, x: jax.Array, step: Start, noise: jax.Array,
-    prediction: str = 'eps', clip: float | None = None, to: Start | None = None,
+    denoise: Denoise,
+    schedule: Schedule,
+    x: jax.Array,
+    step: Start,
+    noise: jax.Array,
+    prediction: str = 'eps',
+    clip: float | None = None,
+    to: Start | None = None,
 ) -> jax.Array:
     """x_to = mean + [to >= 0] exp(log_variance / 2) noise; `step`, `to` one number or (b,).
 
@@ -172,8 +200,15 @@ def ddpm_step(
 
 
 def ddim_step(
-    denoise: Denoise, schedule: Schedule, x: jax.Array, step: Start, noise: jax.Array,
-    prediction: str = 'eps', eta: float = 0.0, clip: float | None = None, to: Start | None = None,
+    denoise: Denoise,
+    schedule: Schedule,
+    x: jax.Array,
+    step: Start,
+    noise: jax.Array,
+    prediction: str = 'eps',
+    eta: float = 0.0,
+    clip: float | None = None,
+    to: Start | None = None,
 ) -> jax.Array:
     """One DDIM step, to the step before or to `to`; a learned variance is not used."""
     t = _steps(step, x)
@@ -186,8 +221,14 @@ def ddim_step(
     return signal_s * x0 + direction * eps + eta * jnp.sqrt(variance) * noise
 
 
-def _predict(denoise: Denoise, schedule: Schedule, x: jax.Array, t: jax.Array, prediction: str,
-             clip: float | None) -> tuple[jax.Array, jax.Array | None]:
+def _predict(
+    denoise: Denoise,
+    schedule: Schedule,
+    x: jax.Array,
+    t: jax.Array,
+    prediction: str,
+    clip: float | None,
+) -> tuple[jax.Array, jax.Array | None]:
     """x0 and the variance channels, if there are any."""
     output = denoise(x, jnp.asarray(schedule.timestep_map)[t])
     mean, v = split_variance(output, x.shape[-1])

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fluidjax.errors import UserError
+from fluidjax.base.errors import UserError
 
 PREDICTIONS = ('eps', 'v', 'x0')
 SPACINGS = ('time', 'log_snr')
@@ -68,8 +68,11 @@ class Schedule:
     @functools.cached_property
     def posterior_mean_coef2(self) -> np.ndarray:
         """Weight of x_t in the posterior mean."""
-        return ((1.0 - self.alphas_cumprod_prev) * np.sqrt(1.0 - self.betas)
-                / (1.0 - self.alphas_cumprod))
+        return (
+            (1.0 - self.alphas_cumprod_prev)
+            * np.sqrt(1.0 - self.betas)
+            / (1.0 - self.alphas_cumprod)
+        )
 
 
 def linear_schedule(
@@ -80,8 +83,10 @@ def linear_schedule(
         raise UserError(f'diffusion.num_steps: is {num_steps}, must be at least 1')
     scale = 1000.0 / num_steps
     if scale * beta_end >= 1.0:
-        raise UserError(f'diffusion.num_steps: {num_steps} is too few for a linear schedule up to '
-                        f'{beta_end}; take more, and sample with fewer by respacing')
+        raise UserError(
+            f'diffusion.num_steps: {num_steps} is too few for a linear schedule up to '
+            f'{beta_end}; take more, and sample with fewer by respacing'
+        )
     betas = np.linspace(scale * beta_start, scale * beta_end, num_steps, dtype=np.float64)
     return Schedule(betas, np.arange(num_steps))
 
@@ -91,8 +96,9 @@ def respace(schedule: Schedule, steps: np.ndarray | list[int]) -> Schedule:
     steps = np.asarray(steps)
     ascending = len(steps) > 0 and np.all(np.diff(steps) > 0)
     if not ascending or steps[0] < 0 or steps[-1] >= schedule.num_steps:
-        raise UserError(f'diffusion steps: {steps.tolist()} must ascend within '
-                        f'0..{schedule.num_steps - 1}')
+        raise UserError(
+            f'diffusion steps: {steps.tolist()} must ascend within 0..{schedule.num_steps - 1}'
+        )
     kept = schedule.alphas_cumprod[steps]
     betas = 1.0 - kept / np.append(1.0, kept[:-1])
     return Schedule(betas, schedule.timestep_map[steps])
@@ -236,10 +242,7 @@ def predict_x0(
     """x0 from the network's output (without variance channels)."""
     signal, sigma = signal_and_noise(schedule, t, x_t.ndim)
     return _choose(
-        prediction,
-        eps=(x_t - sigma * output) / signal,
-        v=signal * x_t - sigma * output,
-        x0=output,
+        prediction, eps=(x_t - sigma * output) / signal, v=signal * x_t - sigma * output, x0=output
     )
 
 

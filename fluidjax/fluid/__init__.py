@@ -20,5 +20,14 @@ from fluidjax.fluid.randomize import Randomized, randomize, randomize_batch, ran
 from fluidjax.fluid.settings import FluidSettings
 from fluidjax.fluid.transport import transport
 
-__all__ = ['Draw', 'FluidSettings', 'Grid', 'Randomized', 'draw_pair', 'randomize',
-           'randomize_batch', 'randomize_drawn', 'transport']
+__all__ = [
+    'Draw',
+    'FluidSettings',
+    'Grid',
+    'Randomized',
+    'draw_pair',
+    'randomize',
+    'randomize_batch',
+    'randomize_drawn',
+    'transport',
+]

@@ -119,7 +119,11 @@ def _resample(
     places = jnp.meshgrid(*(jnp.arange(n, dtype=jnp.float32) for n in grid.shape), indexing='ij')
     offset = [p - target[k] for k, p in enumerate(places)]
     # Rounded to a fraction of a voxel, so that a mask that is only moved keeps its values exactly.
-    at = [jnp.round((centre[i] + sum(inverse[i, j] * offset[j] for j in range(grid.ndim))) * 1024.0)
-          / 1024.0 for i in range(grid.ndim)]
+    at = [
+        jnp.round((centre[i] + sum(inverse[i, j] * offset[j] for j in range(grid.ndim))) * 1024.0)
+        / 1024.0
+        for i in range(grid.ndim)
+    ]
     return jax.scipy.ndimage.map_coordinates(
-        mask.astype(jnp.float32), at, order=1, mode='constant', cval=0.0)
+        mask.astype(jnp.float32), at, order=1, mode='constant', cval=0.0
+    )

@@ -79,7 +79,8 @@ def draw_seed(key: jax.Array, settings: FluidSettings, bank_size: int) -> SeedDr
     least, most = (jnp.log(factor) for factor in settings.bank_scale)
     return SeedDraw(
         from_bank=jax.random.bernoulli(
-            keys['from_bank'], settings.bank_probability if bank_size else 0.0),
+            keys['from_bank'], settings.bank_probability if bank_size else 0.0
+        ),
         share=1.0 - _uniform(keys['share'], settings.seed_percentiles) / 100.0,
         size_ml=jnp.float32(size),
         bank_index=jax.random.randint(keys['bank_index'], (), 0, max(bank_size, 1)),

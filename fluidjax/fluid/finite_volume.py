@@ -14,7 +14,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from fluidjax.errors import UserError
+from fluidjax.base.errors import UserError
 from fluidjax.fluid.flow import FaceFlow, upper_neighbour
 from fluidjax.fluid.grid import Grid
 from fluidjax.fluid.operators import pad
@@ -75,8 +75,9 @@ def _face_terms(
 
 def _limited(upwind: jax.Array, here: jax.Array) -> jax.Array:
     """Half the slope of Koren's limiter: between 0 and either jump, (a + 2 b) / 6 if it can be."""
-    size = jnp.minimum(jnp.minimum(jnp.abs(upwind), jnp.abs(here)),
-                       jnp.abs(upwind + 2.0 * here) / 6.0)
+    size = jnp.minimum(
+        jnp.minimum(jnp.abs(upwind), jnp.abs(here)), jnp.abs(upwind + 2.0 * here) / 6.0
+    )
     return jnp.where(upwind * here > 0.0, jnp.sign(here) * size, 0.0)
 
 
@@ -136,6 +137,8 @@ def face_divergence(flow: FaceFlow, grid: Grid) -> jax.Array:
     Zero to rounding in every voxel of a confined or periodic flow; in an open one the first voxel
     of each axis lacks its lower face and is left at zero.
     """
-    total = sum((flow.speeds[k] - _from_below(flow.speeds[k], axis, grid)) / grid.spacing[k]
-                for k, axis in enumerate(grid.axes))
+    total = sum(
+        (flow.speeds[k] - _from_below(flow.speeds[k], axis, grid)) / grid.spacing[k]
+        for k, axis in enumerate(grid.axes)
+    )
     return total

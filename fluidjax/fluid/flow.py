@@ -27,6 +27,7 @@ from fluidjax.fluid.settings import FluidSettings
 _PRECISION = jax.lax.Precision.HIGHEST
 _LENGTHS_A_RAMP = 0.2  # of the blur that finds the brain's surface; gaps below 4 mm leak a little
 
+
 class FaceFlow(NamedTuple):
     """A flow at the upper faces of the voxels, the faces between voxel i and i + 1 of each axis.
 
@@ -56,8 +57,9 @@ def coarse_grid(grid: Grid, spacing_mm: float) -> Grid:
 
 def node_fractions(nodes: Grid, grid: Grid) -> Coordinates:
     """Positions of the nodes of `coarse_grid` as fractions of the extent of the grid."""
-    return tuple(np.arange(m) * s / length
-                 for m, s, length in zip(nodes.shape, nodes.spacing, grid.extent))
+    return tuple(
+        np.arange(m) * s / length for m, s, length in zip(nodes.shape, nodes.spacing, grid.extent)
+    )
 
 
 def border_ramp(
@@ -129,11 +131,19 @@ def _laplace(x: np.ndarray) -> np.ndarray:
     return np.where(x < 0, half, 1.0 - half)
 
 
-def _potential(key: jax.Array, at: Coordinates, grid: Grid, settings: FluidSettings,
-               along: int | None = None) -> jax.Array:
+def _potential(
+    key: jax.Array, at: Coordinates, grid: Grid, settings: FluidSettings, along: int | None = None
+) -> jax.Array:
     """Psi / velocity_scale at some positions, or its derivative along an axis, per mm."""
-    noise = perlin_noise(key, at, settings.periods(grid.ndim), settings.perlin_octaves,
-                         settings.perlin_persistence, along, grid.periodic)
+    noise = perlin_noise(
+        key,
+        at,
+        settings.periods(grid.ndim),
+        settings.perlin_octaves,
+        settings.perlin_persistence,
+        along,
+        grid.periodic,
+    )
     return noise if along is None else noise / grid.extent[along]
 
 
@@ -142,8 +152,7 @@ def _potential_keys(key: jax.Array, ndim: int) -> jax.Array:
 
 
 def node_velocity(
-    key: jax.Array, grid: Grid, nodes: Grid, settings: FluidSettings,
-    brain: jax.Array | None = None,
+    key: jax.Array, grid: Grid, nodes: Grid, settings: FluidSettings, brain: jax.Array | None = None
 ) -> jax.Array:
     """V (nodes, d), mm per unit time, of the flow of a key.
 
@@ -158,8 +167,9 @@ def node_velocity(
     keys, at = _potential_keys(key_flow, grid.ndim), node_fractions(nodes, grid)
     if brain is not None:
         chi = border_ramp(brain, grid, at, settings.border_mm)
-        slopes = [border_ramp(brain, grid, at, settings.border_mm, axis)
-                  for axis in range(grid.ndim)]
+        slopes = [
+            border_ramp(brain, grid, at, settings.border_mm, axis) for axis in range(grid.ndim)
+        ]
 
     def d(k: int, axis: int) -> jax.Array:
         slope = _potential(keys[k], at, grid, settings, axis)
@@ -184,13 +194,17 @@ def face_flow(
     key_flow, key_phi = flow_keys(key)
     keys = _potential_keys(key_flow, grid.ndim)
     # Potential k lives on the edges along axis k: between the voxels of the other axes.
-    between = [tuple(a for a in range(grid.ndim) if grid.ndim == 2 or a != k)
-               for k in range(len(keys))]
-    potentials = [_potential(keys[k], _edges(grid, between[k]), grid, settings)
-                  for k in range(len(keys))]
+    between = [
+        tuple(a for a in range(grid.ndim) if grid.ndim == 2 or a != k) for k in range(len(keys))
+    ]
+    potentials = [
+        _potential(keys[k], _edges(grid, between[k]), grid, settings) for k in range(len(keys))
+    ]
     if brain is not None:
-        potentials = [psi * _edge_ramp(brain, grid, axes, settings.border_mm)
-                      for psi, axes in zip(potentials, between)]
+        potentials = [
+            psi * _edge_ramp(brain, grid, axes, settings.border_mm)
+            for psi, axes in zip(potentials, between)
+        ]
 
     def d(k: int, axis: int) -> jax.Array:
         """Difference along one axis of an edge's, at the upper faces of the remaining one."""
@@ -240,8 +254,10 @@ def upper_neighbour(field: jax.Array, axis: int, grid: Grid, mode: str = 'zero')
 def _edges(grid: Grid, between: tuple[int, ...]) -> Coordinates:
     """Positions of edges: half a voxel below the first voxel to half above the last one along the
     axes `between`, the voxels along the others."""
-    return tuple((np.arange(n + 1) - 0.5) / n if axis in between else np.arange(n) / n
-                 for axis, n in enumerate(grid.shape))
+    return tuple(
+        (np.arange(n + 1) - 0.5) / n if axis in between else np.arange(n) / n
+        for axis, n in enumerate(grid.shape)
+    )
 
 
 def _edge_ramp(
@@ -253,6 +269,7 @@ def _edge_ramp(
         widths = [(1, 1) if a == axis else (0, 0) for a in range(grid.ndim)]
         padded = jnp.pad(inside, widths, mode='wrap' if grid.periodic else 'constant')
         n = padded.shape[axis]
-        inside = (jax.lax.slice_in_dim(padded, 1, n, axis=axis)
-                  & jax.lax.slice_in_dim(padded, 0, n - 1, axis=axis))
+        inside = jax.lax.slice_in_dim(padded, 1, n, axis=axis) & jax.lax.slice_in_dim(
+            padded, 0, n - 1, axis=axis
+        )
     return jnp.where(inside, border_ramp(brain, grid, _edges(grid, between), width_mm), 0.0)

@@ -19,9 +19,7 @@ from fluidjax.fluid.grid import Grid
 _PRECISION = jax.lax.Precision.HIGHEST
 
 
-def trace_back(
-    V: jax.Array, mesh: Grid, nodes: Grid, time: jax.Array, num_steps: int
-) -> jax.Array:
+def trace_back(V: jax.Array, mesh: Grid, nodes: Grid, time: jax.Array, num_steps: int) -> jax.Array:
     """Displacement X - x of what arrives at each node after a time, mm: (nodes, d).
 
     Runge-Kutta of fourth order along -V, V interpolated linearly in its mesh and held beyond it.
@@ -35,8 +33,9 @@ def trace_back(
     """
     column = lambda values: jnp.asarray(values, V.dtype).reshape(-1, *[1] * nodes.ndim)  # noqa: E731
     rate = -jnp.moveaxis(V, -1, 0) / column(mesh.spacing)  # cells of the mesh per unit time
-    places = jnp.stack(jnp.meshgrid(*(jnp.arange(n, dtype=V.dtype) for n in nodes.shape),
-                                    indexing='ij'))
+    places = jnp.stack(
+        jnp.meshgrid(*(jnp.arange(n, dtype=V.dtype) for n in nodes.shape), indexing='ij')
+    )
     start = places * column(nodes.spacing) / column(mesh.spacing)
     dt = time / num_steps
 
@@ -72,8 +71,18 @@ def cubic_weights(at: np.ndarray, size: int, periodic: bool) -> np.ndarray:
     low = np.floor(at).astype(int)
     low = low if periodic else np.clip(low, 0, size - 2)
     f = at - low
-    taps = np.stack([-f + 2 * f**2 - f**3, 2 - 5 * f**2 + 3 * f**3,
-                     f + 4 * f**2 - 3 * f**3, -(f**2) + f**3], axis=1) / 2.0
+    taps = (
+        np.stack(
+            [
+                -f + 2 * f**2 - f**3,
+                2 - 5 * f**2 + 3 * f**3,
+                f + 4 * f**2 - 3 * f**3,
+                -(f**2) + f**3,
+            ],
+            axis=1,
+        )
+        / 2.0
+    )
     weights = np.zeros((len(at), size))
     for row, (first, tap) in enumerate(zip(low, taps)):
         for offset, w in zip((-1, 0, 1, 2), tap):
@@ -92,12 +101,14 @@ def cubic_weights(at: np.ndarray, size: int, periodic: bool) -> np.ndarray:
 def sample(volume: jax.Array, voxel: jax.Array, periodic: bool = False) -> jax.Array:
     """Linear interpolation of a volume (x, y (, z)) at voxel indices (d, ...), held beyond it."""
     return jax.scipy.ndimage.map_coordinates(
-        volume, list(voxel), order=1, mode='wrap' if periodic else 'nearest')
+        volume, list(voxel), order=1, mode='wrap' if periodic else 'nearest'
+    )
 
 
 def carry(P0: jax.Array, displacement: jax.Array, grid: Grid) -> jax.Array:
     """P (x, y (, z)): P0 read at x + displacement, the displacement (x, y (, z), d) in mm."""
-    places = jnp.meshgrid(*(jnp.arange(n, dtype=displacement.dtype) for n in grid.shape),
-                          indexing='ij')
+    places = jnp.meshgrid(
+        *(jnp.arange(n, dtype=displacement.dtype) for n in grid.shape), indexing='ij'
+    )
     at = jnp.stack([p + displacement[..., k] / grid.spacing[k] for k, p in enumerate(places)])
     return sample(P0, at, grid.periodic)

@@ -6,7 +6,7 @@ import dataclasses
 import math
 import numbers
 
-from fluidjax.errors import UserError
+from fluidjax.base.errors import UserError
 
 BOUNDARIES = ('neumann', 'periodic')
 _MOST_VOXELS = 2**31 - 1  # voxels are counted in 32-bit integers on the device
@@ -41,8 +41,9 @@ class Grid:
         if len(spacing) != len(shape) or not all(_is_positive(h) for h in spacing):
             raise UserError(f'grid spacing {spacing}: give {len(shape)} positive numbers, in mm')
         if self.boundary not in BOUNDARIES:
-            raise UserError(f'grid boundary {self.boundary!r}: choose one of '
-                            f'{", ".join(BOUNDARIES)}')
+            raise UserError(
+                f'grid boundary {self.boundary!r}: choose one of {", ".join(BOUNDARIES)}'
+            )
         object.__setattr__(self, 'shape', tuple(int(n) for n in shape))
         object.__setattr__(self, 'spacing', tuple(float(h) for h in spacing))
 

@@ -54,8 +54,9 @@ def _axis_weights(
 
 def _along(matrix: np.ndarray, field: jax.Array, axis: int) -> jax.Array:
     """The matrix (n, m) applied along an axis of m."""
-    product = jnp.tensordot(jnp.asarray(matrix, field.dtype), field, axes=(1, axis),
-                            precision=_PRECISION)
+    product = jnp.tensordot(
+        jnp.asarray(matrix, field.dtype), field, axes=(1, axis), precision=_PRECISION
+    )
     return jnp.moveaxis(product, 0, axis)
 
 
@@ -84,8 +85,11 @@ def perlin_at(
         if total is None:
             total = _along(offset, waiting[axis], axis)
         else:  # one product over both terms
-            total = _along(np.concatenate([offset, w], axis=1),
-                           jnp.concatenate([waiting[axis], total], axis=axis), axis)
+            total = _along(
+                np.concatenate([offset, w], axis=1),
+                jnp.concatenate([waiting[axis], total], axis=axis),
+                axis,
+            )
         waiting = [_along(w, field, axis) for field in waiting[:axis]]
     return total
 

@@ -56,6 +56,7 @@ def curl(potentials: jax.Array, grid: Grid) -> jax.Array:
     function (..., x, y, 1). Differences along two axes commute, faces included, so
     `divergence(curl(Psi))` is zero up to rounding everywhere.
     """
+
     def d(k: int, axis: int) -> jax.Array:
         return derivative(potentials[..., k], grid.axes[axis], grid)
 

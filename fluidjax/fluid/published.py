@@ -20,8 +20,9 @@ from fluidjax.fluid.operators import curl, forward_difference, pad
 
 def gradients_from_angles(theta: jax.Array, phi: jax.Array) -> jax.Array:
     """Unit vectors (sin phi cos theta, sin phi sin theta, cos phi), (..., 3)."""
-    return jnp.stack([jnp.sin(phi) * jnp.cos(theta), jnp.sin(phi) * jnp.sin(theta), jnp.cos(phi)],
-                     axis=-1)
+    return jnp.stack(
+        [jnp.sin(phi) * jnp.cos(theta), jnp.sin(phi) * jnp.sin(theta), jnp.cos(phi)], axis=-1
+    )
 
 
 def angle_gradients(key: jax.Array, periods: tuple[int, int, int]) -> jax.Array:

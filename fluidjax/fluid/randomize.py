@@ -15,8 +15,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fluidjax.batch_share import sample_keys
-from fluidjax.errors import UserError
+from fluidjax.base.errors import UserError
+from fluidjax.base.share import sample_keys
 from fluidjax.fluid import flow_map, painting, published
 from fluidjax.fluid.bank import place_mask
 from fluidjax.fluid.draws import Draw, SeedDraw, draw_pair
@@ -47,7 +47,11 @@ class Randomized(NamedTuple):
 
 
 def seed_map(
-    seeds: SeedDraw, count: jax.Array, brain: jax.Array, grid: Grid, settings: FluidSettings,
+    seeds: SeedDraw,
+    count: jax.Array,
+    brain: jax.Array,
+    grid: Grid,
+    settings: FluidSettings,
     lesion_bank: jax.Array | None = None,
 ) -> jax.Array:
     """P0 (x, y (, z)) in [0, 1], the largest of `count` seeds, with its maximum 1 in the brain.
@@ -57,8 +61,9 @@ def seed_map(
       count: how many of them are used.
       brain, grid, settings, lesion_bank: as in `randomize`.
     """
-    first = _one_seed(jax.tree.map(lambda field: field[0], seeds), brain, grid, settings,
-                      lesion_bank)
+    first = _one_seed(
+        jax.tree.map(lambda field: field[0], seeds), brain, grid, settings, lesion_bank
+    )
     if settings.lesion_count[1] == 1:
         return first
     rest = jax.tree.map(lambda field: field[1:], seeds)
@@ -72,7 +77,10 @@ def seed_map(
 
 
 def _one_seed(
-    seed: SeedDraw, brain: jax.Array, grid: Grid, settings: FluidSettings,
+    seed: SeedDraw,
+    brain: jax.Array,
+    grid: Grid,
+    settings: FluidSettings,
     lesion_bank: jax.Array | None,
 ) -> jax.Array:
     share = 0.0 if lesion_bank is None else settings.bank_probability
@@ -85,15 +93,19 @@ def _one_seed(
     return real if share == 1.0 else jnp.where(seed.from_bank, real, perlin)
 
 
-def _noise_seed(
-    seed: SeedDraw, brain: jax.Array, grid: Grid, settings: FluidSettings
-) -> jax.Array:
+def _noise_seed(seed: SeedDraw, brain: jax.Array, grid: Grid, settings: FluidSettings) -> jax.Array:
     periods = settings.periods(grid.ndim)
     if settings.parity:
         noise = published.published_noise(seed.key, grid, periods)
     else:
-        noise = perlin_noise(seed.key, voxel_fractions(grid), periods, settings.perlin_octaves,
-                             settings.perlin_persistence, tiled=grid.periodic)
+        noise = perlin_noise(
+            seed.key,
+            voxel_fractions(grid),
+            periods,
+            settings.perlin_octaves,
+            settings.perlin_persistence,
+            tiled=grid.periodic,
+        )
     brain_ml = jnp.maximum(brain.sum(), 1) * grid.voxel_ml
     wanted = jnp.minimum(seed.size_ml / brain_ml, _LARGEST_SHARE)
     share = jnp.where(seed.size_ml > 0, wanted, seed.share)
@@ -101,7 +113,10 @@ def _noise_seed(
 
 
 def lesion_of(
-    draw: Draw, brain: jax.Array, grid: Grid, settings: FluidSettings,
+    draw: Draw,
+    brain: jax.Array,
+    grid: Grid,
+    settings: FluidSettings,
     lesion_bank: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Probability P and mask of a lesion (x, y (, z)): in the brain, and never empty there.
@@ -119,8 +134,12 @@ def lesion_of(
 
 
 def randomize_drawn(
-    draw: Draw, image: jax.Array, brain: jax.Array | None, grid: Grid,
-    settings: FluidSettings = FluidSettings(), lesion_bank: jax.Array | None = None,
+    draw: Draw,
+    image: jax.Array,
+    brain: jax.Array | None,
+    grid: Grid,
+    settings: FluidSettings = FluidSettings(),
+    lesion_bank: jax.Array | None = None,
 ) -> Randomized:
     """`randomize` with its random numbers given."""
     image = jnp.asarray(image)
@@ -138,8 +157,12 @@ def randomize_drawn(
 
 
 def randomize(
-    key: jax.Array, image: jax.Array, brain: jax.Array | None, grid: Grid,
-    settings: FluidSettings = FluidSettings(), lesion_bank: jax.Array | None = None,
+    key: jax.Array,
+    image: jax.Array,
+    brain: jax.Array | None,
+    grid: Grid,
+    settings: FluidSettings = FluidSettings(),
+    lesion_bank: jax.Array | None = None,
 ) -> Randomized:
     """A pair (healthy, diseased) from one healthy image.
 
@@ -164,8 +187,12 @@ def randomize(
 
 
 def randomize_batch(
-    key: jax.Array, images: jax.Array, brains: jax.Array | None, grid: Grid,
-    settings: FluidSettings = FluidSettings(), lesion_bank: jax.Array | None = None,
+    key: jax.Array,
+    images: jax.Array,
+    brains: jax.Array | None,
+    grid: Grid,
+    settings: FluidSettings = FluidSettings(),
+    lesion_bank: jax.Array | None = None,
 ) -> Randomized:
     """`randomize` for a batch: images and brains (batch, x, y (, z), 1), each its own draw.
 
@@ -184,7 +211,12 @@ def randomize_batch(
 
 
 def paint_drawn(
-    draw: Draw, image: jax.Array, brain: jax.Array, P: jax.Array, mask: jax.Array, grid: Grid,
+    draw: Draw,
+    image: jax.Array,
+    brain: jax.Array,
+    P: jax.Array,
+    mask: jax.Array,
+    grid: Grid,
     settings: FluidSettings,
 ) -> jax.Array:
     """The image (x, y (, z)) with the lesion P painted into it; neither is rescaled."""
@@ -194,8 +226,9 @@ def paint_drawn(
     if settings.painting == 'una_equation':
         white = 0.25 if settings.white_matter_bright else 0.75  # its share of the brain, from above
         level = upper_threshold(image, white, brain)
-        shift = painting.equation_shift(level, draw.n_shift, draw.flipped,
-                                        settings.white_matter_bright)
+        shift = painting.equation_shift(
+            level, draw.n_shift, draw.flipped, settings.white_matter_bright
+        )
     else:
         shift = painting.lesion_shift(settings.painting, mu, draw.u_shift, draw.bright)
     texture = painting.lesion_texture(draw.key_texture, grid, settings.texture_mm)
@@ -203,7 +236,11 @@ def paint_drawn(
 
 
 def _pushed(
-    draw: Draw, image: jax.Array, brain: jax.Array, mask: jax.Array, grid: Grid,
+    draw: Draw,
+    image: jax.Array,
+    brain: jax.Array,
+    mask: jax.Array,
+    grid: Grid,
     settings: FluidSettings,
 ) -> jax.Array:
     """Mass effect: the tissue around a lesion follows the flow that made it, less so farther off.
@@ -241,5 +278,6 @@ def _check_batch(images: jax.Array, brains: jax.Array | None, grid: Grid) -> Non
     if images.ndim != grid.ndim + 2 or images.shape[-1] != 1:
         raise UserError(f'images have shape {images.shape}: give (batch, {axes}, 1)')
     if brains is not None and brains.shape != images.shape:
-        raise UserError(f'brain masks have shape {brains.shape}, images {images.shape}: '
-                        'give one mask an image')
+        raise UserError(
+            f'brain masks have shape {brains.shape}, images {images.shape}: give one mask an image'
+        )

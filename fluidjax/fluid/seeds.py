@@ -48,8 +48,7 @@ def perlin_seed(
       P0 (x, y (, z)) in [0, 1], zero below the level.
     """
     # Noise is smooth, so every second voxel of a fine volume tells the level as well as all.
-    thin = tuple(slice(None, None, max(1, min(noise.shape) // _ENOUGH_VOXELS))
-                 for _ in noise.shape)
+    thin = tuple(slice(None, None, max(1, min(noise.shape) // _ENOUGH_VOXELS)) for _ in noise.shape)
     peak = jnp.max(jnp.where(within, noise, -jnp.inf))
     level = jnp.minimum(upper_threshold(noise[thin], share, within[thin]), peak)
     level = jnp.where(jnp.any(within[thin]), level, peak)  # few voxels can all be thinned away

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from fluidjax.errors import UserError
+from fluidjax.base.errors import UserError
 from fluidjax.fluid.grid import Grid
 from fluidjax.fluid.integrate import INTEGRATORS, STAGES
 from fluidjax.fluid.painting import LAWS
@@ -119,45 +119,83 @@ class FluidSettings:
             object.__setattr__(self, name, tuple(int(n) for n in getattr(self, name)))
 
     def _check_numbers(self) -> None:
-        for name in ('bank_probability', 'diseased_probability', 'bright_probability',
-                     'mass_effect', 'perlin_persistence'):
+        for name in (
+            'bank_probability',
+            'diseased_probability',
+            'bright_probability',
+            'mass_effect',
+            'perlin_persistence',
+        ):
             self._require(_within(getattr(self, name), 0.0, 1.0), name, 'give a number from 0 to 1')
         for name in ('threshold', 'min_peak', 'cfl', 'inside_share'):
             value = getattr(self, name)
             self._require(_within(value, 0.0, 1.0) and value > 0, name, 'give a number in (0, 1]')
-        for name in ('velocity_scale', 'border_mm', 'diffusion_scale', 'bank_shift_mm',
-                     'bank_rotation_degrees', 'texture_mm'):
+        for name in (
+            'velocity_scale',
+            'border_mm',
+            'diffusion_scale',
+            'bank_shift_mm',
+            'bank_rotation_degrees',
+            'texture_mm',
+        ):
             self._require(_within(getattr(self, name), 0.0, 1e6), name, 'give a number, 0 to 1e6')
         steps = self.max_steps
-        self._require(steps is None or _is_count(steps, 1), 'max_steps',
-                      'give a whole number of 1 or more, or None')
-        self._require(_is_count(self.perlin_octaves, 1) and self.perlin_octaves <= 8,
-                      'perlin_octaves', 'give a whole number from 1 to 8')
+        self._require(
+            steps is None or _is_count(steps, 1),
+            'max_steps',
+            'give a whole number of 1 or more, or None',
+        )
+        self._require(
+            _is_count(self.perlin_octaves, 1) and self.perlin_octaves <= 8,
+            'perlin_octaves',
+            'give a whole number from 1 to 8',
+        )
 
     def _check_ranges(self) -> None:
-        for name, least, most in (('transport_time', 0.0, 1e6), ('seed_percentiles', 0.0, 99.999),
-                                  ('size_ml', 0.0, 1e6), ('bank_scale', 0.01, 100.0),
-                                  ('strength', 0.0, 100.0), ('lesion_count', 1, 64)):
+        for name, least, most in (
+            ('transport_time', 0.0, 1e6),
+            ('seed_percentiles', 0.0, 99.999),
+            ('size_ml', 0.0, 1e6),
+            ('bank_scale', 0.01, 100.0),
+            ('strength', 0.0, 100.0),
+            ('lesion_count', 1, 64),
+        ):
             value = getattr(self, name)
             self._require(isinstance(value, tuple) and len(value) == 2, name, 'give two numbers')
             low, high = value
-            self._require(_within(low, least, most) and _within(high, low, most), name,
-                          f'give the least and the greatest, from {least} to {most}')
-        self._require(all(_is_count(n, 1) for n in self.lesion_count), 'lesion_count',
-                      'give whole numbers')
+            self._require(
+                _within(low, least, most) and _within(high, low, most),
+                name,
+                f'give the least and the greatest, from {least} to {most}',
+            )
+        self._require(
+            all(_is_count(n, 1) for n in self.lesion_count), 'lesion_count', 'give whole numbers'
+        )
         low, high = self.size_ml
-        self._require(low > 0 or high == 0, 'size_ml',
-                      'give the least and the greatest volume, both above 0, or (0, 0)')
+        self._require(
+            low > 0 or high == 0,
+            'size_ml',
+            'give the least and the greatest volume, both above 0, or (0, 0)',
+        )
 
     def _check_choices(self) -> None:
         periods = self.perlin_periods
-        self._require(isinstance(periods, tuple) and len(periods) in (2, 3)
-                      and all(_is_count(p, 1) for p in periods),
-                      'perlin_periods', 'give two or three whole numbers of 1 or more')
-        for name, choices in (('painting', LAWS), ('scheme', SCHEMES), ('storage', STORAGES),
-                              ('integrator', tuple(INTEGRATORS))):
-            self._require(getattr(self, name) in choices, name,
-                          f'choose one of {", ".join(choices)}')
+        self._require(
+            isinstance(periods, tuple)
+            and len(periods) in (2, 3)
+            and all(_is_count(p, 1) for p in periods),
+            'perlin_periods',
+            'give two or three whole numbers of 1 or more',
+        )
+        for name, choices in (
+            ('painting', LAWS),
+            ('scheme', SCHEMES),
+            ('storage', STORAGES),
+            ('integrator', tuple(INTEGRATORS)),
+        ):
+            self._require(
+                getattr(self, name) in choices, name, f'choose one of {", ".join(choices)}'
+            )
         for name in ('parity', 'white_matter_bright'):
             self._require(isinstance(getattr(self, name), bool), name, 'give True or False')
 
@@ -171,8 +209,11 @@ class FluidSettings:
         Raises:
           UserError: fewer are given than the grid has axes.
         """
-        self._require(len(self.perlin_periods) >= ndim, 'perlin_periods',
-                      f'give {ndim} numbers for a {ndim}-D grid')
+        self._require(
+            len(self.perlin_periods) >= ndim,
+            'perlin_periods',
+            f'give {ndim} numbers for a {ndim}-D grid',
+        )
         return self.perlin_periods[:ndim]
 
     def _smallest_cell(self, grid: Grid) -> float:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from fluidjax.errors import UserError
+from fluidjax.base.errors import UserError
 from fluidjax.fluid import finite_volume, flow, flow_map, published
 from fluidjax.fluid.flow import FaceFlow
 from fluidjax.fluid.grid import Grid
@@ -31,7 +31,10 @@ def confining(brain: jax.Array | None, settings: FluidSettings) -> jax.Array | N
 
 
 def displacement(
-    key: jax.Array, time: jax.Array, grid: Grid, settings: FluidSettings,
+    key: jax.Array,
+    time: jax.Array,
+    grid: Grid,
+    settings: FluidSettings,
     brain: jax.Array | None = None,
 ) -> tuple[jax.Array, Grid]:
     """Where what arrives at each node after a time came from: X - x (nodes, d) in mm, the nodes.
@@ -50,8 +53,12 @@ def displacement(
 
 
 def transport(
-    P0: jax.Array, key: jax.Array, time: jax.Array, grid: Grid,
-    settings: FluidSettings = FluidSettings(), brain: jax.Array | None = None,
+    P0: jax.Array,
+    key: jax.Array,
+    time: jax.Array,
+    grid: Grid,
+    settings: FluidSettings = FluidSettings(),
+    brain: jax.Array | None = None,
 ) -> jax.Array:
     """P0 carried along the flow of a key for a time; no value leaves the bounds of P0.
 
@@ -88,8 +95,10 @@ def _check(P0: jax.Array, brain: jax.Array | None, grid: Grid, settings: FluidSe
         if field is not None and field.shape != grid.shape:
             raise UserError(f'{name} has shape {field.shape}, the grid {grid.shape}: resample it')
     if settings.parity and grid.ndim != 3:
-        raise UserError('fluid setting parity = True: the published operator is 3-D; use a 3-D '
-                        'grid, or parity = False')
+        raise UserError(
+            'fluid setting parity = True: the published operator is 3-D; use a 3-D '
+            'grid, or parity = False'
+        )
 
 
 def advance(
@@ -136,7 +145,14 @@ def _as_published(P0, key, time, grid: Grid, settings: FluidSettings) -> jax.Arr
     """The published velocity and operator; stable steps, whose solution the published solver's
     equals in the interior (the outermost layer drifts, and is outside every brain)."""
     V = jnp.where(time < 0, -1.0, 1.0) * published.published_velocity(
-        flow.flow_keys(key)[0], grid, settings.periods(grid.ndim), settings.velocity_scale)
+        flow.flow_keys(key)[0], grid, settings.periods(grid.ndim), settings.velocity_scale
+    )
     dt_stable = settings.cfl / jnp.maximum(published.upwind_rate(V, grid), 1e-12)
-    return _stepped(P0, published.upwind_operator(V, grid), jnp.abs(time), dt_stable,
-                    settings.num_steps(grid), settings.integrator)
+    return _stepped(
+        P0,
+        published.upwind_operator(V, grid),
+        jnp.abs(time),
+        dt_stable,
+        settings.num_steps(grid),
+        settings.integrator,
+    )

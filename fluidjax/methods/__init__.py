@@ -11,6 +11,6 @@ A method has
 and, where it draws samples,
     num_counterparts            how many
     counterparts(params, volume, key)    each of them as a volume, along a leading axis
-The trainer, the evaluator and the predictor know no more of it. `fluidjax.stages` makes methods of
+The trainer, the evaluator and the predictor know no more of it. `fluidjax.runs.stages` makes methods of
 a configuration.
 """

@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fluidjax.augment import AugmentSettings, augment_batch
-from fluidjax.batch_share import WHOLE, Share
-from fluidjax.errors import UserError
+from fluidjax.base.errors import UserError
+from fluidjax.base.share import WHOLE, Share
 from fluidjax.fluid.grid import Grid
+from fluidjax.methods.augment import AugmentSettings, augment_batch
 from fluidjax.models import perceptual
 from fluidjax.models.autoencoder import Autoencoder, AutoencoderConfig
 from fluidjax.models.discriminator import (
@@ -24,7 +24,7 @@ from fluidjax.models.discriminator import (
     generator_loss,
 )
 from fluidjax.models.linear_code import principal_components, with_linear_start
-from fluidjax.published_weights import read_state_dict
+from fluidjax.models.weights_file import read_state_dict
 
 Params = dict[str, Any]
 RECONSTRUCTIONS = ('squared', 'absolute')
@@ -66,13 +66,17 @@ class AutoencoderLoss:
         for name in ('discriminator_features', 'discriminator_layers'):
             self._require(getattr(self, name) >= 1, name, '1 or more')
         self._require(0 < self.perceptual_share <= 1, 'perceptual_share', 'in (0, 1]')
-        self._require(isinstance(self.perceptual_weights, tuple), 'perceptual_weights',
-                      "file names in parentheses, ('squeezenet1_1.pth', 'squeeze.pth')")
+        self._require(
+            isinstance(self.perceptual_weights, tuple),
+            'perceptual_weights',
+            "file names in parentheses, ('squeezenet1_1.pth', 'squeeze.pth')",
+        )
 
     def _require(self, holds: bool, name: str, must_be: str) -> None:
         if not holds:
-            raise UserError(f'config.autoencoder.losses.{name}: is {getattr(self, name)!r}, must '
-                            f'be {must_be}')
+            raise UserError(
+                f'config.autoencoder.losses.{name}: is {getattr(self, name)!r}, must be {must_be}'
+            )
 
     @property
     def perceptual_kind(self) -> str | None:
@@ -103,13 +107,17 @@ class AutoencoderMethod:
 
     def __post_init__(self) -> None:
         if any(n % self.network.factor for n in self.grid.shape):
-            raise UserError(f'config.autoencoder.network: the grid {self.grid.shape} does not '
-                            f'divide by {self.network.factor}, the side of a latent voxel')
+            raise UserError(
+                f'config.autoencoder.network: the grid {self.grid.shape} does not '
+                f'divide by {self.network.factor}, the side of a latent voxel'
+            )
         lpips = self.losses.perceptual_kind == 'lpips'
         if lpips and min(self.grid.shape) < perceptual.SMALLEST_SIDE:
-            raise UserError('config.autoencoder.losses.perceptual_weights: LPIPS needs sides of '
-                            f'{perceptual.SMALLEST_SIDE} voxels, the grid is {self.grid.shape}; '
-                            'leave it empty for feature matching')
+            raise UserError(
+                'config.autoencoder.losses.perceptual_weights: LPIPS needs sides of '
+                f'{perceptual.SMALLEST_SIDE} voxels, the grid is {self.grid.shape}; '
+                'leave it empty for feature matching'
+            )
 
     @property
     def latent_shape(self) -> tuple[int, int, int, int]:
@@ -123,8 +131,9 @@ class AutoencoderMethod:
 
     def _discriminator(self, axis: str | None = None) -> Discriminator:
         losses = self.losses
-        return Discriminator(losses.discriminator_features, losses.discriminator_layers,
-                             self.network.dtype, axis)
+        return Discriminator(
+            losses.discriminator_features, losses.discriminator_layers, self.network.dtype, axis
+        )
 
     def init(self, key: jax.Array) -> Params:
         """Random parameters of the autoencoder and the discriminator; a place for LPIPS's."""
@@ -152,13 +161,13 @@ class AutoencoderMethod:
             return params
         weights = (volumes[..., 0] > 0).astype(np.float32)
         basis = principal_components(
-            volumes, self.network.factor, self.network.latent_channels, weights, center=False)
+            volumes, self.network.factor, self.network.latent_channels, weights, center=False
+        )
         return {**params, 'autoencoder': with_linear_start(params['autoencoder'], basis)}
 
     def encode(self, params: Params, volumes: jax.Array) -> jax.Array:
         """Mean latents `(batch, x', y', z', channel)`, unscaled."""
-        return self._network.apply(
-            {'params': params['autoencoder']}, volumes, method='encode')[0]
+        return self._network.apply({'params': params['autoencoder']}, volumes, method='encode')[0]
 
     def decode(self, params: Params, z: jax.Array) -> jax.Array:
         """Volumes of latents, clipped to [0, 1]."""
@@ -175,8 +184,12 @@ class AutoencoderMethod:
         """
         k_augment, k_eps = jax.random.split(key)
         x, _ = augment_batch(
-            share.keys(k_augment, len(batch['image'])), batch['image'], batch['brain'],
-            self.grid.spacing, self.augment)
+            share.keys(k_augment, len(batch['image'])),
+            batch['image'],
+            batch['brain'],
+            self.grid.spacing,
+            self.augment,
+        )
         eps = share.normal(k_eps, (x.shape[0], *self.latent_shape))
         x_hat, z_mu, z_log_var = self._network.apply({'params': params['autoencoder']}, x, eps)
         # 1. reconstruction
@@ -185,20 +198,27 @@ class AutoencoderMethod:
         if self.losses.reconstruction == 'absolute':
             error = errors['l1'] = jnp.mean(jnp.abs(x - x_hat))
         # 2. KL(N(z_mu, z_sigma^2) || N(0, 1))
-        kl = 0.5 * jnp.mean(jnp.sum(
-            z_mu**2 + jnp.exp(z_log_var) - 1.0 - z_log_var, axis=(1, 2, 3, 4)))
+        kl = 0.5 * jnp.mean(
+            jnp.sum(z_mu**2 + jnp.exp(z_log_var) - 1.0 - z_log_var, axis=(1, 2, 3, 4))
+        )
         # 3. fooling the discriminator, 4. the discriminator's own, 5. the perceptual one
-        players, matching = self._adversarial_terms(
-            params['discriminator'], x, x_hat, share.axis)
+        players, matching = self._adversarial_terms(params['discriminator'], x, x_hat, share.axis)
         weights, seen = self.losses, {}
         if weights.perceptual_kind == 'feature_matching':
             seen = {'feature_matching': matching}
         elif weights.perceptual_kind == 'lpips':
             k_slices = jax.random.fold_in(k_eps, 1)
-            seen = {'lpips': perceptual.slice_distance(
-                params['perceptual'], k_slices, x, x_hat, weights.perceptual_share)}
-        loss = (error + weights.kl * kl + weights.adversarial * sum(players.values())
-                + weights.perceptual * sum(seen.values()))
+            seen = {
+                'lpips': perceptual.slice_distance(
+                    params['perceptual'], k_slices, x, x_hat, weights.perceptual_share
+                )
+            }
+        loss = (
+            error
+            + weights.kl * kl
+            + weights.adversarial * sum(players.values())
+            + weights.perceptual * sum(seen.values())
+        )
         return loss, {**errors, 'kl': kl, **players, **seen}
 
     def _adversarial_terms(
@@ -213,16 +233,17 @@ class AutoencoderMethod:
         """
 
         def judge(theta: Params, volume: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
-            return self._discriminator(axis).apply(
-                {'params': theta}, volume, return_features=True)
+            return self._discriminator(axis).apply({'params': theta}, volume, return_features=True)
 
         fixed = jax.lax.stop_gradient
         fooled, fake_features = judge(fixed(theta), x_hat)
         real, real_features = judge(theta, x)
         fake, _ = judge(theta, fixed(x_hat))
         kind = self.losses.gan
-        players = {'generator': generator_loss(kind, fooled),
-                   'discriminator': discriminator_loss(kind, real, fake)}
+        players = {
+            'generator': generator_loss(kind, fooled),
+            'discriminator': discriminator_loss(kind, real, fake),
+        }
         return players, feature_matching(fixed(real_features), fake_features)
 
     def reconstruct(self, params: Params, volumes: jax.Array, key: jax.Array) -> jax.Array:
@@ -234,8 +255,9 @@ class AutoencoderMethod:
 def _read_lpips(files: tuple[str, ...]) -> Params:
     """Parameters of LPIPS from the files of a setting, all read into one."""
     try:
-        weights = {name: array for file in files
-                   for name, array in read_state_dict(Path(file)).items()}
+        weights = {
+            name: array for file in files for name, array in read_state_dict(Path(file)).items()
+        }
         return perceptual.lpips_params(weights)
     except UserError as error:
         raise UserError(f'config.autoencoder.losses.perceptual_weights: {error}') from error

@@ -20,8 +20,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fluidjax.batch_share import WHOLE, Share
-from fluidjax.errors import UserError
+from fluidjax.base.errors import UserError
+from fluidjax.base.share import WHOLE, Share
 from fluidjax.methods import latents
 from fluidjax.methods.autoencoder import AutoencoderMethod
 from fluidjax.methods.pairs import PairMaker, by_its_maximum
@@ -60,13 +60,20 @@ class BridgeProcess:
 
     def __post_init__(self) -> None:
         if self.error not in ERRORS:
-            raise UserError(f'config.bridge.process.error: {self.error!r} is not one of '
-                            f'{", ".join(ERRORS)}')
-        for field, least in (('noise', 0.0), ('time_bias', 1.0), ('sampler_steps', 1),
-                             ('num_samples', 1), ('lesion_weight', 0.0)):
+            raise UserError(
+                f'config.bridge.process.error: {self.error!r} is not one of {", ".join(ERRORS)}'
+            )
+        for field, least in (
+            ('noise', 0.0),
+            ('time_bias', 1.0),
+            ('sampler_steps', 1),
+            ('num_samples', 1),
+            ('lesion_weight', 0.0),
+        ):
             if not getattr(self, field) >= least:
-                raise UserError(f'config.bridge.process.{field}: {getattr(self, field)} must be '
-                                f'{least} or more')
+                raise UserError(
+                    f'config.bridge.process.{field}: {getattr(self, field)} must be {least} or more'
+                )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,10 +122,14 @@ class LatentBridge:
     ) -> dict[str, jax.Array]:
         """Latents of fresh pairs, `(batch, ...)`; they hang on frozen parameters alone."""
         pair = self.pairs(batch, jax.random.split(key, 3)[0], share)
-        made = {name: latents.encode(self.autoencoder, params, image)
-                for name, image in (('healthy', pair.healthy), ('diseased', pair.diseased))}
-        made |= {'touched': touched(pair.mask, made['healthy'].shape),
-                 'lesion_ml': self.pairs.lesion_ml(pair)}
+        made = {
+            name: latents.encode(self.autoencoder, params, image)
+            for name, image in (('healthy', pair.healthy), ('diseased', pair.diseased))
+        }
+        made |= {
+            'touched': touched(pair.mask, made['healthy'].shape),
+            'lesion_ml': self.pairs.lesion_ml(pair),
+        }
         return jax.lax.stop_gradient(made)
 
     def example_loss(
@@ -151,8 +162,7 @@ class LatentBridge:
         """Every sample as a volume of its own, `(n, batch, x, y, z, 1)`; see `reconstruct`."""
         scans, peak = by_its_maximum(volumes)
         samples = self._samples(params, scans, key)
-        return jax.lax.map(
-            lambda z: peak * latents.decode(self.autoencoder, params, z), samples)
+        return jax.lax.map(lambda z: peak * latents.decode(self.autoencoder, params, z), samples)
 
     def _samples(self, params: Params, scans: jax.Array, key: jax.Array) -> jax.Array:
         """Latents `(n, batch, ...)` of scans in [0, 1]."""
@@ -165,7 +175,8 @@ class LatentBridge:
     ) -> jax.Array:
         """The healthy latent expected at z_t, t (batch,)."""
         return z_t - UNet(self.network).apply(
-            {'params': params['unet']}, z_t, TIME_SCALE * t, z_scan)
+            {'params': params['unet']}, z_t, TIME_SCALE * t, z_scan
+        )
 
     def _sample(self, params: Params, z_scan: jax.Array, key: jax.Array) -> jax.Array:
         """From t = 1 to 0, each step to q(z_s | z_t, expected z_0).

@@ -14,11 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fluidjax.batch_share import WHOLE, Share
+from fluidjax.base.errors import UserError
+from fluidjax.base.share import WHOLE, Share
 from fluidjax.diffusion import samplers
 from fluidjax.diffusion.losses import denoising_loss
 from fluidjax.diffusion.schedule import PREDICTIONS, Schedule, linear_schedule, q_sample
-from fluidjax.errors import UserError
 from fluidjax.methods import latents
 from fluidjax.methods.autoencoder import AutoencoderMethod
 from fluidjax.methods.pairs import PairMaker, by_its_maximum
@@ -64,15 +64,20 @@ class DiffusionProcess:
     def __post_init__(self) -> None:
         for field, choices in (('prediction', PREDICTIONS), ('sampler', SAMPLERS)):
             if getattr(self, field) not in choices:
-                raise UserError(f'config.diffusion.process.{field}: {getattr(self, field)!r} is '
-                                f'not one of {", ".join(choices)}')
-        limits = [('start_step', self.start_step, self.num_steps),
-                  ('sampler_steps', self.sampler_steps, min(self.starts))]
+                raise UserError(
+                    f'config.diffusion.process.{field}: {getattr(self, field)!r} is '
+                    f'not one of {", ".join(choices)}'
+                )
+        limits = [
+            ('start_step', self.start_step, self.num_steps),
+            ('sampler_steps', self.sampler_steps, min(self.starts)),
+        ]
         limits += [('start_steps', start, self.num_steps) for start in self.start_steps]
         for field, value, most in limits:
             if not 1 <= value <= most:
                 raise UserError(
-                    f'config.diffusion.process.{field}: {value} is not within 1..{most}')
+                    f'config.diffusion.process.{field}: {value} is not within 1..{most}'
+                )
         if not self.min_snr >= 0:
             raise UserError(f'config.diffusion.process.min_snr: {self.min_snr} must be 0 or more')
         for field in ('time_bias', 'num_samples'):
@@ -149,8 +154,10 @@ class LatentDiffusion:
     ) -> dict[str, jax.Array]:
         """Latents of fresh pairs, `(batch, ...)`; they hang on frozen parameters alone."""
         pair = self.pairs(batch, jax.random.split(key, 3)[0], share)
-        made = {'healthy': self.encode(params, pair.healthy),
-                'lesion_ml': self.pairs.lesion_ml(pair)}
+        made = {
+            'healthy': self.encode(params, pair.healthy),
+            'lesion_ml': self.pairs.lesion_ml(pair),
+        }
         if self.conditional:
             made['diseased'] = self.encode(params, pair.diseased)
         return jax.lax.stop_gradient(made)
@@ -165,8 +172,9 @@ class LatentDiffusion:
         eps = share.normal(k_eps, z.shape)
         z_t = q_sample(self._schedule, z, t, eps)
         output = UNet(self.network).apply({'params': params['unet']}, z_t, t, cond)
-        terms = denoising_loss(self._schedule, self.process.prediction, output, z, z_t, t, eps,
-                               self.process.min_snr)
+        terms = denoising_loss(
+            self._schedule, self.process.prediction, output, z, z_t, t, eps, self.process.min_snr
+        )
         terms = {name: jnp.mean(value) for name, value in terms.items()}
         loss = terms.pop('loss')
         return loss, {**terms, 'lesion_ml': examples['lesion_ml']}
@@ -218,4 +226,5 @@ class LatentDiffusion:
 
         starts = np.repeat(process.starts, process.num_samples)
         return samplers.ensemble(
-            sample, schedule, z_scan, starts, jax.random.split(key, len(starts)))
+            sample, schedule, z_scan, starts, jax.random.split(key, len(starts))
+        )

@@ -1,6 +1,6 @@
 """Normalised latents of a trained autoencoder: what every method of its latent space works on.
 
-    z = (autoencoder.encode(x) - mean) * scale,    params['latent'] = {'mean', 'scale'}
+z = (autoencoder.encode(x) - mean) * scale,    params['latent'] = {'mean', 'scale'}
 """
 
 from __future__ import annotations

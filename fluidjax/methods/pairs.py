@@ -11,14 +11,14 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from fluidjax.augment import AugmentSettings, augment_batch
-from fluidjax.batch_share import WHOLE, Share
-from fluidjax.corruptions import CorruptionSettings, corrupt_batch
-from fluidjax.errors import UserError
+from fluidjax.base.errors import UserError
+from fluidjax.base.share import WHOLE, Share
 from fluidjax.fluid.grid import Grid
 from fluidjax.fluid.painting import divide_by_maximum
 from fluidjax.fluid.randomize import Randomized, randomize_batch
 from fluidjax.fluid.settings import FluidSettings
+from fluidjax.methods.augment import AugmentSettings, augment_batch
+from fluidjax.methods.corruptions import CorruptionSettings, corrupt_batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,32 +59,34 @@ class PairMaker:
         """Volume of each sample's lesion in ml, `(batch,)`; 0 for healthy ones."""
         return self.grid.voxel_ml * pair.mask.sum(axis=(1, 2, 3, 4))
 
-    def _from_store(
-        self, batch: dict[str, jax.Array], key: jax.Array, share: Share
-    ) -> Randomized:
+    def _from_store(self, batch: dict[str, jax.Array], key: jax.Array, share: Share) -> Randomized:
         """Pairs whose random numbers hang on the scan and its place among `stored` alone."""
         count = len(batch['image'])
         places = jnp.int32(self.stored * share.uniform(key, (count,)))
         # The sum of its voxels tells one scan from another, whatever the order of the batches.
         scans = jax.lax.bitcast_convert_type(batch['image'].sum(axis=(1, 2, 3, 4)), jnp.uint32)
-        keys = jax.vmap(lambda scan, place: jax.random.fold_in(
-            jax.random.fold_in(jax.random.key(0), scan), place))(scans, places)
+        keys = jax.vmap(
+            lambda scan, place: jax.random.fold_in(
+                jax.random.fold_in(jax.random.key(0), scan), place
+            )
+        )(scans, places)
 
         def one(sample: dict[str, jax.Array], key: jax.Array) -> Randomized:
-            pair = self._fresh(
-                {name: value[None] for name, value in sample.items()}, key, WHOLE)
+            pair = self._fresh({name: value[None] for name, value in sample.items()}, key, WHOLE)
             return Randomized(*(volume[0] for volume in pair))
 
         return jax.vmap(one)(batch, keys)
 
-    def _fresh(
-        self, batch: dict[str, jax.Array], key: jax.Array, share: Share
-    ) -> Randomized:
+    def _fresh(self, batch: dict[str, jax.Array], key: jax.Array, share: Share) -> Randomized:
         k_augment, k_pairs = jax.random.split(key)
         count = len(batch['image'])
         images, brains = augment_batch(
-            share.keys(k_augment, count), batch['image'], batch['brain'], self.grid.spacing,
-            self.augment)
+            share.keys(k_augment, count),
+            batch['image'],
+            batch['brain'],
+            self.grid.spacing,
+            self.augment,
+        )
         settings = self.randomization
         if settings is None:
             images = jax.vmap(divide_by_maximum)(images)
@@ -95,7 +97,8 @@ class PairMaker:
         if lesions is not None:  # every sample chooses among those of all
             lesions = share.everyones(lesions)
         return randomize_batch(
-            share.keys(k_pairs, count), images, brains, self.grid, settings, lesions)
+            share.keys(k_pairs, count), images, brains, self.grid, settings, lesions
+        )
 
 
 def by_its_maximum(volumes: jax.Array) -> tuple[jax.Array, jax.Array]:

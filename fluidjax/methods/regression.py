@@ -1,7 +1,10 @@
-"""Direct regression in image space: a U-Net from the diseased image to the healthy one (as in UNA).
+"""Image-space rivals of diffusion: direct regression, and supervised inpainting.
 
-The same pairs as the diffusion's, no latent space and no noise: what the paper's claim for
-diffusion has to be held against (arXiv:2501.13370).
+`Regression` is a U-Net from the diseased image to the healthy one, as in UNA (arXiv:2501.13370). It
+trains on the same pairs as the diffusion, without a latent space and without noise.
+
+`Inpainting` is given the lesion's mask and fills the hole. Its counterpart differs from the scan
+only within that mask, so it is an upper bound, not a detector.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fluidjax.batch_share import WHOLE, Share
+from fluidjax.base.share import WHOLE, Share
 from fluidjax.fluid.randomize import Randomized
 from fluidjax.methods.pairs import PairMaker, by_its_maximum
 from fluidjax.models.image_unet import ImageUNet, ImageUNetConfig
@@ -70,8 +73,10 @@ class Regression:
         l1 = _mean(jnp.abs(error), weight, share)
         slopes = sum(jnp.mean(jnp.abs(jnp.diff(error * weight, axis=axis))) for axis in (1, 2, 3))
         return l1 + self.losses.gradient * slopes / 3.0, {
-            'l1': l1, 'lesion_ml': self.pairs.lesion_ml(pair),
-            'lesion_l1': _mean(jnp.abs(error), pair.mask, share)}
+            'l1': l1,
+            'lesion_ml': self.pairs.lesion_ml(pair),
+            'lesion_l1': _mean(jnp.abs(error), pair.mask, share),
+        }
 
     def reconstruct(self, params: Params, volumes: jax.Array, key: jax.Array) -> jax.Array:
         """Healthy counterparts of scans `(batch, x, y, z, 1)`; `key` is not used."""
@@ -89,6 +94,36 @@ class Regression:
     def _weight(self, pair: Randomized) -> jax.Array:
         """Where the restored image counts, broadcast against `(batch, x, y, z, 1)`."""
         return jnp.ones(())
+
+
+@dataclasses.dataclass(frozen=True)
+class Inpainting(Regression):
+    """The regression's network, given the image without the lesion's voxels, and its mask.
+
+    `network.in_channels` is 2.
+    """
+
+    needs_mask = True
+
+    def reconstruct(
+        self, params: Params, volumes: jax.Array, key: jax.Array, masks: jax.Array
+    ) -> jax.Array:
+        """Scans `(batch, x, y, z, 1)` with new contents where masks, shaped alike, are 1.
+
+        `key` is not used.
+        """
+        del key
+        masks = masks.astype(volumes.dtype)
+        kept = volumes * (1.0 - masks)
+        peak = jnp.maximum(kept.max(axis=(1, 2, 3, 4), keepdims=True), 1e-6)
+        filled = self._restore(params, jnp.concatenate([kept / peak, masks], axis=-1))
+        return kept + masks * peak * jnp.clip(filled, 0.0, 1.0)
+
+    def _seen(self, pair: Randomized) -> jax.Array:
+        return jnp.concatenate([pair.healthy * (1.0 - pair.mask), pair.mask], axis=-1)
+
+    def _weight(self, pair: Randomized) -> jax.Array:
+        return pair.mask
 
 
 def _mean(values: jax.Array, weight: jax.Array, share: Share) -> jax.Array:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fluidjax.batch_share import WHOLE, Share
+from fluidjax.base.share import WHOLE, Share
 from fluidjax.fluid.painting import divide_by_maximum
 from fluidjax.methods.pairs import PairMaker, by_its_maximum
 from fluidjax.models.vae import VAE, VAEConfig
@@ -53,8 +53,10 @@ class VAEMethod:
         """Random parameters; the mean brain is not measured yet."""
         volume = jnp.zeros((1, *self.network.shape, 1))
         code = jnp.zeros((1, self.network.latent_size))
-        return {'vae': VAE(self.network).init(key, volume, code)['params'],
-                'mean': jnp.zeros(volume.shape[1:])}
+        return {
+            'vae': VAE(self.network).init(key, volume, code)['params'],
+            'mean': jnp.zeros(volume.shape[1:]),
+        }
 
     def prepare(self, params: Params, volumes: np.ndarray) -> Params:
         """Measure the mean of training scans `(n, x, y, z, 1)`, on which the decoder builds."""
@@ -69,7 +71,8 @@ class VAEMethod:
         x = self.pairs(batch, k_pairs, share).healthy
         eps = share.normal(k_eps, (x.shape[0], self.network.latent_size))
         x_hat, mu, log_var = VAE(self.network).apply(
-            {'params': params['vae']}, x - params['mean'], eps)
+            {'params': params['vae']}, x - params['mean'], eps
+        )
         error = x - params['mean'] - x_hat
         mm3 = self.pairs.grid.voxel_ml * 1000.0
         likelihood = 0.5 * mm3 * jnp.sum(jnp.square(error / self.losses.noise), axis=(1, 2, 3, 4))

@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from fluidjax.errors import UserError
+from fluidjax.base.errors import UserError
 from fluidjax.models.conv import Conv3D, folds_pairs
 from fluidjax.models.folding import fold, unfold
 from fluidjax.models.layers import (
@@ -86,12 +86,17 @@ class Encoder(nn.Module):
         h = Conv3D(c.channels[0], folded=folded, name='conv_in')(fold(x) if folded else x)
         for level, channels in enumerate(c.channels):
             if level:
-                h = Downsample(c.channels[level - 1], padding=END_PADDING, folded=folded,
-                               name=f'down_{level - 1}_downsample')(h)
+                h = Downsample(
+                    c.channels[level - 1],
+                    padding=END_PADDING,
+                    folded=folded,
+                    name=f'down_{level - 1}_downsample',
+                )(h)
                 folded = False
             for block in range(c.num_res_blocks):
-                h = res_block(c.remat)(channels, c.norm_num_groups, folded=folded,
-                                       name=f'down_{level}_res_{block}')(h)
+                h = res_block(c.remat)(
+                    channels, c.norm_num_groups, folded=folded, name=f'down_{level}_res_{block}'
+                )(h)
         h = GroupNorm(c.norm_num_groups, name='norm_out')(h)  # no SiLU follows, as published
         return Conv3D(c.latent_channels, zero_init=c.linear_path, name='conv_out')(h)
 
@@ -111,8 +116,9 @@ class Decoder(nn.Module):
                 folded = level == last and folds_pairs(channels, 2 * h.shape[1])
                 h = Upsample(h.shape[-1], folded=folded, name=f'up_{level - 1}_upsample')(h)
             for block in range(c.num_res_blocks):
-                h = res_block(c.remat)(channels, c.norm_num_groups, folded=folded,
-                                       name=f'up_{level}_res_{block}')(h)
+                h = res_block(c.remat)(
+                    channels, c.norm_num_groups, folded=folded, name=f'up_{level}_res_{block}'
+                )(h)
         h = GroupNorm(c.norm_num_groups, folded=folded, name='norm_out')(h)
         out = c.patch**3 * c.in_channels
         h = Conv3D(out, zero_init=c.linear_path, folded=folded, name='conv_out')(h)

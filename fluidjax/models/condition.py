@@ -9,7 +9,7 @@ from __future__ import annotations
 import flax.linen as nn
 import jax
 
-from fluidjax.errors import UserError
+from fluidjax.base.errors import UserError
 from fluidjax.models.conv import Conv3D
 from fluidjax.models.layers import Dense, Downsample, GroupNorm, ResBlock, SelfAttention
 
@@ -44,8 +44,9 @@ class VectorConditionEncoder(nn.Module):
         h = Conv3D(self.channels[0], name='conv_in')(x)
         for level, channels in enumerate(self.channels):
             if level:
-                h = Downsample(h.shape[-1], strides=(1, 2, 2),
-                               name=f'down_{level - 1}_downsample')(h)
+                h = Downsample(h.shape[-1], strides=(1, 2, 2), name=f'down_{level - 1}_downsample')(
+                    h
+                )
             h = HalfBlock(channels, name=f'down_{level}_res')(h)
             if level == 0:
                 h = _published_attention('down_0_attn')(h)
@@ -92,14 +93,18 @@ class SpatialConditionEncoder(nn.Module):
 
     def _with_context(self, features: list[jax.Array]) -> list[jax.Array]:
         whole = nn.silu(features[-1].mean((1, 2, 3), keepdims=True))
-        return [h + Dense(h.shape[-1], zero_init=True, name=f'context_{level}')(whole)
-                for level, h in enumerate(features)]
+        return [
+            h + Dense(h.shape[-1], zero_init=True, name=f'context_{level}')(whole)
+            for level, h in enumerate(features)
+        ]
 
     def _with_position(self, h: jax.Array) -> jax.Array:
         if self.position_shape is None:
             return h
         if h.shape[1:4] != tuple(self.position_shape):
-            raise UserError(f'condition: grid {h.shape[1:4]} differs from position_shape '
-                            f'{tuple(self.position_shape)}; set it to the latent grid, or to None')
+            raise UserError(
+                f'condition: grid {h.shape[1:4]} differs from position_shape '
+                f'{tuple(self.position_shape)}; set it to the latent grid, or to None'
+            )
         shape = (*self.position_shape, h.shape[-1])
         return h + self.param('position', nn.initializers.zeros, shape).astype(h.dtype)

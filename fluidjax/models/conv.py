@@ -161,8 +161,11 @@ def patch_conv3d(x: jax.Array, kernel: jax.Array, strides: Triple, padding: Pads
 def is_block_kernel(x: jax.Array, kernel: jax.Array, strides: Triple, padding: Pads) -> bool:
     """Whether stride 2 and a kernel of 4 divide the padded volume into blocks of 2^3."""
     whole = [n + sum(pad) for n, pad in zip(x.shape[1:4], padding)]
-    return (tuple(strides) == (2, 2, 2) and kernel.shape[:3] == (4, 4, 4)
-            and not any(n % 2 for n in whole))
+    return (
+        tuple(strides) == (2, 2, 2)
+        and kernel.shape[:3] == (4, 4, 4)
+        and not any(n % 2 for n in whole)
+    )
 
 
 def blocks(x: jax.Array, kernel: jax.Array, padding: Pads) -> tuple[jax.Array, jax.Array]:
@@ -175,8 +178,10 @@ def blocks(x: jax.Array, kernel: jax.Array, padding: Pads) -> tuple[jax.Array, j
     halves = [part for n in sides for part in (n // 2, 2)]
     moved = padded.reshape((b, *halves, c)).transpose((0, 1, 3, 5, 2, 4, 6, 7))
     small = kernel.reshape((2,) * 6 + kernel.shape[3:]).transpose((0, 2, 4, 1, 3, 5, 6, 7))
-    return (moved.reshape((b, *(n // 2 for n in sides), 8 * c)),
-            small.reshape((2, 2, 2, 8 * c, -1)))
+    return (
+        moved.reshape((b, *(n // 2 for n in sides), 8 * c)),
+        small.reshape((2, 2, 2, 8 * c, -1)),
+    )
 
 
 # Rows: the two coarse voxels a fine one of phase 0 or 1 sees; columns: the fine kernel's taps.
@@ -202,8 +207,9 @@ def upsampled_conv3d(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, jax.Ar
     pads = ((1, 0), (0, 1))
 
     def phase(p: int, q: int, r: int) -> jax.Array:
-        return _plain(x, small[p, q, r], (1, 1, 1), (pads[p], pads[q], pads[r]),
-                      default_algorithm())
+        return _plain(
+            x, small[p, q, r], (1, 1, 1), (pads[p], pads[q], pads[r]), default_algorithm()
+        )
 
     def planes(p: int) -> jax.Array:
         rows = [interleave(phase(p, q, 0), phase(p, q, 1), 3) for q in range(2)]

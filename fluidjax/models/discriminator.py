@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from fluidjax.errors import UserError
+from fluidjax.base.errors import UserError
 from fluidjax.models.conv import Conv3D
 from fluidjax.models.layers import compute_dtype
 
@@ -62,8 +62,10 @@ class Discriminator(nn.Module):
         """The logits, float32; with `return_features` also the `num_layers` + 1 activations."""
         smallest = 3 * 2**self.num_layers
         if min(x.shape[1:4]) < smallest:
-            raise UserError(f'discriminator input: sides {x.shape[1:4]} are below {smallest}; '
-                            'use fewer num_layers or a larger grid')
+            raise UserError(
+                f'discriminator input: sides {x.shape[1:4]} are below {smallest}; '
+                'use fewer num_layers or a larger grid'
+            )
         x = x.astype(compute_dtype(self.dtype))
         features = [nn.leaky_relu(Conv3D(self.features, 4, 2, 1, name='conv_0')(x), 0.2)]
         for layer in range(1, self.num_layers + 1):

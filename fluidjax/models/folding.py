@@ -23,7 +23,8 @@ def unfold(x: jax.Array) -> jax.Array:
     """The inverse of `fold`."""
     b, planes, ny, nz, channels = x.shape
     return jnp.stack(jnp.split(x, 2, axis=-1), axis=2).reshape(
-        (b, 2 * planes, ny, nz, channels // 2))
+        (b, 2 * planes, ny, nz, channels // 2)
+    )
 
 
 def pair_convolution(kernel: jax.Array, strides: tuple, padding: tuple) -> tuple:
@@ -45,8 +46,9 @@ def pair_convolution(kernel: jax.Array, strides: tuple, padding: tuple) -> tuple
     raise ValueError(f'no folded convolution of strides {strides} and padding {padding}')
 
 
-def _kernel_of_pairs(kernel: jax.Array, pairs: tuple[int, ...], outs: tuple[int, ...], before: int
-                     ) -> jax.Array:
+def _kernel_of_pairs(
+    kernel: jax.Array, pairs: tuple[int, ...], outs: tuple[int, ...], before: int
+) -> jax.Array:
     """The taps from both planes of neighbouring pairs to the planes `outs` of a pair."""
     nothing = jnp.zeros_like(kernel[0])
 
@@ -54,7 +56,15 @@ def _kernel_of_pairs(kernel: jax.Array, pairs: tuple[int, ...], outs: tuple[int,
         k = plane - out + before
         return kernel[k] if 0 <= k < kernel.shape[0] else nothing
 
-    return jnp.stack([
-        jnp.concatenate([jnp.concatenate([tap(2 * pair + plane, out) for out in outs], -1)
-                         for plane in (0, 1)], -2)
-        for pair in pairs])
+    return jnp.stack(
+        [
+            jnp.concatenate(
+                [
+                    jnp.concatenate([tap(2 * pair + plane, out) for out in outs], -1)
+                    for plane in (0, 1)
+                ],
+                -2,
+            )
+            for pair in pairs
+        ]
+    )

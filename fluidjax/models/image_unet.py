@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from fluidjax.errors import UserError
+from fluidjax.base.errors import UserError
 from fluidjax.models.conv import Conv3D
 from fluidjax.models.layers import (
     Downsample,

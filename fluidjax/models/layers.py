@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from fluidjax.errors import UserError
+from fluidjax.base.errors import UserError
 from fluidjax.models.conv import Conv3D, Pads, Triple
 
 DTYPES = ('float32', 'bfloat16')
@@ -120,7 +120,8 @@ class ResBlock(nn.Module):
         if cond is not None:
             h = _modulate(h, Dense(2 * self.features, name='cond_proj')(nn.silu(cond)))
         h = Conv3D(self.features, zero_init=self.zero_init, folded=self.folded, name='conv2')(
-            nn.silu(h))
+            nn.silu(h)
+        )
         if x.shape != h.shape:
             x = Conv3D(self.features, kernel_size=1, folded=self.folded, name='skip')(x)
         return x + h
@@ -153,8 +154,13 @@ class Downsample(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        return Conv3D(self.features, strides=self.strides, padding=self.padding,
-                      folded=self.folded, name='conv')(x)
+        return Conv3D(
+            self.features,
+            strides=self.strides,
+            padding=self.padding,
+            folded=self.folded,
+            name='conv',
+        )(x)
 
 
 class Upsample(nn.Module):
@@ -189,8 +195,10 @@ class SelfAttention(nn.Module):
         b, *_, c = x.shape
         per_head = self.head_channels or c
         if c % per_head:
-            raise UserError(f'num_head_channels: {per_head} does not divide {c} channels; '
-                            'choose a divisor of the channels at every attention level')
+            raise UserError(
+                f'num_head_channels: {per_head} does not divide {c} channels; '
+                'choose a divisor of the channels at every attention level'
+            )
         h = GroupNorm(self.num_groups, self.eps, name='norm')(x).reshape((b, -1, c))
         q, k, v = (
             Dense(c, name=name)(h).reshape((b, -1, c // per_head, per_head))
@@ -235,12 +243,16 @@ def require_groups(where: str, channels: Iterable[int], num_groups: int) -> None
     """UserError unless the groups of the group norm divide the channels of every level."""
     for width in channels:
         if width % num_groups:
-            raise UserError(f'{where}.norm_num_groups: {num_groups} does not divide {width} '
-                            'channels; choose a common divisor')
+            raise UserError(
+                f'{where}.norm_num_groups: {num_groups} does not divide {width} '
+                'channels; choose a common divisor'
+            )
 
 
 def require_divisible(what: str, shape: Triple, divisor: int) -> None:
     """UserError unless every side is a multiple of `divisor`."""
     if any(side % divisor for side in shape):
-        raise UserError(f'{what}: sides {tuple(shape)} are not multiples of {divisor}; '
-                        'change the grid, or the number of levels')
+        raise UserError(
+            f'{what}: sides {tuple(shape)} are not multiples of {divisor}; '
+            'change the grid, or the number of levels'
+        )

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import jax.numpy as jnp
 import numpy as np
 
-from fluidjax.errors import UserError
+from fluidjax.base.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,8 +49,10 @@ def principal_components(
     """
     volumes = np.asarray(volumes, np.float64)
     if latent_channels > patch**3:
-        raise UserError(f'latent_channels: {latent_channels} is more than the {patch**3} values '
-                        f'of a patch of side {patch}; take fewer')
+        raise UserError(
+            f'latent_channels: {latent_channels} is more than the {patch**3} values '
+            f'of a patch of side {patch}; take fewer'
+        )
     patches = _patches(volumes[..., 0], patch)
     counts = np.ones(len(patches))
     if weights is not None:
@@ -85,8 +87,10 @@ def with_linear_start(params: Mapping, basis: PatchBasis) -> dict:
         raise UserError('autoencoder.linear_path: is off; a linear start needs it on')
     wanted = params['linear_encode']['kernel'].shape
     if basis.components.T.shape != wanted:
-        raise UserError(f'linear start: the basis is {basis.components.T.shape}, the autoencoder '
-                        f'wants {wanted}; use its factor and latent_channels')
+        raise UserError(
+            f'linear start: the basis is {basis.components.T.shape}, the autoencoder '
+            f'wants {wanted}; use its factor and latent_channels'
+        )
     encode = {'kernel': basis.components.T, 'bias': -basis.components @ basis.mean}
     decode = {'kernel': basis.components, 'bias': basis.mean}
     as_float32 = {

@@ -18,13 +18,21 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from fluidjax.errors import UserError
+from fluidjax.base.errors import UserError
 
 Params = dict[str, Any]
 SMALLEST_SIDE = 17  # below, nothing is left after the third pooling
 # torchvision's numbers of the fire modules: channels of the squeeze, and of each of the two expands
-FIRES = {3: (16, 64), 4: (16, 64), 6: (32, 128), 7: (32, 128),
-         9: (48, 192), 10: (48, 192), 11: (64, 256), 12: (64, 256)}
+FIRES = {
+    3: (16, 64),
+    4: (16, 64),
+    6: (32, 128),
+    7: (32, 128),
+    9: (48, 192),
+    10: (48, 192),
+    11: (64, 256),
+    12: (64, 256),
+}
 POOLED = (3, 6, 9)  # these come after a pooling
 COMPARED = (4, 7, 9, 10, 11, 12)  # and these are compared, beside the first convolution
 # Mean and standard deviation of photographs in [-1, 1], by colour.
@@ -72,8 +80,9 @@ class LPIPS(nn.Module):
     def setup(self) -> None:
         self.features = SqueezeNet()
         widths = [64] + [2 * FIRES[number][1] for number in COMPARED]
-        self.linear = [self.param(f'lin{k}', nn.initializers.zeros, (width,))
-                       for k, width in enumerate(widths)]
+        self.linear = [
+            self.param(f'lin{k}', nn.initializers.zeros, (width,)) for k, width in enumerate(widths)
+        ]
 
     def __call__(self, x: jax.Array, x_hat: jax.Array) -> jax.Array:
         distance = 0.0
@@ -85,8 +94,10 @@ class LPIPS(nn.Module):
 
     def _layers(self, x: jax.Array) -> list[jax.Array]:
         if min(x.shape[1:3]) < SMALLEST_SIDE:
-            raise UserError(f'perceptual loss: slices of {x.shape[1]} x {x.shape[2]} are below '
-                            f'{SMALLEST_SIDE} voxels; use feature matching or a larger grid')
+            raise UserError(
+                f'perceptual loss: slices of {x.shape[1]} x {x.shape[2]} are below '
+                f'{SMALLEST_SIDE} voxels; use feature matching or a larger grid'
+            )
         standard = (2.0 * x - 1.0 - jnp.asarray(SHIFT)) / jnp.asarray(SCALE)
         return [_unit_length(h) for h in self.features(standard)]
 
@@ -135,16 +146,26 @@ def lpips_params(weights: Mapping[str, np.ndarray]) -> Params:
     problems = {
         'missing': [name for name in tensors if name not in weights],
         'unknown': [name for name in weights if name not in tensors and name not in UNUSED],
-        'misshapen': [f'{name} (is {np.shape(weights[name])}, must be {shapes[name]})'
-                      for name in both if np.shape(weights[name]) != shapes[name]],
+        'misshapen': [
+            f'{name} (is {np.shape(weights[name])}, must be {shapes[name]})'
+            for name in both
+            if np.shape(weights[name]) != shapes[name]
+        ],
         'not finite': [name for name in both if not np.isfinite(weights[name]).all()],
     }
     wrong = [f'{what}: {", ".join(names)}' for what, names in problems.items() if names]
     if wrong:
-        raise UserError('not the weights of LPIPS with squeezenet1_1 (torchvision) and squeeze.pth '
-                        f'(lpips 0.1); {"; ".join(wrong)}')
-    return unflatten_dict({path: _our_axes(path, np.asarray(weights[name], np.float32))
-                           for name, path in tensors.items()}, sep='/')
+        raise UserError(
+            'not the weights of LPIPS with squeezenet1_1 (torchvision) and squeeze.pth '
+            f'(lpips 0.1); {"; ".join(wrong)}'
+        )
+    return unflatten_dict(
+        {
+            path: _our_axes(path, np.asarray(weights[name], np.float32))
+            for name, path in tensors.items()
+        },
+        sep='/',
+    )
 
 
 def _shapes() -> Params:

@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from fluidjax.errors import UserError
+from fluidjax.base.errors import UserError
 from fluidjax.models.condition import SpatialConditionEncoder, VectorConditionEncoder
 from fluidjax.models.conv import Conv3D
 from fluidjax.models.layers import (
@@ -77,13 +77,18 @@ class UNetConfig:
         if self.condition not in CONDITIONS:
             raise UserError(f'unet.condition: {self.condition!r} is not one of {CONDITIONS}')
         if not self.channels or len(self.attention_levels) != len(self.channels):
-            raise UserError(f'unet.attention_levels: {len(self.attention_levels)} flags for '
-                            f'{len(self.channels)} channels; give one a level')
+            raise UserError(
+                f'unet.attention_levels: {len(self.attention_levels)} flags for '
+                f'{len(self.channels)} channels; give one a level'
+            )
         if self.condition in SPATIAL and len(self.spatial_channels) != len(self.channels):
-            raise UserError(f'unet.condition_channels: {self.condition_channels} must have one '
-                            f'entry a level, {len(self.channels)}')
-        require_groups('unet', (*self.channels, *self._normed_condition_channels()),
-                       self.norm_num_groups)
+            raise UserError(
+                f'unet.condition_channels: {self.condition_channels} must have one '
+                f'entry a level, {len(self.channels)}'
+            )
+        require_groups(
+            'unet', (*self.channels, *self._normed_condition_channels()), self.norm_num_groups
+        )
 
     def _normed_condition_channels(self) -> tuple[int, ...]:
         return self.spatial_channels if self.condition in SPATIAL else ()
@@ -132,8 +137,12 @@ class UNet(nn.Module):
         c = self.config
         if c.condition in SPATIAL:
             return SpatialConditionEncoder(
-                c.spatial_channels, c.condition_num_res_blocks, c.norm_num_groups,
-                c.position_shape, c.condition == 'both', name='condition',
+                c.spatial_channels,
+                c.condition_num_res_blocks,
+                c.norm_num_groups,
+                c.position_shape,
+                c.condition == 'both',
+                name='condition',
             )(cond)
         if c.condition == 'vector':
             sizes = c.condition_channels or VectorConditionEncoder.channels
@@ -177,14 +186,19 @@ class UNet(nn.Module):
     def _block(self, channels: int, name: str) -> ResBlock:
         c = self.config
         scale_shift = c.condition in ('vector', *SPATIAL)
-        return res_block(c.remat)(channels, c.norm_num_groups, scale_shift=scale_shift,
-                                  zero_init=True, name=name)
+        return res_block(c.remat)(
+            channels, c.norm_num_groups, scale_shift=scale_shift, zero_init=True, name=name
+        )
 
     def _attention(self, name: str) -> SelfAttention:
         c = self.config
         # The published networks never use their output projection; ours has no reason not to.
-        return SelfAttention(c.norm_num_groups, head_channels=c.num_head_channels,
-                             project=c.condition in SPATIAL, name=name)
+        return SelfAttention(
+            c.norm_num_groups,
+            head_channels=c.num_head_channels,
+            project=c.condition in SPATIAL,
+            name=name,
+        )
 
 
 def _check_input(c: UNetConfig, x: jax.Array, cond: jax.Array | None) -> None:
@@ -197,5 +211,7 @@ def _check_input(c: UNetConfig, x: jax.Array, cond: jax.Array | None) -> None:
     if c.condition in ('concat', *SPATIAL) and cond.shape[:4] != x.shape[:4]:
         raise UserError(f'condition: shape {cond.shape[:4]} differs from the latent {x.shape[:4]}')
     if c.condition == 'vector' and cond.shape[1] != c.condition_slices:
-        raise UserError(f'unet.condition_slices: is {c.condition_slices}, the condition has '
-                        f'{cond.shape[1]} along its first axis; its encoder has a fixed size')
+        raise UserError(
+            f'unet.condition_slices: is {c.condition_slices}, the condition has '
+            f'{cond.shape[1]} along its first axis; its encoder has a fixed size'
+        )

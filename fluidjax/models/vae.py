@@ -15,15 +15,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from fluidjax.errors import UserError
+from fluidjax.base.errors import UserError
 from fluidjax.models.conv import Conv3D
-from fluidjax.models.layers import (
-    Dense,
-    GroupNorm,
-    compute_dtype,
-    depth_to_space,
-    require_groups,
-)
+from fluidjax.models.layers import Dense, GroupNorm, compute_dtype, depth_to_space, require_groups
 
 LOG_VAR_RANGE = (-30.0, 20.0)
 
@@ -51,8 +45,10 @@ class VAEConfig:
         if not self.channels or self.latent_size < 1:
             raise UserError('vae: channels and latent_size must be at least 1')
         if any(side % 2 ** len(self.channels) for side in self.shape):
-            raise UserError(f'vae.channels: the grid {tuple(self.shape)} cannot be halved '
-                            f'{len(self.channels)} times; give fewer levels')
+            raise UserError(
+                f'vae.channels: the grid {tuple(self.shape)} cannot be halved '
+                f'{len(self.channels)} times; give fewer levels'
+            )
         require_groups('vae', self.channels, self.norm_num_groups)
 
     @property

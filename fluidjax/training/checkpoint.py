@@ -18,7 +18,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-from fluidjax.errors import UserError
+from fluidjax.base.errors import UserError
 
 KEPT = 2
 METRIC = 'validation_loss'
@@ -28,12 +28,22 @@ UNREADABLE = (ValueError, KeyError, TypeError, OSError, AttributeError)
 
 def _options(writes: bool, in_background: bool = False) -> ocp.CheckpointManagerOptions:
     # One process writes; the others of a run are not asked, and get the state from it.
-    alone = ocp.options.MultiprocessingOptions(
-        primary_host=jax.process_index(), active_processes={jax.process_index()},
-        barrier_sync_key_prefix='fluidjax') if jax.process_count() > 1 else None
+    alone = (
+        ocp.options.MultiprocessingOptions(
+            primary_host=jax.process_index(),
+            active_processes={jax.process_index()},
+            barrier_sync_key_prefix='fluidjax',
+        )
+        if jax.process_count() > 1
+        else None
+    )
     goodness = lambda metrics: -metrics[METRIC]
-    policies = [checkpoint_managers.LatestN(KEPT), checkpoint_managers.BestN(
-        get_metric_fn=goodness, n=1, keep_checkpoints_without_metrics=False)]
+    policies = [
+        checkpoint_managers.LatestN(KEPT),
+        checkpoint_managers.BestN(
+            get_metric_fn=goodness, n=1, keep_checkpoints_without_metrics=False
+        ),
+    ]
     return ocp.CheckpointManagerOptions(
         preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies) if writes else None,
         best_fn=goodness,  # without it the losses are not written
@@ -53,7 +63,7 @@ def _quieten() -> None:
 def _reason(error: Exception) -> str:
     """What is wrong: the operating system's own words, where tensorstore quotes them."""
     text = ' '.join(str(error).split())
-    quoted = re.search(r": ([^:]+) \[os_error_code", text)
+    quoted = re.search(r': ([^:]+) \[os_error_code', text)
     return quoted[1] if quoted else text[:200]
 
 
@@ -103,7 +113,8 @@ class Writer:
         with self._in_one_line():
             directory.mkdir(parents=True, exist_ok=True)
             self._manager = ocp.CheckpointManager(
-                directory.absolute(), options=_options(True, in_background=True))
+                directory.absolute(), options=_options(True, in_background=True)
+            )
 
     def __enter__(self) -> Writer:
         return self
@@ -153,7 +164,8 @@ class Writer:
             reason = getattr(error, 'strerror', None) or _reason(error)
             raise UserError(
                 f'{self._directory}: cannot write the checkpoint ({reason}); free space or choose '
-                'another --workdir, then start again to resume') from error
+                'another --workdir, then start again to resume'
+            ) from error
 
 
 class NoWriter:
@@ -196,15 +208,17 @@ def restore(directory: Path, template: Any, step: int | None = None) -> Any:
     """
     step = latest_step(directory) if step is None else step
     if step is None:
-        raise UserError(f'{directory}: no checkpoint here; train first (python -m fluidjax.main)')
+        raise UserError(f'{directory}: no checkpoint here; train first (fluidjax train)')
     on_host = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), template)
     try:
         with _reader(directory) as manager:
             return manager.restore(step, args=ocp.args.StandardRestore(on_host))
     except UNREADABLE as error:
-        raise UserError(f'{directory / str(step)}: this checkpoint is damaged or does not fit the '
-                        f'configuration ({_reason(error)}); use the configuration it was trained '
-                        'with, or another --workdir') from error
+        raise UserError(
+            f'{directory / str(step)}: this checkpoint is damaged or does not fit the '
+            f'configuration ({_reason(error)}); use the configuration it was trained '
+            'with, or another --workdir'
+        ) from error
 
 
 def restore_newest(directory: Path, template: Any) -> tuple[int, Any, list[Path]]:

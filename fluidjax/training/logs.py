@@ -12,7 +12,7 @@ import numpy as np
 import tensorboardX
 from tqdm import tqdm
 
-from fluidjax.files import write_text
+from fluidjax.base.files import write_text
 
 
 def _drop_later_lines(path: Path, stage: str, step: int) -> None:
@@ -41,8 +41,9 @@ class RunLog:
         mirror: a run of Weights & Biases that is told the same, or None.
     """
 
-    def __init__(self, workdir: Path, stage: str, start_step: int, total_steps: int,
-                 mirror: Any = None) -> None:
+    def __init__(
+        self, workdir: Path, stage: str, start_step: int, total_steps: int, mirror: Any = None
+    ) -> None:
         workdir.mkdir(parents=True, exist_ok=True)
         path = workdir / 'metrics.jsonl'
         _drop_later_lines(path, stage, start_step)
@@ -53,8 +54,13 @@ class RunLog:
         )
         quiet = not sys.stderr.isatty()
         self._bar = tqdm(
-            total=total_steps, initial=start_step, desc=stage, unit='step', dynamic_ncols=not quiet,
-            mininterval=20.0 if quiet else 0.5, smoothing=0.05,
+            total=total_steps,
+            initial=start_step,
+            desc=stage,
+            unit='step',
+            dynamic_ncols=not quiet,
+            mininterval=20.0 if quiet else 0.5,
+            smoothing=0.05,
         )
 
     def __enter__(self) -> RunLog:
@@ -88,8 +94,13 @@ class RunLog:
             if len(values):
                 self._events.add_histogram(f'{self._stage}/{name}', values, step)
         if self._mirror is not None:
-            self._mirror.log({f'{self._stage}/{name}': value for name, value in record.items()
-                              if name != 'stage'})
+            self._mirror.log(
+                {
+                    f'{self._stage}/{name}': value
+                    for name, value in record.items()
+                    if name != 'stage'
+                }
+            )
         if 'loss' in metrics:
             self._bar.set_postfix_str(f'loss {metrics["loss"]:.4g}', refresh=False)
 

@@ -12,9 +12,9 @@ import jax
 import numpy as np
 import optax
 
-from fluidjax.compiling import run_once
-from fluidjax.errors import Stopped
+from fluidjax.base.errors import Stopped
 from fluidjax.training import checkpoint, parallel
+from fluidjax.training.compiling import run_once
 from fluidjax.training.logs import NoLog, RunLog
 from fluidjax.training.optimizer import learning_rate_schedule, make_optimizer
 from fluidjax.training.profiling import Profile
@@ -67,8 +67,15 @@ def state_template(
 
 
 def train_stage(
-    method: Any, prepare: Callable[[Params], Params], batches: Batches, settings: StageSettings,
-    workdir: Path, seed: int, layout: parallel.Layout, stop: StopRequest, watch: Watch = Watch(),
+    method: Any,
+    prepare: Callable[[Params], Params],
+    batches: Batches,
+    settings: StageSettings,
+    workdir: Path,
+    seed: int,
+    layout: parallel.Layout,
+    stop: StopRequest,
+    watch: Watch = Watch(),
 ) -> Params:
     """Train one stage to its end, from its newest checkpoint if there is one.
 
@@ -107,13 +114,18 @@ def train_stage(
     feed = batches(rounds.first_batch(start))
     rounds.resume(state, start, feed)
     validate = _validation(method, layout, key, watch) if settings.validate_every else None
-    tally = Tally(method.stage, start, str(folder / str(start)) if start
-                  else 'the start of the run (none was written yet)')
+    tally = Tally(
+        method.stage,
+        start,
+        str(folder / str(start)) if start else 'the start of the run (none was written yet)',
+    )
     with contextlib.ExitStack() as opened:
         opened.enter_context(stop.deferred())
         with parallel.together():
-            writer, log, profile = (opened.enter_context(each) for each in _records(
-                workdir, method.stage, start, settings, watch))
+            writer, log, profile = (
+                opened.enter_context(each)
+                for each in _records(workdir, method.stage, start, settings, watch)
+            )
         for step in range(start + settings.reuse, settings.steps + 1, settings.reuse):
             batch = tally.next_of(feed)
             profile.before_dispatch()
@@ -131,8 +143,9 @@ def train_stage(
                 loss = validate(state)
                 log.write(step, {checkpoint.METRIC: loss})
             if watch.picture is not None and _due(step, settings.picture_every):
-                log.picture(step, 'validation', watch.picture(
-                    parallel.unreplicate(state).averaged()))
+                log.picture(
+                    step, 'validation', watch.picture(parallel.unreplicate(state).averaged())
+                )
             if save:
                 with parallel.together():
                     tally.last_good = str(writer.save(step, parallel.unreplicate(state), loss))
@@ -147,14 +160,22 @@ def train_stage(
     watch.tell(tally.summary())
     status = status or stop.status
     if status:
-        raise Stopped(f'stopped after step {step} of the {method.stage} stage, which is saved; the '
-                      'same command goes on from there', status)
+        raise Stopped(
+            f'stopped after step {step} of the {method.stage} stage, which is saved; the '
+            'same command goes on from there',
+            status,
+        )
     return parallel.unreplicate(state).averaged()
 
 
 def _start(
-    method: Any, optimizer: optax.GradientTransformation, prepare: Callable[[Params], Params],
-    settings: StageSettings, folder: Path, key: jax.Array, watch: Watch,
+    method: Any,
+    optimizer: optax.GradientTransformation,
+    prepare: Callable[[Params], Params],
+    settings: StageSettings,
+    folder: Path,
+    key: jax.Array,
+    watch: Watch,
 ) -> tuple[int, TrainState]:
     """Step and state to go on from, on the host; in other processes than the first, a place."""
     template = state_template(method.init, method.trainable, settings)
@@ -163,8 +184,10 @@ def _start(
         if parallel.is_first():
             start, state, damaged = checkpoint.restore_newest(folder, template)
             for path in damaged:
-                watch.tell(f'{path}: this checkpoint is damaged, so it was set aside and training '
-                           f'goes on from step {start}')
+                watch.tell(
+                    f'{path}: this checkpoint is damaged, so it was set aside and training '
+                    f'goes on from step {start}'
+                )
     start = parallel.from_first(start)
     if start and state is None:
         state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), template)
@@ -179,9 +202,11 @@ def _records(
     """What is written during a stage: by the first process alone."""
     if not parallel.is_first():
         return checkpoint.NoWriter(), NoLog(), Profile(workdir, 0)
-    return (checkpoint.Writer(workdir / 'checkpoints' / stage),
-            RunLog(workdir, stage, start, settings.steps, watch.mirror),
-            Profile(workdir / 'profile', watch.profile))
+    return (
+        checkpoint.Writer(workdir / 'checkpoints' / stage),
+        RunLog(workdir, stage, start, settings.steps, watch.mirror),
+        Profile(workdir / 'profile', watch.profile),
+    )
 
 
 def _validation(
@@ -189,7 +214,8 @@ def _validation(
 ) -> Callable[[TrainState], float]:
     """The mean loss of averaged parameters on the validation scans, with the same draws always."""
     loss_of = parallel.data_parallel(
-        make_validation(method.loss, parallel.AXIS_NAME), layout, (True, True, True, False))
+        make_validation(method.loss, parallel.AXIS_NAME), layout, (True, True, True, False)
+    )
     first = parallel.to_devices(layout.first, layout)
 
     def validate(state: TrainState) -> float:

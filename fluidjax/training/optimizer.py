@@ -6,7 +6,7 @@ import dataclasses
 
 import optax
 
-from fluidjax.errors import UserError
+from fluidjax.base.errors import UserError
 
 DECAYS = ('constant', 'cosine')
 

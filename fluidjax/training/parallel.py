@@ -16,7 +16,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from fluidjax.errors import UserError
+from fluidjax.base.errors import UserError
 
 AXIS_NAME = 'device'
 
@@ -73,13 +73,17 @@ def layout_of(batch_size: int, parts: int = 1) -> Layout:
         used = max(fitting, default=0)
     if not used or batch_size % (used * processes * parts):
         where = f'{len(here) * processes} device(s)' + (f' in {parts} parts' if parts > 1 else '')
-        raise UserError(f'training.batch_size {batch_size} cannot be shared evenly by {where}; '
-                        'choose a multiple')
+        raise UserError(
+            f'training.batch_size {batch_size} cannot be shared evenly by {where}; '
+            'choose a multiple'
+        )
     return Layout(batch_size, tuple(here[:used]), jax.process_index(), processes)
 
 
 def data_parallel(
-    function: Callable[..., Any], layout: Layout, spread: tuple[bool, ...],
+    function: Callable[..., Any],
+    layout: Layout,
+    spread: tuple[bool, ...],
     donated: tuple[int, ...] = (),
 ) -> Callable[..., Any]:
     """A function of one device on all of them.
@@ -93,8 +97,9 @@ def data_parallel(
     # Several processes: the axis runs over the devices of all, which pmap takes by itself.
     devices = layout.devices if layout.processes == 1 else None
     axes = tuple(0 if each else None for each in spread)
-    return jax.pmap(function, axis_name=AXIS_NAME, in_axes=axes, donate_argnums=donated,
-                    devices=devices)
+    return jax.pmap(
+        function, axis_name=AXIS_NAME, in_axes=axes, donate_argnums=donated, devices=devices
+    )
 
 
 def to_devices(tree: Any, layout: Layout) -> Any:
@@ -157,8 +162,9 @@ def together() -> Iterator[None]:
     if not is_alone():
         bad = multihost_utils.process_allgather(np.int32(problem is not None))
         if problem is None and bad.any():
-            raise UserError(f'stopped with process {int(np.argmax(bad))} of this run, which says '
-                            'why')
+            raise UserError(
+                f'stopped with process {int(np.argmax(bad))} of this run, which says why'
+            )
     if problem is not None:
         raise problem
 

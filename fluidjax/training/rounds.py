@@ -9,8 +9,8 @@ import jax
 import numpy as np
 import optax
 
-from fluidjax.batch_share import WHOLE
-from fluidjax.errors import UserError
+from fluidjax.base.errors import UserError
+from fluidjax.base.share import WHOLE
 from fluidjax.training import parallel
 from fluidjax.training.settings import StageSettings
 from fluidjax.training.state import TrainState
@@ -37,8 +37,12 @@ class Rounds:
     """
 
     def __init__(
-        self, method: Any, optimizer: optax.GradientTransformation, settings: StageSettings,
-        layout: parallel.Layout, key: jax.Array,
+        self,
+        method: Any,
+        optimizer: optax.GradientTransformation,
+        settings: StageSettings,
+        layout: parallel.Layout,
+        key: jax.Array,
     ) -> None:
         self._layout, self._key, self._settings = layout, key, settings
         self._first = parallel.to_devices(layout.first, layout)
@@ -50,15 +54,19 @@ class Rounds:
             self._step = parallel.data_parallel(step, layout, (True, True, False), donated=(0,))
             return
         if self._examples is None:
-            raise UserError(f'{method.stage}.training.reuse and pool: for methods that train on '
-                            'latents; set both to 1')
+            raise UserError(
+                f'{method.stage}.training.reuse and pool: for methods that train on '
+                'latents; set both to 1'
+            )
         fill = make_fill(method.examples, settings, axis)
         # In a loop of its own XLA's CPU code is several times slower: there, a step a dispatch.
         self._dispatches = settings.reuse if layout.devices[0].platform == 'cpu' else 1
-        steps = make_pool_steps(method.example_loss, optimizer, settings, axis,
-                                settings.reuse // self._dispatches)
+        steps = make_pool_steps(
+            method.example_loss, optimizer, settings, axis, settings.reuse // self._dispatches
+        )
         self._fill = parallel.data_parallel(
-            fill, layout, (True, True, True, False, False), donated=(1,))
+            fill, layout, (True, True, True, False, False), donated=(1,)
+        )
         self._step = parallel.data_parallel(steps, layout, (True, True, True, False), donated=(0,))
 
     def first_batch(self, step: int) -> int:
@@ -100,8 +108,12 @@ class Rounds:
         """Zeros in the shapes of one device's examples, times places and devices."""
         one = lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
         samples = {name: one(x) for name, x in placed.items() if name != 'first'}
-        examples = jax.eval_shape(lambda *given: self._examples(*given, WHOLE),
-                                  jax.tree.map(one, state.frozen), samples, self._key)
+        examples = jax.eval_shape(
+            lambda *given: self._examples(*given, WHOLE),
+            jax.tree.map(one, state.frozen),
+            samples,
+            self._key,
+        )
         places = (len(self._layout.devices), self._settings.pool)
         empty = jax.tree.map(lambda x: np.zeros((*places, *x.shape), x.dtype), examples)
         return parallel.to_devices(empty, self._layout)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from fluidjax.errors import UserError
+from fluidjax.base.errors import UserError
 from fluidjax.training.optimizer import OptimizerSettings
 
 REDUCE_DTYPES = ('float32', 'bfloat16')
@@ -45,19 +45,31 @@ class StageSettings:
     reduce_dtype: str = 'float32'
 
     def __post_init__(self) -> None:
-        for field, least in (('steps', 1), ('batch_size', 1), ('log_every', 1),
-                             ('checkpoint_every', 1), ('validate_every', 0), ('picture_every', 0),
-                             ('accumulate', 1), ('reuse', 1), ('pool', 1)):
+        for field, least in (
+            ('steps', 1),
+            ('batch_size', 1),
+            ('log_every', 1),
+            ('checkpoint_every', 1),
+            ('validate_every', 0),
+            ('picture_every', 0),
+            ('accumulate', 1),
+            ('reuse', 1),
+            ('pool', 1),
+        ):
             if getattr(self, field) < least:
                 raise UserError(
-                    f'training.{field} is {getattr(self, field)}: it must be {least} or more')
+                    f'training.{field} is {getattr(self, field)}: it must be {least} or more'
+                )
         if self.reduce_dtype not in REDUCE_DTYPES:
-            raise UserError(f"training.reduce_dtype is '{self.reduce_dtype}': use "
-                            f'{" or ".join(REDUCE_DTYPES)}')
+            raise UserError(
+                f"training.reduce_dtype is '{self.reduce_dtype}': use {' or '.join(REDUCE_DTYPES)}"
+            )
         for field in ('steps', 'log_every', 'checkpoint_every', 'validate_every', 'picture_every'):
             if getattr(self, field) % self.reuse:
-                raise UserError(f'training.{field} is {getattr(self, field)}: with training.reuse '
-                                f'{self.reuse} it must be a multiple of that')
+                raise UserError(
+                    f'training.{field} is {getattr(self, field)}: with training.reuse '
+                    f'{self.reuse} it must be a multiple of that'
+                )
 
     @property
     def pooled(self) -> bool:

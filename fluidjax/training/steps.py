@@ -1,7 +1,7 @@
 """Training steps as pure functions of one device; `parallel` makes them run on all.
 
-    step:  new pairs, their loss, one update
-    fill:  latents of new pairs into the pool;  pool_steps:  several updates from the pool
+step:  new pairs, their loss, one update
+fill:  latents of new pairs into the pool;  pool_steps:  several updates from the pool
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fluidjax.batch_share import Share
+from fluidjax.base.share import Share
 from fluidjax.training.settings import StageSettings
 from fluidjax.training.state import Params, TrainState
 
@@ -33,7 +33,9 @@ def ema_rate(decay: float, step: jax.Array) -> jax.Array:
 
 
 def make_train_step(
-    loss_fn: LossFn, optimizer: optax.GradientTransformation, settings: StageSettings,
+    loss_fn: LossFn,
+    optimizer: optax.GradientTransformation,
+    settings: StageSettings,
     axis_name: str,
 ) -> StepFn:
     """Build `(state, batch, key) -> (state, metrics)` for one device of a mapped axis.
@@ -87,14 +89,18 @@ def make_fill(
             fresh = jax.tree.map(_joined, fresh)
         places = len(jax.tree.leaves(pool)[0])
         return jax.tree.map(
-            lambda kept, new: kept.at[step // settings.reuse % places].set(new), pool, fresh)
+            lambda kept, new: kept.at[step // settings.reuse % places].set(new), pool, fresh
+        )
 
     return fill
 
 
 def make_pool_steps(
-    example_loss: LossFn, optimizer: optax.GradientTransformation, settings: StageSettings,
-    axis_name: str, count: int,
+    example_loss: LossFn,
+    optimizer: optax.GradientTransformation,
+    settings: StageSettings,
+    axis_name: str,
+    count: int,
 ) -> StepFn:
     """Build `(state, pool, first, key) -> (state, metrics)`: `count` steps in one dispatch.
 
@@ -193,14 +199,17 @@ def _updater(
     ) -> tuple[TrainState, Metrics]:
         made = (gradient if settings.accumulate == 1 else accumulated)(state, samples, key, share)
         grads, metrics = _device_mean(made[0], share.axis, settings.reduce_dtype), made[1]
-        metrics = {name: jax.lax.pmean(value, share.axis) if value.ndim == 0
-                   else share.everyones(value) for name, value in metrics.items()}
+        metrics = {
+            name: jax.lax.pmean(value, share.axis) if value.ndim == 0 else share.everyones(value)
+            for name, value in metrics.items()
+        }
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         rate = ema_rate(settings.ema_decay, state.step)
         ema = jax.tree.map(lambda old, new: rate * old + (1.0 - rate) * new, state.ema, params)
         metrics['grad_norm'] = optax.global_norm(grads)
         return state.replace(
-            step=state.step + 1, params=params, ema=ema, opt_state=opt_state), metrics
+            step=state.step + 1, params=params, ema=ema, opt_state=opt_state
+        ), metrics
 
     return update

@@ -11,7 +11,7 @@ from types import FrameType
 
 from jax.experimental import multihost_utils
 
-from fluidjax.errors import RESUME_ME, Stopped
+from fluidjax.base.errors import RESUME_ME, Stopped
 from fluidjax.training import parallel
 
 INTERRUPTED = 130

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from fluidjax.errors import UserError
+from fluidjax.base.errors import UserError
 from fluidjax.training import parallel
 
 # Rounds that may wait for the devices: enough that these never do, few enough for the memory
@@ -71,8 +71,10 @@ class Tally:
         seconds = time.perf_counter() - self._began
         self._spans.append((steps, seconds, self._waited))
         mean = {name: float(np.mean(value)) for name, value in values.items()}
-        mean |= {'seconds_per_step': seconds / steps,
-                 'seconds_waiting_for_data': self._waited / steps}
+        mean |= {
+            'seconds_per_step': seconds / steps,
+            'seconds_waiting_for_data': self._waited / steps,
+        }
         samples = {name: value[value > 0] for name, value in values.items() if value.ndim > 1}
         self._next += steps
         self._history.clear()
@@ -87,11 +89,14 @@ class Tally:
         """A line on the stage's steps; those up to the first line of the log compiled."""
         spans = self._spans[1:] or self._spans
         steps, seconds, waited = (sum(column) for column in zip(*spans, strict=True))
-        return (f'{self._stage}: {seconds / steps:.3g} s a step, {waited / seconds:.1%} of it '
-                'waiting for data')
+        return (
+            f'{self._stage}: {seconds / steps:.3g} s a step, {waited / seconds:.1%} of it '
+            'waiting for data'
+        )
 
     def _give_up(self, name: str, value: float, step: int) -> None:
         raise UserError(
             f"stage '{self._stage}': {name} is {value} at step {step}; the last good checkpoint is "
             f'{self.last_good}. Start again with a lower learning rate '
-            f'(--config.{self._stage}.training.optimizer.learning_rate) in another --workdir')
+            f'(--config.{self._stage}.training.optimizer.learning_rate) in another --workdir'
+        )

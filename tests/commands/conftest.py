@@ -8,21 +8,30 @@ import subprocess
 import forked
 import pytest
 
-from fluidjax import run_lock
+from fluidjax.base import files
 
+MODULES = ('main', 'eval')  # called as `python -m fluidjax.main`; the others as `fluidjax VERB`
 SMOKE = '--config=configs/ldm.py:smoke'
 
 
 @pytest.fixture(scope='session')
 def command(checkout, tmp_path_factory):
-    """Call `python -m fluidjax.NAME ARGUMENTS` at the top of the checkout; keywords are variables
+    """Call `fluidjax NAME ARGUMENTS` at the top of the checkout; keywords are variables
     of its environment. Returns the finished process.
     """
     scratch = tmp_path_factory.mktemp('output')
 
     def call(name, *arguments, timeout=400, **environment):
-        return forked.run(f'fluidjax.{name}', *arguments, folder=checkout, scratch=scratch,
-                          timeout=timeout, **environment)
+        module, words = ('fluidjax', [name]) if name not in MODULES else (f'fluidjax.{name}', [])
+        return forked.run(
+            module,
+            *words,
+            *arguments,
+            folder=checkout,
+            scratch=scratch,
+            timeout=timeout,
+            **environment,
+        )
 
     return call
 
@@ -49,10 +58,12 @@ def trained(command, everyones, store):
     The worker that comes first makes it; compiling it is what takes longest of all tests.
     """
     workdir, note = everyones / 'smoke', everyones / 'smoke.json'
-    with run_lock.waited_for(everyones / 'smoke.lock'):
+    with files.locked_in_turn(everyones / 'smoke.lock'):
         if not note.exists():
-            done = [command(*words, f'--workdir={workdir}', FLUIDJAX_STORE=str(store))
-                    for words in (('main', SMOKE), ('eval',))]
+            done = [
+                command(*words, f'--workdir={workdir}', FLUIDJAX_STORE=str(store))
+                for words in (('main', SMOKE), ('eval',))
+            ]
             note.write_text(json.dumps([vars(process) for process in done]))
     done = [subprocess.CompletedProcess(**kept) for kept in json.loads(note.read_text())]
     for process in done:

@@ -14,16 +14,37 @@ import subprocess
 import sys
 from pathlib import Path
 
-IMPORTED = ('jax', 'flax.linen', 'optax', 'orbax.checkpoint', 'tensorboardX', 'ml_collections',
-            'tensorflow', 'tensorflow_datasets', 'array_record.python.array_record_data_source',
-            'nibabel', 'nilearn.image', 'nilearn.masking', 'SimpleITK', 'skimage.measure',
-            'sklearn.metrics', 'matplotlib.figure', 'scipy.ndimage', 'scipy.stats')
+IMPORTED = (
+    'jax',
+    'flax.linen',
+    'optax',
+    'orbax.checkpoint',
+    'tensorboardX',
+    'ml_collections',
+    'tensorflow',
+    'tensorflow_datasets',
+    'array_record.python.array_record_data_source',
+    'nibabel',
+    'nilearn.image',
+    'nilearn.masking',
+    'SimpleITK',
+    'skimage.measure',
+    'sklearn.metrics',
+    'matplotlib.figure',
+    'scipy.ndimage',
+    'scipy.stats',
+)
 _context = multiprocessing.get_context('forkserver')
 _context.set_forkserver_preload(list(IMPORTED))
 
 
-def _become(module: str, arguments: list[str], environment: dict[str, str], folder: str,
-            outputs: tuple[str, str]) -> None:
+def _become(
+    module: str,
+    arguments: list[str],
+    environment: dict[str, str],
+    folder: str,
+    outputs: tuple[str, str],
+) -> None:
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
@@ -35,8 +56,14 @@ def _become(module: str, arguments: list[str], environment: dict[str, str], fold
     runpy.run_module(module, run_name='__main__', alter_sys=True)
 
 
-def run(module: str, *arguments: object, folder: Path, scratch: Path, timeout: float = 400,
-        **environment: str) -> subprocess.CompletedProcess:
+def run(
+    module: str,
+    *arguments: object,
+    folder: Path,
+    scratch: Path,
+    timeout: float = 400,
+    **environment: str,
+) -> subprocess.CompletedProcess:
     """`python -m MODULE ARGUMENTS` in a folder, and what came of it.
 
     Args:
@@ -50,12 +77,14 @@ def run(module: str, *arguments: object, folder: Path, scratch: Path, timeout: f
     for path in outputs:
         Path(path).write_text('')
     words = [str(argument) for argument in arguments]
-    process = _context.Process(target=_become, args=(
-        module, words, os.environ | environment, str(folder), outputs))
+    process = _context.Process(
+        target=_become, args=(module, words, os.environ | environment, str(folder), outputs)
+    )
     process.start()
     process.join(timeout)
     if process.exitcode is None:
         process.kill()
         raise subprocess.TimeoutExpired([module, *words], timeout)
     return subprocess.CompletedProcess(
-        [module, *words], process.exitcode, *(Path(path).read_text() for path in outputs))
+        [module, *words], process.exitcode, *(Path(path).read_text() for path in outputs)
+    )

@@ -10,12 +10,23 @@ import math
 import pytest
 
 from configs import ldm
-from fluidjax import aot, model_timing
-from fluidjax.errors import UserError
+from fluidjax.base.errors import UserError
+from fluidjax.bench import aot, networks
 
-ROWS = ['encode', 'decode', 'autoencode', 'discriminator', 'unet_plain', 'unet_plain_step',
-        'unet_concat', 'unet_concat_step', 'unet_vector', 'unet_vector_step', 'autoencoder_step',
-        'conddiff_step']
+ROWS = [
+    'encode',
+    'decode',
+    'autoencode',
+    'discriminator',
+    'unet_plain',
+    'unet_plain_step',
+    'unet_concat',
+    'unet_concat_step',
+    'unet_vector',
+    'unet_vector_step',
+    'autoencoder_step',
+    'conddiff_step',
+]
 PROGRAM = """HloModule step
 %body (p: f32[8]) -> f32[8] {
   %copy.1 = f32[8]{0} copy(%p), backend_config={"estimated_cycles":"1000"}
@@ -36,27 +47,30 @@ def bench(command):
 
 
 def test_rows_are_every_network_and_both_steps():
-    rows = model_timing.rows_of(ldm.get_config('paper'))
+    rows = networks.rows_of(ldm.get_config('paper'))
     assert list(rows) == ROWS
-    counts = {name: model_timing.count(row.params) for name, row in rows.items()}
+    counts = {name: networks.count(row.params) for name, row in rows.items()}
     assert counts['autoencode'] == 13_766_248 == counts['encode'] + counts['decode']
     assert counts['discriminator'] == 24_830_689
     assert [counts[f'unet_{name}'] for name in ('plain', 'concat', 'vector')] == [
-        46_640_134, 46_650_502, 54_923_910]
+        46_640_134,
+        46_650_502,
+        54_923_910,
+    ]
     assert rows['decode'].batch.shape == (1, 20, 20, 20, 3)
 
 
 def test_shape_and_dtype_can_be_chosen():
-    rows = model_timing.rows_of(ldm.get_config('paper'), (96, 96, 96), 'float32')
+    rows = networks.rows_of(ldm.get_config('paper'), (96, 96, 96), 'float32')
     assert rows['encode'].batch.shape == (1, 96, 96, 96, 1)
     assert rows['unet_vector'].batch['cond'].shape == (1, 12, 12, 12, 3)
 
 
 @pytest.mark.slow
 def test_forward_and_training_step_are_measured(capsys):
-    rows = model_timing.rows_of(ldm.get_config('smoke'))
-    rows = model_timing.chosen_rows(rows, ['encode', 'autoencoder_step'])
-    table = model_timing.measure(rows, 1)['rows']
+    rows = networks.rows_of(ldm.get_config('smoke'))
+    rows = networks.chosen_rows(rows, ['encode', 'autoencoder_step'])
+    table = networks.measure(rows, 1)['rows']
     printed = capsys.readouterr().err
     for name in rows:
         assert table[name]['milliseconds'] > 0 and table[name]['gigabytes'] > 0
@@ -66,8 +80,9 @@ def test_forward_and_training_step_are_measured(capsys):
 
 @pytest.mark.slow
 def test_every_row_is_printed(bench, tmp_path):
-    done = bench('--config=configs/ldm.py:smoke', '--repeats=1',
-                 f'--json={tmp_path / "table.json"}')
+    done = bench(
+        '--config=configs/ldm.py:smoke', '--repeats=1', f'--json={tmp_path / "table.json"}'
+    )
     assert done.returncode == 0, done.stderr
     assert list(json.loads((tmp_path / 'table.json').read_text())['rows']) == ROWS
     assert [line.split()[0] for line in done.stderr.splitlines()[2:]] == ROWS
@@ -104,18 +119,24 @@ def test_without_libtpu_it_says_what_to_install(monkeypatch):
 
 def test_an_unknown_row_or_method_is_one_line():
     with pytest.raises(UserError, match="no 'unet'; there are encode"):
-        model_timing.chosen_rows(model_timing.rows_of(ldm.get_config('smoke')), ['unet'])
+        networks.chosen_rows(networks.rows_of(ldm.get_config('smoke')), ['unet'])
     from configs import vae
 
     with pytest.raises(UserError, match='latent methods'):
-        model_timing.rows_of(vae.get_config('smoke'))
+        networks.rows_of(vae.get_config('smoke'))
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec('libtpu') is None, reason='needs pip install libtpu')
 def test_compiles_for_a_tpu_that_is_not_there(bench, tmp_path):
-    done = bench('--config=configs/ldm.py:smoke', '--aot=v5e:2x4', '--only', 'encode',
-                 'conddiff_step', f'--json={tmp_path / "table.json"}')
+    done = bench(
+        '--config=configs/ldm.py:smoke',
+        '--aot=v5e:2x4',
+        '--only',
+        'encode',
+        'conddiff_step',
+        f'--json={tmp_path / "table.json"}',
+    )
     assert done.returncode == 0, done.stderr
     rows = json.loads((tmp_path / 'table.json').read_text())['rows']
     assert list(rows) == ['encode', 'conddiff_step']

@@ -11,10 +11,11 @@ import pytest
 
 from configs.benchmark import LISTS
 from data_pipelines.grids import GRIDS
-from fluidjax import benchmark_cells, benchmark_report
-from fluidjax.errors import UserError
+from fluidjax.base.errors import UserError
 from fluidjax.fluid.grid import Grid
-from fluidjax.stages import build_stages
+from fluidjax.runs.stages import build_stages
+from fluidjax.sweep import cells as benchmark_cells
+from fluidjax.sweep import results
 
 CELLS = {name: cell for cells in LISTS.values() for name, cell in cells.items()}
 
@@ -46,20 +47,53 @@ def test_cells_that_differ_in_sampling_share_a_training():
 def scored(workdir, name, seed, dice, sets=('training law',)):
     """Scores of a finished cell, as `run` writes them: eight cases a test set."""
     rng = np.random.default_rng(seed)
-    rows = [{'cohort': where, 'method': name, 'name': f'case{i}', 'lesion_ml': 4.0 + 8 * i,
-             'dice_validated': dice + 0.01 * rng.random(), 'ap': dice, 'dice_global': dice,
-             'contrast_removed': 0.9, 'healthy_changed': 0.1} for where in sets for i in range(8)]
-    curve = {'threshold': [1.0, 0.0], 'marked': [0.1, 1.0], 'precision': [1.0, 0.1],
-             'recall': [0.5, 1.0], 'fpr': [0.0, 1.0], 'dice': [0.6, 0.2]}
+    rows = [
+        {
+            'cohort': where,
+            'method': name,
+            'name': f'case{i}',
+            'lesion_ml': 4.0 + 8 * i,
+            'dice_validated': dice + 0.01 * rng.random(),
+            'ap': dice,
+            'dice_global': dice,
+            'contrast_removed': 0.9,
+            'healthy_changed': 0.1,
+        }
+        for where in sets
+        for i in range(8)
+    ]
+    curve = {
+        'threshold': [1.0, 0.0],
+        'marked': [0.1, 1.0],
+        'precision': [1.0, 0.1],
+        'recall': [0.5, 1.0],
+        'fpr': [0.0, 1.0],
+        'dice': [0.6, 0.2],
+    }
     path = benchmark_cells.scores_path(workdir, name, seed)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({
-        'cell': name, 'seed': seed, 'training_seconds': 60.0, 'rows': rows, 'calibration': {},
-        'curves': {where: {name: curve} for where in sets}}))
+    path.write_text(
+        json.dumps(
+            {
+                'cell': name,
+                'seed': seed,
+                'training_seconds': 60.0,
+                'rows': rows,
+                'calibration': {},
+                'curves': {where: {name: curve} for where in sets},
+            }
+        )
+    )
     buffer = io.BytesIO()
     planes = rng.random((4, 2, 6, 7)).astype(np.float32)
-    np.savez(buffer, **{f'{where}|{name}{end}': value for where in sets
-                        for end, value in (('', planes), ('|threshold', np.float32(0.5)))})
+    np.savez(
+        buffer,
+        **{
+            f'{where}|{name}{end}': value
+            for where in sets
+            for end, value in (('', planes), ('|threshold', np.float32(0.5)))
+        },
+    )
     path.with_suffix('.npz').write_bytes(buffer.getvalue())
 
 
@@ -67,7 +101,7 @@ def test_tables_say_what_is_better_and_what_is_missing(tmp_path):
     for seed in (0, 1):
         scored(tmp_path, 'fluidjax', seed, 0.6, ('training law', 'patients'))
         scored(tmp_path, 'ldm', seed, 0.2)
-    text = benchmark_report.write(tmp_path, 'comparison', ['fluidjax', 'ldm', 'vae']).read_text()
+    text = results.write(tmp_path, 'comparison', ['fluidjax', 'ldm', 'vae']).read_text()
     assert 'Not finished: vae.' in text
     assert '## Test set: training law' in text and '## Test set: patients' in text
     (line,) = [x for x in text.splitlines() if x.startswith('| ldm | +')]
@@ -84,13 +118,18 @@ def test_tables_say_what_is_better_and_what_is_missing(tmp_path):
 
 def test_nothing_finished_says_so(tmp_path):
     with pytest.raises(UserError, match='no cell is finished'):
-        benchmark_report.write(tmp_path, 'comparison', ['vae'])
+        results.write(tmp_path, 'comparison', ['vae'])
 
 
 @pytest.fixture
 def benchmark(command, tmp_path):
-    return functools.partial(command, 'benchmark', f'--workdir={tmp_path}', timeout=900,
-                             FLUIDJAX_STORE=str(tmp_path / 'store'))
+    return functools.partial(
+        command,
+        'benchmark',
+        f'--workdir={tmp_path}',
+        timeout=900,
+        FLUIDJAX_STORE=str(tmp_path / 'store'),
+    )
 
 
 def test_wrong_cells_are_one_line(benchmark):

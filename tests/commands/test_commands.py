@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 
 from configs import ldm
-from fluidjax import experiment
-from fluidjax.errors import UserError
+from fluidjax.base.errors import UserError
+from fluidjax.runs.load import load_run
+from fluidjax.runs.train import train
 
 CONFIG = '--config=configs/ldm.py:smoke'
 
@@ -42,7 +43,8 @@ def test_training_writes_what_it_says(trained):
     assert json.loads((workdir / 'config.json').read_text())['size'] == 'smoke'
     records = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
     assert [(r['stage'], r['step']) for r in records] == [
-        (stage, step) for stage in ('autoencoder', 'diffusion') for step in (2, 3, 4, 6)]
+        (stage, step) for stage in ('autoencoder', 'diffusion') for step in (2, 3, 4, 6)
+    ]
     assert all(np.isfinite(r['loss']) and r['seconds_per_step'] > 0 for r in records)
     for stage in ('autoencoder', 'diffusion'):
         assert (workdir / 'checkpoints' / stage / '6').is_dir()
@@ -108,9 +110,15 @@ def test_a_run_killed_with_signal_9_ends_in_the_same_numbers(checkout, store, tm
     import time
 
     def command(workdir):
-        return [sys.executable, '-m', 'fluidjax.main', CONFIG, f'--workdir={workdir}',
-                '--config.diffusion.training.steps=60',
-                '--config.diffusion.training.checkpoint_every=7']
+        return [
+            sys.executable,
+            '-m',
+            'fluidjax.main',
+            CONFIG,
+            f'--workdir={workdir}',
+            '--config.diffusion.training.steps=60',
+            '--config.diffusion.training.checkpoint_every=7',
+        ]
 
     def final(workdir):
         records = [json.loads(x) for x in (workdir / 'metrics.jsonl').read_text().splitlines()]
@@ -130,54 +138,77 @@ def test_a_run_killed_with_signal_9_ends_in_the_same_numbers(checkout, store, tm
     assert final(killed) == final(tmp_path / 'whole')
 
 
-@pytest.mark.parametrize('name,arguments,message', [
-    ('main', ['--config=configs/ldm.py:tiny', '--workdir=x'], 'size is one of paper, demo, smoke'),
-    ('main', ['--config=configs/none.py', '--workdir=x'], "no file 'configs/none.py'"),
-    ('main', [CONFIG, '--config.diffusion.stepz=3', '--workdir=x'], "no field 'stepz'"),
-    ('main', [CONFIG, '--config.seed=three', '--workdir=x'], 'seed'),
-    ('main', [CONFIG, '--colour=red', '--workdir=x'], 'colour'),
-    ('main', ['--config=configs/ldm.py:smoke,cohort=nifti', '--workdir={tmp}/n2',
-              '--config.cohort.data_dir={tmp}/missing'], 'missing is not a folder'),
-    ('main', [CONFIG, '--workdir=/proc/nowhere'], '/proc/nowhere'),
-    ('eval', ['--workdir={tmp}/nothing'], 'no such file'),
-    ('eval', ['more', '--workdir=x'], "unexpected argument 'more'"),
-    ('predict', ['a/T1.nii', 'a/T1.nii.gz', '--workdir=x', '--out={tmp}'], 'overwrite its results'),
-])
+@pytest.mark.parametrize(
+    'name,arguments,message',
+    [
+        (
+            'main',
+            ['--config=configs/ldm.py:tiny', '--workdir=x'],
+            'size is one of paper, demo, smoke',
+        ),
+        ('main', ['--config=configs/none.py', '--workdir=x'], "no file 'configs/none.py'"),
+        ('main', [CONFIG, '--config.diffusion.stepz=3', '--workdir=x'], "no field 'stepz'"),
+        ('main', [CONFIG, '--config.seed=three', '--workdir=x'], 'seed'),
+        ('main', [CONFIG, '--colour=red', '--workdir=x'], 'colour'),
+        (
+            'main',
+            [
+                '--config=configs/ldm.py:smoke,cohort=nifti',
+                '--workdir={tmp}/n2',
+                '--config.cohort.data_dir={tmp}/missing',
+            ],
+            'missing is not a folder',
+        ),
+        ('main', [CONFIG, '--workdir=/proc/nowhere'], '/proc/nowhere'),
+        ('eval', ['--workdir={tmp}/nothing'], 'no such file'),
+        ('eval', ['more', '--workdir=x'], "unexpected argument 'more'"),
+        (
+            'predict',
+            ['a/T1.nii', 'a/T1.nii.gz', '--workdir=x', '--out={tmp}'],
+            'overwrite its results',
+        ),
+    ],
+)
 def test_a_mistake_is_one_line(call, tmp_path, name, arguments, message):
     arguments = [argument.format(tmp=tmp_path) for argument in arguments]
     assert message in one_line_error(call(name, *arguments))
 
 
-@pytest.mark.parametrize('argument,changes,message', [
-    ('smoke,cohort=nifti', {}, 'data_dir is empty'),
-    ('smoke,cohort=nifti', {'cohort.data_dir': '{tmp}'}, 'found no scans'),
-    ('smoke', {'cohort.data_dir': '{tmp}'}, 'cohort=nifti'),
-    ('smoke', {'cohort.name': 'oasis'}, 'neither template nor nifti'),
-    ('smoke', {'size': 'huge'}, "'huge' is not one of"),
-    ('smoke', {'seed': -1}, 'seed'),
-    ('smoke', {'method': 'ldm'}, 'condition'),
-    ('smoke', {'method': 'magic'}, "'magic' is not one of"),
-    ('smoke', {'detect.map.sign': 'left'}, 'sign'),
-    ('smoke', {'diffusion.training.optimizer.clip_norm': -1.0}, 'clip_norm'),
-    ('smoke', {'diffusion.training.optimizer.decay': 'linear'}, 'decay'),
-])
+@pytest.mark.parametrize(
+    'argument,changes,message',
+    [
+        ('smoke,cohort=nifti', {}, 'data_dir is empty'),
+        ('smoke,cohort=nifti', {'cohort.data_dir': '{tmp}'}, 'found no scans'),
+        ('smoke', {'cohort.data_dir': '{tmp}'}, 'cohort=nifti'),
+        ('smoke', {'cohort.name': 'oasis'}, 'neither template nor nifti'),
+        ('smoke', {'size': 'huge'}, "'huge' is not one of"),
+        ('smoke', {'seed': -1}, 'seed'),
+        ('smoke', {'method': 'ldm'}, 'condition'),
+        ('smoke', {'method': 'magic'}, "'magic' is not one of"),
+        ('smoke', {'detect.map.sign': 'left'}, 'sign'),
+        ('smoke', {'diffusion.training.optimizer.clip_norm': -1.0}, 'clip_norm'),
+        ('smoke', {'diffusion.training.optimizer.decay': 'linear'}, 'decay'),
+    ],
+)
 def test_a_field_that_cannot_be_is_named_and_nothing_is_written(
-        store, tmp_path, monkeypatch, argument, changes, message):
+    store, tmp_path, monkeypatch, argument, changes, message
+):
     monkeypatch.setenv('FLUIDJAX_STORE', str(store))
     config = ldm.get_config(argument)
     for field, value in changes.items():
         config.update_from_flattened_dict(
-            {field: value.format(tmp=tmp_path) if isinstance(value, str) else value})
+            {field: value.format(tmp=tmp_path) if isinstance(value, str) else value}
+        )
     workdir = tmp_path / 'run'
     with pytest.raises(UserError, match=message):
-        experiment.train(config, workdir)
+        train(config, workdir)
     assert not workdir.exists()
 
 
 def test_a_run_without_a_checkpoint_says_what_to_do(trained, tmp_path):
     (tmp_path / 'config.json').write_text((trained[0] / 'config.json').read_text())
     with pytest.raises(UserError, match='no checkpoint.*fluidjax.main'):
-        experiment.load_run(tmp_path)
+        load_run(tmp_path)
 
 
 def test_another_configuration_does_not_overwrite_a_run(trained, store, monkeypatch):
@@ -185,17 +216,18 @@ def test_another_configuration_does_not_overwrite_a_run(trained, store, monkeypa
     config = ldm.get_config('smoke')
     config.diffusion.training.steps = 7
     with pytest.raises(UserError, match='diffusion.training.steps'):
-        experiment.train(config, trained[0])
+        train(config, trained[0])
 
 
 def test_only_the_map_settings_of_a_finished_run_may_change(
-        trained, store, tmp_path, monkeypatch, capsys):
+    trained, store, tmp_path, monkeypatch, capsys
+):
     monkeypatch.setenv('FLUIDJAX_STORE', str(store))
     workdir = tmp_path / 'copy'
     shutil.copytree(trained[0], workdir)
     config = ldm.get_config('smoke')
     config.detect.map.smoothing_mm = 0.0
-    experiment.train(config, workdir)
+    train(config, workdir)
     assert 'all stages are done' in capsys.readouterr().err
     saved = json.loads((workdir / 'config.json').read_text())
     assert saved['detect']['map']['smoothing_mm'] == 0.0
@@ -207,36 +239,60 @@ def test_a_cohort_that_changed_since_is_noticed(trained, store, tmp_path, monkey
     shutil.copytree(trained[0], workdir)
     (workdir / 'cohort.json').write_text('{"cohort": "nifti_cohort/other/1.0.0", "sizes": {}}')
     with pytest.raises(UserError, match='not those this run was trained on'):
-        experiment.train(ldm.get_config('smoke'), workdir)
+        train(ldm.get_config('smoke'), workdir)
 
 
-@pytest.mark.parametrize('content,message', [
-    ('{"size": "smoke"', 'not a configuration'), ('[]', 'not a configuration'),
-    ('{"size": "smoke"}', 'lacks a field'), ('{}', 'size')])
+@pytest.mark.parametrize(
+    'content,message',
+    [
+        ('{"size": "smoke"', 'not a configuration'),
+        ('[]', 'not a configuration'),
+        ('{"size": "smoke"}', 'lacks a field'),
+        ('{}', 'size'),
+    ],
+)
 def test_a_damaged_configuration_is_one_line(tmp_path, content, message):
     (tmp_path / 'config.json').write_text(content)
     with pytest.raises(UserError, match=message):
-        experiment.load_run(tmp_path)
+        load_run(tmp_path)
 
 
 def test_run_sh_knows_its_verbs(checkout):
     listed = subprocess.run(['./run.sh', 'help'], cwd=checkout, capture_output=True, text=True)
-    for verb in ('setup', 'demo', 'test', 'train', 'eval', 'predict', 'prepare', 'export',
-                 'randomize', 'convert', 'bench', 'benchmark', 'sweep', 'help'):
+    for verb in (
+        'setup',
+        'demo',
+        'test',
+        'train',
+        'eval',
+        'predict',
+        'prepare',
+        'export',
+        'randomize',
+        'convert',
+        'bench',
+        'benchmark',
+        'sweep',
+        'help',
+    ):
         assert re.search(rf'^  {verb}\b', listed.stdout, re.M), verb
     wrong = subprocess.run(['./run.sh', 'dance'], cwd=checkout, capture_output=True, text=True)
     assert wrong.returncode == 2 and "no verb 'dance'" in wrong.stderr
 
 
 def test_package_imports_without_jax_and_tensorflow(checkout):
-    code = ("import sys, fluidjax, fluidjax.cli, fluidjax.errors; "
-            "assert not {'jax', 'tensorflow'} & set(sys.modules)")
+    code = (
+        'import sys, fluidjax, fluidjax.base.cli, fluidjax.base.errors; '
+        "assert not {'jax', 'tensorflow'} & set(sys.modules)"
+    )
     subprocess.run([sys.executable, '-c', code], cwd=checkout, check=True)
 
 
 def test_the_device_path_needs_no_tensorflow(checkout):
-    code = ("import sys; sys.modules['tensorflow'] = None; "
-            "sys.modules['tensorflow_datasets'] = None; "
-            'import fluidjax.experiment, fluidjax.evaluation, fluidjax.prediction, fluidjax.bench, '
-            'fluidjax.fluid_timing, fluidjax.scan_pairs')
+    code = (
+        "import sys; sys.modules['tensorflow'] = None; "
+        "sys.modules['tensorflow_datasets'] = None; "
+        'import fluidjax.runs.train, fluidjax.runs.evaluate, fluidjax.predict.batch, fluidjax.bench, '
+        'fluidjax.bench.fluid, fluidjax.randomize.pairs'
+    )
     subprocess.run([sys.executable, '-c', code], cwd=checkout, check=True)

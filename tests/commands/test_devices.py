@@ -23,7 +23,12 @@ def start(checkout, store):
         env = os.environ | simulated(devices) | {'FLUIDJAX_STORE': str(store)}
         return subprocess.Popen(
             [sys.executable, '-m', 'fluidjax.main', CONFIG, f'--workdir={workdir}', *flags],
-            cwd=checkout, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            cwd=checkout,
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
 
     return run
 
@@ -108,10 +113,14 @@ def test_sigterm_to_one_of_two_processes_stops_both_and_the_run_goes_on(start, t
         free.bind(('127.0.0.1', 0))
         port = free.getsockname()[1]
     # In the second stage, whose dispatches are rounds of two steps.
-    flags = (f'--coordinator=127.0.0.1:{port}', '--processes=2',
-             '--config.diffusion.training.steps=4000', '--config.diffusion.training.reuse=2',
-             '--config.diffusion.training.log_every=4',
-             '--config.diffusion.training.checkpoint_every=1000')
+    flags = (
+        f'--coordinator=127.0.0.1:{port}',
+        '--processes=2',
+        '--config.diffusion.training.steps=4000',
+        '--config.diffusion.training.reuse=2',
+        '--config.diffusion.training.log_every=4',
+        '--config.diffusion.training.checkpoint_every=1000',
+    )
     pair = [start(2, tmp_path / str(i), *flags, f'--process={i}') for i in (0, 1)]
     for line in pair[0].stderr:
         if 'diffusion' in line and 'step/s, loss' in line:  # steps are done
@@ -123,13 +132,20 @@ def test_sigterm_to_one_of_two_processes_stops_both_and_the_run_goes_on(start, t
     assert any((tmp_path / '0' / 'checkpoints' / 'diffusion').iterdir())
 
 
-@pytest.mark.parametrize(('flags', 'message'), [
-    (('--coordinator=127.0.0.1:1',), 'give all three'),
-    (('--coordinator=127.0.0.1:1', '--processes=2', '--process=2'), 'must be below'),
-    (('--workdir=/dev/null/run',), 'cannot write here'),
-    (('--wandb=brains',), 'pip install wandb'),
-    (('--config.diffusion.training.reuse=5',), 'must be a multiple'),
-    (('--config.diffusion.training.accumulate=3',), 'cannot be shared evenly by 1 device(s) in 3')])
+@pytest.mark.parametrize(
+    ('flags', 'message'),
+    [
+        (('--coordinator=127.0.0.1:1',), 'give all three'),
+        (('--coordinator=127.0.0.1:1', '--processes=2', '--process=2'), 'must be below'),
+        (('--workdir=/dev/null/run',), 'cannot write here'),
+        (('--wandb=brains',), 'pip install wandb'),
+        (('--config.diffusion.training.reuse=5',), 'must be a multiple'),
+        (
+            ('--config.diffusion.training.accumulate=3',),
+            'cannot be shared evenly by 1 device(s) in 3',
+        ),
+    ],
+)
 def test_a_mistake_is_one_line(train, tmp_path, flags, message):
     done = train(f'--workdir={tmp_path / "run"}', *flags)
     assert done.returncode == 2 and 'Traceback' not in done.stderr, done.stderr
@@ -137,9 +153,9 @@ def test_a_mistake_is_one_line(train, tmp_path, flags, message):
 
 
 def test_a_folder_that_is_trained_in_is_refused(train, tmp_path):
-    from fluidjax import run_lock
+    from fluidjax.base import files
 
-    with run_lock.held(tmp_path / '.lock', 'a test'):
+    with files.locked(tmp_path / '.lock', 'a test'):
         done = train(f'--workdir={tmp_path}')
     assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1, done.stderr
     assert 'another command trains in this folder' in done.stderr

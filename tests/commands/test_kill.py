@@ -1,6 +1,6 @@
 """Killed at any moment, a training ends in the same numbers as one left alone.
 
-    python -m pytest -m slow -n0 tests/commands/test_kill.py
+python -m pytest -m slow -n0 tests/commands/test_kill.py
 """
 
 from __future__ import annotations
@@ -18,15 +18,18 @@ import numpy as np
 import pytest
 
 from configs import ldm
-from fluidjax import experiment
-from fluidjax.stages import build_stages
+from fluidjax.runs.cohort import model_grid
+from fluidjax.runs.stages import build_stages
 from fluidjax.training import checkpoint
 from fluidjax.training.loop import state_template
 
 KILLS = int(os.environ.get('FLUIDJAX_KILLS', 30))
 STEPS = 24
-FLAGS = [f'--config.{stage}.training.{field}={value}' for stage in ('autoencoder', 'diffusion')
-         for field, value in (('steps', STEPS), ('checkpoint_every', 1), ('log_every', 2))]
+FLAGS = [
+    f'--config.{stage}.training.{field}={value}'
+    for stage in ('autoencoder', 'diffusion')
+    for field, value in (('steps', STEPS), ('checkpoint_every', 1), ('log_every', 2))
+]
 
 
 def final_states(workdir):
@@ -35,7 +38,7 @@ def final_states(workdir):
     for stage in ('autoencoder', 'diffusion'):
         config[stage].training.steps = STEPS
     states = []
-    for stage in build_stages(config, experiment.model_grid(config)):
+    for stage in build_stages(config, model_grid(config)):
         method = stage.method
         template = state_template(method.init, method.trainable, stage.training)
         states.append(checkpoint.restore(workdir / 'checkpoints' / method.stage, template, STEPS))
@@ -44,18 +47,29 @@ def final_states(workdir):
 
 def lines(workdir):
     records = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
-    return {(r['stage'], r['step']): {k: v for k, v in r.items() if not k.startswith('seconds')}
-            for r in records}
+    return {
+        (r['stage'], r['step']): {k: v for k, v in r.items() if not k.startswith('seconds')}
+        for r in records
+    }
 
 
 @pytest.mark.slow
 def test_a_run_killed_at_random_moments_ends_as_one_left_alone(checkout, tmp_path):
     def start(workdir):
         return subprocess.Popen(
-            [sys.executable, '-m', 'fluidjax.main', '--config=configs/ldm.py:smoke',
-             f'--workdir={workdir}', *FLAGS], cwd=checkout, stdout=subprocess.DEVNULL,
+            [
+                sys.executable,
+                '-m',
+                'fluidjax.main',
+                '--config=configs/ldm.py:smoke',
+                f'--workdir={workdir}',
+                *FLAGS,
+            ],
+            cwd=checkout,
+            stdout=subprocess.DEVNULL,
             stderr=(tmp_path / 'stderr').open('w'),
-            env=os.environ | {'FLUIDJAX_STORE': str(tmp_path / 'store')})
+            env=os.environ | {'FLUIDJAX_STORE': str(tmp_path / 'store')},
+        )
 
     def training(workdir):
         return any((workdir / 'checkpoints').glob('*/*'))

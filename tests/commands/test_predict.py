@@ -13,14 +13,18 @@ import numpy as np
 import pytest
 
 from data_pipelines import grids, mni_template, resampling
-from fluidjax import prediction
-from fluidjax.errors import UserError
-from fluidjax.scan_names import name_of, scan_files
+from fluidjax.base.errors import UserError
+from fluidjax.predict import batch
+from fluidjax.predict.scans import name_of, scan_files
 
 KINDS = ('desc-healthy_T1w', 'desc-anomaly_map', 'desc-anomaly_mask', 'desc-brain_mask')
 ENDINGS = {f'{kind}{end}' for kind in KINDS for end in ('.nii.gz', '.json')} | {
-    'desc-anomaly_lesions.tsv', 'desc-anomaly_lesions.json', 'desc-anomaly.png', 'desc-quality.png',
-    'desc-anomaly.html'}
+    'desc-anomaly_lesions.tsv',
+    'desc-anomaly_lesions.json',
+    'desc-anomaly.png',
+    'desc-quality.png',
+    'desc-anomaly.html',
+}
 
 
 @pytest.fixture(scope='module')
@@ -55,13 +59,23 @@ def predicted(head, smoke_run, command, tmp_path_factory):
     """A batch of good and bad files, by the command line: the folder, the files, the process."""
     given, out = tmp_path_factory.mktemp('given'), tmp_path_factory.mktemp('out') / 'maps'
     bids = given / 'bids' / 'sub-01' / 'ses-2' / 'anat'
-    scans = {'sub-01_ses-2': write(bids / 'sub-01_ses-2_T1w.nii.gz', head, 'LPS'),
-             'ein Kopf ä': write(given / 'ein Kopf ä.mgz', head, 'PIR'),
-             'whole': write(given / 'whole.nii', head, 'RAS', np.int16)}
+    scans = {
+        'sub-01_ses-2': write(bids / 'sub-01_ses-2_T1w.nii.gz', head, 'LPS'),
+        'ein Kopf ä': write(given / 'ein Kopf ä.mgz', head, 'PIR'),
+        'whole': write(given / 'whole.nii', head, 'RAS', np.int16),
+    }
     shutil.copy(scans['sub-01_ses-2'], bids / 'sub-01_ses-2_label-lesion_mask.nii.gz')
     (given / 'text.nii').write_text('nothing')
-    done = command('predict', given / 'bids', scans['ein Kopf ä'], given / 'text.nii',
-                   scans['whole'], given / 'none.nii.gz', f'--workdir={smoke_run}', f'--out={out}')
+    done = command(
+        'predict',
+        given / 'bids',
+        scans['ein Kopf ä'],
+        given / 'text.nii',
+        scans['whole'],
+        given / 'none.nii.gz',
+        f'--workdir={smoke_run}',
+        f'--out={out}',
+    )
     return out, scans, done
 
 
@@ -80,7 +94,12 @@ def test_failures_are_listed_and_stop_nothing(predicted):
     assert re.match(r'failed: .*text.nii: is a text file', lines[-3])
     assert re.match(r'failed: .*none.nii.gz: no such file', lines[-2])
     assert {p.name for p in out.iterdir()} == {
-        'sub-01', 'ein Kopf ä', 'whole', 'index.html', 'dataset_description.json'}
+        'sub-01',
+        'ein Kopf ä',
+        'whole',
+        'index.html',
+        'dataset_description.json',
+    }
     index = (out / 'index.html').read_text()
     assert index.count('<tr>') == 4 and 'text.nii: is a text file' in index
     for page in re.findall(r'href="([^"]+)"', index):
@@ -102,7 +121,8 @@ def test_everything_is_written_on_the_scans_own_voxels(predicted, name):
     assert not voxels['desc-healthy_T1w'][~brain].any()
     threshold = json.loads((folder / f'{name}_desc-anomaly_map.json').read_text())['Threshold']
     np.testing.assert_array_equal(
-        voxels['desc-anomaly_mask'] > 0, brain & (voxels['desc-anomaly_map'] >= threshold))
+        voxels['desc-anomaly_mask'] > 0, brain & (voxels['desc-anomaly_map'] >= threshold)
+    )
 
 
 def test_axes_and_formats_change_nothing(predicted):
@@ -143,20 +163,20 @@ def test_again_into_the_same_folder_keeps_what_is_there(predicted, smoke_run, tm
     stale = out / 'whole' / 'whole_desc-uncertainty_map.nii.gz'
     mine = out / 'whole' / 'notes.txt'
     stale.write_bytes(b'old'), mine.write_text('mine')
-    prediction.predict([str(predicted[1]['whole'])], smoke_run, out)
+    batch.predict([str(predicted[1]['whole'])], smoke_run, out)
     assert not stale.exists() and mine.read_text() == 'mine'
     assert (out / 'index.html').read_text().count('<tr>') == 4  # one predicted anew, two as before
 
 
 def test_a_failure_while_writing_leaves_nothing(predicted, smoke_run, tmp_path, monkeypatch):
-    from fluidjax import predicted_files
+    from fluidjax.predict import files
 
     def full(*_, **__):
         raise OSError(28, 'No space left on device')
 
-    monkeypatch.setattr(predicted_files, 'write_scan_page', full)
+    monkeypatch.setattr(files, 'write_scan_page', full)
     with pytest.raises(UserError, match='whole.nii: .*No space left'):
-        prediction.predict([str(predicted[1]['whole'])], smoke_run, tmp_path / 'out')
+        batch.predict([str(predicted[1]['whole'])], smoke_run, tmp_path / 'out')
     assert not list((tmp_path / 'out').rglob('*'))
 
 
@@ -166,7 +186,7 @@ def test_several_counterparts_give_an_uncertainty(predicted, smoke_run, tmp_path
     workdir, out = tmp_path / 'run', tmp_path / 'out'
     shutil.copytree(smoke_run, workdir)
     (workdir / 'config.json').write_text(json.dumps(config))
-    prediction.predict([str(predicted[1]['whole'])], workdir, out)
+    batch.predict([str(predicted[1]['whole'])], workdir, out)
     spread = nib.load(out / 'whole' / 'whole_desc-uncertainty_map.nii.gz')
     assert spread.shape == nib.load(predicted[1]['whole']).shape and spread.get_fdata().max() > 0
 
@@ -174,14 +194,21 @@ def test_several_counterparts_give_an_uncertainty(predicted, smoke_run, tmp_path
 def test_another_data_set_is_not_written_into(tmp_path):
     (tmp_path / 'dataset_description.json').write_text('{"Name": "mine"}')
     with pytest.raises(UserError, match='another data set'):
-        prediction.predict(['scan.nii'], tmp_path / 'run', tmp_path)
+        batch.predict(['scan.nii'], tmp_path / 'run', tmp_path)
     with pytest.raises(UserError, match='is a file'):
-        prediction.predict(['scan.nii'], tmp_path / 'run', tmp_path / 'dataset_description.json')
+        batch.predict(['scan.nii'], tmp_path / 'run', tmp_path / 'dataset_description.json')
 
 
-@pytest.mark.parametrize('path,name', [
-    ('sub-01_ses-2_desc-preproc_T1w.nii.gz', 'sub-01_ses-2'), ('p 1_T1w.mgz', 'p 1'),
-    ('sub-01_space-MNI_T1w.nii', 'sub-01_space-MNI'), ('T1.mgz', 'T1'), ('_T1w.nii', '_T1w')])
+@pytest.mark.parametrize(
+    'path,name',
+    [
+        ('sub-01_ses-2_desc-preproc_T1w.nii.gz', 'sub-01_ses-2'),
+        ('p 1_T1w.mgz', 'p 1'),
+        ('sub-01_space-MNI_T1w.nii', 'sub-01_space-MNI'),
+        ('T1.mgz', 'T1'),
+        ('_T1w.nii', '_T1w'),
+    ],
+)
 def test_names(path, name):
     assert name_of(path) == name
 

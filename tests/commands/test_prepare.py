@@ -21,9 +21,9 @@ from data_pipelines import (
     scan_folders,
 )
 from data_pipelines.nifti_source import NiftiSource
-from data_pipelines.prepared_store import Request, build
+from data_pipelines.prepare import Request, build
 from data_pipelines.subject_splits import Choice
-from fluidjax.errors import UserError
+from fluidjax.base.errors import UserError
 
 SMOKE = grids.GRIDS['smoke']
 AGES = {'01': '30', '02': '40', '03': 'n/a', '04': '50'}
@@ -55,7 +55,8 @@ def bids(tmp_path):
     _write(folder / 'sub-05/anat/sub-05_label-lesion_mask.nii.gz', mask, affine)
     splits = ['train', 'test', 'val', 'Train', 'test']
     lines = ['participant_id\tage\tsplit'] + [
-        f'sub-{n:02d}\t{AGES.get(f"{n:02d}", "60")}\t{split}' for n, split in enumerate(splits, 1)]
+        f'sub-{n:02d}\t{AGES.get(f"{n:02d}", "60")}\t{split}' for n, split in enumerate(splits, 1)
+    ]
     (folder / 'participants.tsv').write_text('\n'.join([*lines, 'sub-99\t20\ttrain']) + '\n')
     return folder
 
@@ -75,8 +76,18 @@ def names(cohort, split):
 
 def test_the_command_prepares_and_main_preprocesses_nothing(checkout, bids, tmp_path, monkeypatch):
     store = tmp_path / 'store'
-    command = [sys.executable, '-m', 'fluidjax.prepare', str(bids), f'--out={store}',
-               '--size=smoke', '--registration=none', '--workers=2', '--split-column=split']
+    command = [
+        sys.executable,
+        '-m',
+        'fluidjax',
+        'prepare',
+        str(bids),
+        f'--out={store}',
+        '--size=smoke',
+        '--registration=none',
+        '--workers=2',
+        '--split-column=split',
+    ]
     done = subprocess.run(command, cwd=checkout, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert '2 train, 1 validation, 2 test' in done.stdout
@@ -85,7 +96,9 @@ def test_the_command_prepares_and_main_preprocesses_nothing(checkout, bids, tmp_
     cohort = opened(bids, store)
     assert names(cohort, 'train') == ['sub-01', 'sub-04']
     assert names(cohort, 'validation') == ['sub-03'] and names(cohort, 'test') == [
-        'sub-02', 'sub-05']
+        'sub-02',
+        'sub-05',
+    ]
     page = (store / 'summary.html').read_text()
     assert page.count('data:image/png;base64') == 5 and '30 to 50, mean 40.0, of 2' in page
     assert 'src="http' not in page
@@ -96,8 +109,11 @@ def test_a_prepared_record_is_the_one_made_without(bids, tmp_path):
     prepared, direct = opened(bids, tmp_path / 'a'), opened(bids, tmp_path / 'b')
     assert prepared.sizes == direct.sizes and prepared.directory.name == direct.directory.name
     for split in prepared.sizes:
-        for one, other in zip(input_pipeline.subjects(prepared, split),
-                              input_pipeline.subjects(direct, split), strict=True):
+        for one, other in zip(
+            input_pipeline.subjects(prepared, split),
+            input_pipeline.subjects(direct, split),
+            strict=True,
+        ):
             assert one.name == other.name
             np.testing.assert_array_equal(one.image, other.image)
             np.testing.assert_array_equal(one.affine, other.affine)
@@ -107,8 +123,9 @@ def test_a_prepared_record_is_the_one_made_without(bids, tmp_path):
 def test_only_what_is_new_is_preprocessed(bids, tmp_path, monkeypatch):
     store, made = tmp_path / 'store', []
     real = record_cache.make
-    monkeypatch.setattr(record_cache, 'make', lambda item, source: (
-        made.append(item), real(item, source))[1])
+    monkeypatch.setattr(
+        record_cache, 'make', lambda item, source: (made.append(item), real(item, source))[1]
+    )
     build(request(bids, store))
     assert len(made) == 5
     build(request(bids, store, choice=Choice('split')))
@@ -157,15 +174,18 @@ def test_lists_of_subjects(bids, tmp_path):
     assert cohort.sizes == {'train': 2, 'validation': 1}
 
 
-@pytest.mark.parametrize('lists,column,message', [
-    ({'train': '01', 'validation': '77'}, '', "subject '77' has no scan"),
-    ({'train': '01', 'validation': '01'}, '', "'01' is in the list of train too"),
-    ({'train': '01'}, '', 'no scan of .* is given to validation'),
-    ({'train': '05', 'validation': '01'}, '', 'holds a lesion'),
-    ({'train': '01'}, 'split', 'give one'),
-    ({}, 'group', "no column 'group'; it has participant_id, age, split"),
-    ({}, 'age', "is '30'; it must be train"),
-])
+@pytest.mark.parametrize(
+    'lists,column,message',
+    [
+        ({'train': '01', 'validation': '77'}, '', "subject '77' has no scan"),
+        ({'train': '01', 'validation': '01'}, '', "'01' is in the list of train too"),
+        ({'train': '01'}, '', 'no scan of .* is given to validation'),
+        ({'train': '05', 'validation': '01'}, '', 'holds a lesion'),
+        ({'train': '01'}, 'split', 'give one'),
+        ({}, 'group', "no column 'group'; it has participant_id, age, split"),
+        ({}, 'age', "is '30'; it must be train"),
+    ],
+)
 def test_splits_that_cannot_be_are_named(bids, tmp_path, lists, column, message):
     files = {}
     for split, text in lists.items():
@@ -193,7 +213,7 @@ def test_atlas_layout_is_recognised(tmp_path):
     name = 'sub-r001s001_ses-1_space-MNI152NLin2009aSym_'
     for ending in ('T1w', 'label-L_desc-T1lesion_mask'):
         _write(folder / f'{name}{ending}.nii.gz', *_brain(1))
-    case, = scan_folders.find_cases(tmp_path, 'test_dir')
+    (case,) = scan_folders.find_cases(tmp_path, 'test_dir')
     assert case.scan.name.endswith('T1w.nii.gz') and 'lesion' in case.mask.name
 
 

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fluidjax import draw_records, healthy_scan, scan_pairs
-from fluidjax.errors import UserError
+from fluidjax.base.errors import UserError
 from fluidjax.fluid import FluidSettings
+from fluidjax.randomize import healthy as healthy_scan
+from fluidjax.randomize import pairs as scan_pairs
+from fluidjax.randomize import records
 
 SETTINGS = FluidSettings(diseased_probability=1.0, lesion_count=(1, 2))
 
@@ -29,7 +31,8 @@ def write_brain(path, axcodes='LAS', dtype=np.int16, spacing=(7.5, 8.5, 10.0)):
     image.header['descrip'] = b'scanner 7'
     image.header.set_xyzt_units('mm', 'sec')
     turned = nib.orientations.ornt_transform(
-        nib.orientations.io_orientation(affine), nib.orientations.axcodes2ornt(axcodes))
+        nib.orientations.io_orientation(affine), nib.orientations.axcodes2ornt(axcodes)
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     nib.save(image.as_reoriented(turned), path)
     return path
@@ -44,8 +47,10 @@ def call(command):
 def made(call, tmp_path_factory):
     """Three pairs of two scans with a bank of two masks, made by the command."""
     folder = tmp_path_factory.mktemp('randomize')
-    scans = [write_brain(folder / 'scans' / 'one.nii.gz'),
-             write_brain(folder / 'scans' / 'zwei ü.nii', 'PSR', np.float32)]
+    scans = [
+        write_brain(folder / 'scans' / 'one.nii.gz'),
+        write_brain(folder / 'scans' / 'zwei ü.nii', 'PSR', np.float32),
+    ]
     mask = np.zeros((40, 44, 40), np.uint8)
     mask[10:14, 20:26, 15:22] = 1
     affine = np.diag([4.0, 4.0, 4.0, 1.0])
@@ -54,8 +59,18 @@ def made(call, tmp_path_factory):
     for name in ('a', 'b'):
         nib.save(nib.Nifti1Image(mask, affine), folder / 'masks' / f'{name}.nii.gz')
         mask = mask[::-1]
-    done = call(*scans, '--out', folder / 'out', '--n', '3', '--lesions',
-                folder / 'masks', '--seed', '5', '--config.lesion_count=(1, 2)')
+    done = call(
+        *scans,
+        '--out',
+        folder / 'out',
+        '--n',
+        '3',
+        '--lesions',
+        folder / 'masks',
+        '--seed',
+        '5',
+        '--config.lesion_count=(1, 2)',
+    )
     assert done.returncode == 0, done.stderr
     return folder, scans, done
 
@@ -64,11 +79,18 @@ def test_it_writes_what_it_says(made):
     folder, _, done = made
     assert done.stdout.strip().endswith('draws.json')
     assert {p.name for p in (folder / 'out').iterdir()} == {
-        'draws.json', 'distribution.png', 'one', 'zwei ü'}
-    volumes = {f'{i:03d}_{kind}.nii.gz' for i in (1, 2, 3)
-               for kind in ('diseased', 'mask', 'probability')} | {'healthy.nii.gz'}
+        'draws.json',
+        'distribution.png',
+        'one',
+        'zwei ü',
+    }
+    volumes = {
+        f'{i:03d}_{kind}.nii.gz' for i in (1, 2, 3) for kind in ('diseased', 'mask', 'probability')
+    } | {'healthy.nii.gz'}
     assert {p.name for p in (folder / 'out' / 'one').iterdir()} == volumes | {
-        'contact_sheet.png', 'flow.gif'}
+        'contact_sheet.png',
+        'flow.gif',
+    }
     with Image.open(folder / 'out' / 'one' / 'flow.gif') as animation:
         assert animation.n_frames > 10
         first = np.asarray(animation.convert('RGB'), float)
@@ -164,14 +186,23 @@ def test_a_scan_that_fails_does_not_stop_the_others(made, tmp_path):
 
 
 def _save(folder, name, data, affine=None):
-    nib.save(nib.Nifti1Image(data, np.diag([5.0, 6, 7, 1]) if affine is None else affine),
-             folder / name)
+    nib.save(
+        nib.Nifti1Image(data, np.diag([5.0, 6, 7, 1]) if affine is None else affine), folder / name
+    )
     return str(folder / name)
 
 
-@pytest.mark.parametrize(('kind', 'message'), [
-    ('nan', 'NaN or infinite'), ('huge', '32-bit numbers'), ('4d', 'single 3-D volume'),
-    ('flat', 'constant or darker'), ('singular', 'singular'), ('missing', 'no such file')])
+@pytest.mark.parametrize(
+    ('kind', 'message'),
+    [
+        ('nan', 'NaN or infinite'),
+        ('huge', '32-bit numbers'),
+        ('4d', 'single 3-D volume'),
+        ('flat', 'constant or darker'),
+        ('singular', 'singular'),
+        ('missing', 'no such file'),
+    ],
+)
 def test_a_scan_that_cannot_be_used_is_one_line(tmp_path, kind, message):
     data = np.zeros((12, 12, 12))
     data[3:9, 3:9, 3:9] = 5
@@ -189,7 +220,8 @@ def test_a_scan_that_cannot_be_used_is_one_line(tmp_path, kind, message):
         header['srow_y'] = 0
         header.set_data_dtype(np.float32)
         (tmp_path / 'x.nii').write_bytes(
-            header.binaryblock + bytes(4) + data.astype(np.float32).tobytes())
+            header.binaryblock + bytes(4) + data.astype(np.float32).tobytes()
+        )
     with pytest.raises(UserError, match=message) as caught:
         scan_pairs.make(scan_pairs.Request((path,), SETTINGS, 1), tmp_path / 'out')
     assert 'x.nii' in str(caught.value) and '\n' not in str(caught.value)
@@ -215,23 +247,30 @@ def test_a_brain_mask_must_lie_on_the_scan(made, tmp_path):
         assert mask.any() and not mask[small == 0].any()
 
 
-@pytest.mark.parametrize(('change', 'message'), [
-    (lambda r: r.pop('settings'), 'is not a draws.json'),
-    (lambda r: r.update(format=99), 'format 99'),
-    (lambda r: r['scans'][0].update(sha256='0'), 'has changed'),
-    (lambda r: r['scans'][0].update(path='/nowhere/x.nii'), 'no such file'),
-    (lambda r: r['scans'][0]['pairs'][0]['draw'].pop('time'), "'time' is unknown or missing"),
-    (lambda r: r['scans'][0]['pairs'][0]['draw'].update(time='late'), 'not a draw'),
-    (lambda r: r['scans'][0]['pairs'][0]['draw'].update(time=float('nan')), 'not finite'),
-    (lambda r: r['scans'][0]['pairs'][0]['draw'].update(seeds=[], count=0), '0 seeds'),
-    (lambda r: r['scans'][0]['pairs'][0]['draw'].update(count=9), 'count is 9'),
-    (lambda r: r['scans'][0]['pairs'][0]['draw'].update(diseased='no'), 'true or false'),
-    (lambda r: r['scans'][0]['pairs'][0]['draw'].update(key_flow=[1, 2, 3]), 'key_flow'),
-    (lambda r: r['scans'][0]['pairs'][0]['draw']['seeds'][0].update(
-        from_bank=True, bank_index=99), 'bank_index 99'),
-    (lambda r: r.pop('seed'), 'is not a draws.json'),
-    (lambda r: r['settings'].update(threshold=7), 'threshold'),
-])
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (lambda r: r.pop('settings'), 'is not a draws.json'),
+        (lambda r: r.update(format=99), 'format 99'),
+        (lambda r: r['scans'][0].update(sha256='0'), 'has changed'),
+        (lambda r: r['scans'][0].update(path='/nowhere/x.nii'), 'no such file'),
+        (lambda r: r['scans'][0]['pairs'][0]['draw'].pop('time'), "'time' is unknown or missing"),
+        (lambda r: r['scans'][0]['pairs'][0]['draw'].update(time='late'), 'not a draw'),
+        (lambda r: r['scans'][0]['pairs'][0]['draw'].update(time=float('nan')), 'not finite'),
+        (lambda r: r['scans'][0]['pairs'][0]['draw'].update(seeds=[], count=0), '0 seeds'),
+        (lambda r: r['scans'][0]['pairs'][0]['draw'].update(count=9), 'count is 9'),
+        (lambda r: r['scans'][0]['pairs'][0]['draw'].update(diseased='no'), 'true or false'),
+        (lambda r: r['scans'][0]['pairs'][0]['draw'].update(key_flow=[1, 2, 3]), 'key_flow'),
+        (
+            lambda r: r['scans'][0]['pairs'][0]['draw']['seeds'][0].update(
+                from_bank=True, bank_index=99
+            ),
+            'bank_index 99',
+        ),
+        (lambda r: r.pop('seed'), 'is not a draws.json'),
+        (lambda r: r['settings'].update(threshold=7), 'threshold'),
+    ],
+)
 def test_a_damaged_json_is_one_line(made, tmp_path, change, message):
     record = json.loads((made[0] / 'out' / 'draws.json').read_text())
     change(record)
@@ -244,21 +283,23 @@ def test_a_damaged_json_is_one_line(made, tmp_path, change, message):
 def test_what_is_there_is_not_overwritten(made):
     folder, scans, _ = made
     with pytest.raises(UserError, match='holds files already'):
-        scan_pairs.make(
-            scan_pairs.Request((str(scans[0]),), SETTINGS, 1), folder / 'out')
+        scan_pairs.make(scan_pairs.Request((str(scans[0]),), SETTINGS, 1), folder / 'out')
 
 
-@pytest.mark.parametrize(('arguments', 'message'), [
-    ([], 'needs healthy scans'),
-    (['x.nii', '--out={tmp}', '--seed=99999999999'], 'seed'),
-    (['x.nii', '--out={tmp}', '--n=0'], 'n'),
-    (['x.nii', '--out={tmp}', '--config.treshold=0.1'], "no field 'treshold'"),
-    (['x.nii', '--out={tmp}', '--config.threshold=7.0'], 'threshold = 7.0'),
-    (['x.nii', 'x.nii', '--out={tmp}/o'], 'given twice'),
-    (['--replay=d.json', '--n=3', '--out={tmp}/o'], '--n has no part in --replay'),
-    (['x.nii', 'y.nii', '--out={tmp}', '--brain=b.nii'], '--brain belongs to one scan'),
-    (['x.nii', '--out={tmp}/o', '--lesions={tmp}'], 'found no scans'),
-])
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        ([], 'needs healthy scans'),
+        (['x.nii', '--out={tmp}', '--seed=99999999999'], 'seed'),
+        (['x.nii', '--out={tmp}', '--n=0'], 'n'),
+        (['x.nii', '--out={tmp}', '--config.treshold=0.1'], "no field 'treshold'"),
+        (['x.nii', '--out={tmp}', '--config.threshold=7.0'], 'threshold = 7.0'),
+        (['x.nii', 'x.nii', '--out={tmp}/o'], 'given twice'),
+        (['--replay=d.json', '--n=3', '--out={tmp}/o'], '--n has no part in --replay'),
+        (['x.nii', 'y.nii', '--out={tmp}', '--brain=b.nii'], '--brain belongs to one scan'),
+        (['x.nii', '--out={tmp}/o', '--lesions={tmp}'], 'found no scans'),
+    ],
+)
 def test_a_mistake_is_one_line(call, tmp_path, arguments, message):
     done = call(*(a.format(tmp=tmp_path) for a in arguments))
     lines = [line for line in done.stderr.splitlines() if line.strip()]
@@ -272,13 +313,13 @@ def test_a_record_of_a_draw_is_the_draw():
     from fluidjax.fluid import draw_pair
 
     draw = draw_pair(jax.random.key(3), SETTINGS, 4)
-    again = draw_records.from_record(json.loads(json.dumps(draw_records.to_record(draw))),
-                                     SETTINGS, 'here')
+    again = records.from_record(json.loads(json.dumps(records.to_record(draw))), SETTINGS, 'here')
     used = int(draw.count)
     for name in draw._fields:
         if name != 'seeds' and not name.startswith('key'):
             np.testing.assert_array_equal(getattr(draw, name), getattr(again, name), name)
     for name in draw.seeds._fields:
         a, b = getattr(draw.seeds, name)[:used], getattr(again.seeds, name)[:used]
-        np.testing.assert_array_equal(*(jax.random.key_data(v) if name == 'key' else v
-                                        for v in (a, b)), name)
+        np.testing.assert_array_equal(
+            *(jax.random.key_data(v) if name == 'key' else v for v in (a, b)), name
+        )

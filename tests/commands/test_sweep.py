@@ -12,10 +12,12 @@ import time
 
 import pytest
 
-from fluidjax import remote_sweep, sweep_report, sweep_run, trials
-from fluidjax.errors import UserError
-from fluidjax.trial_store import SearchStore, TrialStore
-from fluidjax.trials import Between, OneOf
+from fluidjax.base import trials
+from fluidjax.base.errors import UserError
+from fluidjax.base.trials import Between, OneOf
+from fluidjax.sweep import remote, report
+from fluidjax.sweep import worker as sweep_run
+from fluidjax.sweep.store import SearchStore, TrialStore
 
 BASE = 'configs/ldm.py:smoke'
 RATE = 'diffusion.training.optimizer.learning_rate'
@@ -23,7 +25,11 @@ RATE = 'diffusion.training.optimizer.learning_rate'
 
 def test_a_grid_is_every_combination():
     assert trials.grid({'a': (1, 2), 'b': ('x', 'y')}) == [
-        {'a': 1, 'b': 'x'}, {'a': 1, 'b': 'y'}, {'a': 2, 'b': 'x'}, {'a': 2, 'b': 'y'}]
+        {'a': 1, 'b': 'x'},
+        {'a': 1, 'b': 'y'},
+        {'a': 2, 'b': 'x'},
+        {'a': 2, 'b': 'y'},
+    ]
 
 
 def test_a_random_search_stays_within_its_bounds_and_repeats():
@@ -53,8 +59,12 @@ def test_the_sweeps_that_come_along_name_fields_that_are_there(checkout, name):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     sweep = module.get_config('demo').sweep
-    tried = sweep.trials or [{field: where.low if isinstance(where, Between) else where.values[0]
-                              for field, where in sweep.search}]
+    tried = sweep.trials or [
+        {
+            field: where.low if isinstance(where, Between) else where.values[0]
+            for field, where in sweep.search
+        }
+    ]
     for fields in tried:
         trials.config_of(sweep.base, fields)
 
@@ -99,11 +109,16 @@ def test_a_worker_does_each_trial_once_and_a_failure_stops_no_other(quick, tmp_p
 
 def test_a_trial_of_another_worker_is_left_until_that_one_dies(quick, tmp_path):
     store = store_of(tmp_path, (4, 5))
-    code = ('import sys, time; from fluidjax import run_lock; '
-            'lock = run_lock.take(__import__("pathlib").Path(sys.argv[1])); '
-            'print("held", flush=True); time.sleep(600)')
-    worker = subprocess.Popen([sys.executable, '-c', code, tmp_path / '.claims' / 'trial-004.lock'],
-                              stdout=subprocess.PIPE, text=True)
+    code = (
+        'import sys, time; from fluidjax.base import files; '
+        'lock = files.take_lock(__import__("pathlib").Path(sys.argv[1])); '
+        'print("held", flush=True); time.sleep(600)'
+    )
+    worker = subprocess.Popen(
+        [sys.executable, '-c', code, tmp_path / '.claims' / 'trial-004.lock'],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     assert worker.stdout.readline() == 'held\n'
     sweep_run.work(store, configure, 'validation_ap', wait=False)
     assert quick == ['trial-005']
@@ -115,8 +130,9 @@ def test_a_trial_of_another_worker_is_left_until_that_one_dies(quick, tmp_path):
 
 def test_optuna_proposes_and_a_dead_workers_trial_is_done_again(quick, tmp_path):
     pytest.importorskip('optuna')
-    sweep = trials.sweep(BASE, search={'seed': OneOf((4, 5, 6)), RATE: Between(1e-4, 1e-2, True)},
-                         count=3).sweep
+    sweep = trials.sweep(
+        BASE, search={'seed': OneOf((4, 5, 6)), RATE: Between(1e-4, 1e-2, True)}, count=3
+    ).sweep
     first = SearchStore(tmp_path, sweep)
     begun = first.next()
     assert begun.name == 'trial-000' and set(begun.fields) == {'seed', RATE}
@@ -129,12 +145,16 @@ def test_optuna_proposes_and_a_dead_workers_trial_is_done_again(quick, tmp_path)
 
 
 def test_the_table_puts_seeds_together_and_the_best_first(tmp_path):
-    results = {f'trial-{i:03d}': {
-        'fields': {RATE: rate, 'seed': seed}, 'score': 0.1 * i,
-        'scores': {'validation_ap': 0.1 * i, 'ap': 0.5}}
-        for i, (rate, seed) in enumerate([(1e-3, 0), (1e-3, 1), (2e-2, 0), (2e-2, 1)])}
+    results = {
+        f'trial-{i:03d}': {
+            'fields': {RATE: rate, 'seed': seed},
+            'score': 0.1 * i,
+            'scores': {'validation_ap': 0.1 * i, 'ap': 0.5},
+        }
+        for i, (rate, seed) in enumerate([(1e-3, 0), (1e-3, 1), (2e-2, 0), (2e-2, 1)])
+    }
     results['trial-004'] = {'fields': {RATE: 9.0, 'seed': 0}, 'error': 'loss is nan'}
-    lines = sweep_report.write(tmp_path, results, 'validation_ap').splitlines()
+    lines = report.write(tmp_path, results, 'validation_ap').splitlines()
     assert lines[2].startswith('| 0.02 | 0.250 ± 0.071 |') and 'trial-002, trial-003' in lines[2]
     assert lines[3].startswith('| 0.001 | 0.050 ± 0.071 |')
     assert lines[4].startswith('| 9 | - |') and lines[4].endswith('| loss is nan |')
@@ -143,11 +163,14 @@ def test_the_table_puts_seeds_together_and_the_best_first(tmp_path):
 
 
 def test_several_slices_share_the_trials_out_and_bring_scans():
-    commands = remote_sweep.tpu_commands(
-        ['a', 'b'], 'us-central2-b', ['--config=c.py', '--workdir=gs://x/y'], 'brains', 'gs://x/t1')
+    commands = remote.tpu_commands(
+        ['a', 'b'], 'us-central2-b', ['--config=c.py', '--workdir=gs://x/y'], 'brains', 'gs://x/t1'
+    )
     assert len(commands) == 1 + 2 * 4
-    assert all('--worker=all' in c and '--zone=us-central2-b' in c and '--project=brains' in c
-               for c in commands[1:])
+    assert all(
+        '--worker=all' in c and '--zone=us-central2-b' in c and '--project=brains' in c
+        for c in commands[1:]
+    )
     assert '--share=1/2' in commands[-1][-1] and '$? = 75' in commands[-1][-1]
     assert 'rsync --recursive gs://x/t1 scans' in commands[-2][-1]
 
@@ -158,9 +181,14 @@ def test_a_slice_is_let_go_when_its_sweep_has_begun(tmp_path):
     script = tmp_path / 'fluidjax' / 'run.sh'
     script.write_text('#!/bin/sh\ntouch begun\nsleep 8\n')
     script.chmod(0o755)
-    start = remote_sweep.tpu_commands(['a'], 'z', ['--workdir=gs://x/y'])[-1][-1]
-    subprocess.run(['bash', '-c', start.removeprefix('--command=')], cwd=tmp_path, timeout=5,
-                   capture_output=True, check=True)
+    start = remote.tpu_commands(['a'], 'z', ['--workdir=gs://x/y'])[-1][-1]
+    subprocess.run(
+        ['bash', '-c', start.removeprefix('--command=')],
+        cwd=tmp_path,
+        timeout=5,
+        capture_output=True,
+        check=True,
+    )
     deadline = time.monotonic() + 5
     while not (tmp_path / 'fluidjax' / 'begun').exists():
         assert time.monotonic() < deadline
@@ -172,11 +200,15 @@ def call(command):
     return functools.partial(command, 'sweep')
 
 
-@pytest.mark.parametrize(('words', 'message'), [
-    (['--tpu=a', '--workdir=gs://x/y'], 'name its zone'),
-    (['--tpu=a', '--zone=z', '--workdir=runs/x'], 'gs://BUCKET/FOLDER'),
-    (['--workdir=runs/x', '--dry-run'], 'give one of them'),
-    (['--workdir=gs://x/y', '--workers=2'], 'not of a bucket')])
+@pytest.mark.parametrize(
+    ('words', 'message'),
+    [
+        (['--tpu=a', '--workdir=gs://x/y'], 'name its zone'),
+        (['--tpu=a', '--zone=z', '--workdir=runs/x'], 'gs://BUCKET/FOLDER'),
+        (['--workdir=runs/x', '--dry-run'], 'give one of them'),
+        (['--workdir=gs://x/y', '--workers=2'], 'not of a bucket'),
+    ],
+)
 def test_a_mistake_of_a_sweep_is_one_line(call, words, message):
     done = call('--config=configs/sweeps/learning_rate.py:smoke', *words)
     assert done.returncode == 2 and 'Traceback' not in done.stderr
@@ -184,12 +216,23 @@ def test_a_mistake_of_a_sweep_is_one_line(call, words, message):
 
 
 def test_a_dry_run_shows_the_commands_and_a_run_runs_them(call, tmp_path):
-    words = ('--config=configs/sweeps/learning_rate.py:smoke', '--workers', '2', '--slurm',
-             '--sbatch=-p gpu --time=8:00:00', f'--workdir={tmp_path / "sweep"}')
+    words = (
+        '--config=configs/sweeps/learning_rate.py:smoke',
+        '--workers',
+        '2',
+        '--slurm',
+        '--sbatch=-p gpu --time=8:00:00',
+        f'--workdir={tmp_path / "sweep"}',
+    )
     shown = call(*words, '--dry-run')
     assert shown.returncode == 0 and not (tmp_path / 'sweep').exists()
-    for part in ('#SBATCH --array=0-1', '#SBATCH -p gpu --time=8:00:00', '--nowait',
-                 '--signal=TERM@120', 'scontrol requeue'):
+    for part in (
+        '#SBATCH --array=0-1',
+        '#SBATCH -p gpu --time=8:00:00',
+        '--nowait',
+        '--signal=TERM@120',
+        'scontrol requeue',
+    ):
         assert part in shown.stdout
     assert '--workers' not in shown.stdout and '--slurm ' not in shown.stdout
 
@@ -207,30 +250,43 @@ def test_a_dry_run_shows_the_commands_and_a_run_runs_them(call, tmp_path):
 @pytest.mark.slow
 def test_four_trials_by_two_workers_one_of_them_killed(checkout, tmp_path):
     config = tmp_path / 'four.py'
-    config.write_text('from fluidjax.trials import grid, sweep\n\n\ndef get_config():\n'
-                      f"    return sweep('{BASE}', grid({{'seed': (0, 1, 2, 3)}}))\n")
+    config.write_text(
+        'from fluidjax.base.trials import grid, sweep\n\n\ndef get_config():\n'
+        f"    return sweep('{BASE}', grid({{'seed': (0, 1, 2, 3)}}))\n"
+    )
     workdir = tmp_path / 'sweep'
     environment = {'FLUIDJAX_STORE': str(tmp_path / 'store')}
-    workers = [subprocess.Popen(
-        [sys.executable, '-m', 'fluidjax.sweep', f'--config={config}', f'--workdir={workdir}'],
-        cwd=checkout, stderr=subprocess.PIPE, text=True, env=os.environ | environment)
-        for _ in range(2)]
+    workers = [
+        subprocess.Popen(
+            [sys.executable, '-m', 'fluidjax.sweep', f'--config={config}', f'--workdir={workdir}'],
+            cwd=checkout,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | environment,
+        )
+        for _ in range(2)
+    ]
     deadline = time.monotonic() + 400
     while not list(workdir.glob('trial-*/trial.json')):
         assert time.monotonic() < deadline
         time.sleep(0.2)
     first = {worker.pid: worker for worker in workers}
-    by = {path.parent.name: json.loads(path.read_text())['worker']
-          for path in workdir.glob('trial-*/trial.json')}
-    victim = next(w for pid, w in first.items() if not any(f'process {pid} ' in b
-                                                           for b in by.values()))
+    by = {
+        path.parent.name: json.loads(path.read_text())['worker']
+        for path in workdir.glob('trial-*/trial.json')
+    }
+    victim = next(
+        w for pid, w in first.items() if not any(f'process {pid} ' in b for b in by.values())
+    )
     victim.send_signal(signal.SIGKILL)
     other = next(w for w in workers if w is not victim)
     _, err = other.communicate(timeout=600)
     victim.communicate()
     assert other.returncode == 0, err
-    results = {path.parent.name: json.loads(path.read_text())
-               for path in workdir.glob('trial-*/trial.json')}
+    results = {
+        path.parent.name: json.loads(path.read_text())
+        for path in workdir.glob('trial-*/trial.json')
+    }
     assert sorted(results) == [f'trial-{i:03d}' for i in range(4)]
     assert all('score' in made for made in results.values())
     # The victim finished none, so the other did all four, each of them once.

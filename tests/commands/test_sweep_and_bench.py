@@ -7,7 +7,8 @@ import json
 import jax.numpy as jnp
 import pytest
 
-from fluidjax import seeds, sweep_run, timing
+from fluidjax.bench import timer
+from fluidjax.sweep import seeds, worker
 
 
 def write_scores(workdir, seed, dice):
@@ -35,28 +36,44 @@ def test_a_run_is_evaluated_again_when_it_was_trained_further(tmp_path):
     step = tmp_path / 'seed0' / 'checkpoints' / 'diffusion' / '6'
     step.mkdir(parents=True)
     os.utime(step, (1, 1))
-    assert sweep_run.is_evaluated(tmp_path / 'seed0')
+    assert worker.is_evaluated(tmp_path / 'seed0')
     os.utime(step, (4e9, 4e9))
-    assert not sweep_run.is_evaluated(tmp_path / 'seed0')
+    assert not worker.is_evaluated(tmp_path / 'seed0')
 
 
 def test_bench_times_a_part():
     x = jnp.ones((300, 300))
-    quick = timing.time_part(lambda x: x + 1.0, x, repeats=3)
-    slow = timing.time_part(lambda x: jnp.linalg.matrix_power(x, 64), x, repeats=3)
+    quick = timer.time_part(lambda x: x + 1.0, x, repeats=3)
+    slow = timer.time_part(lambda x: jnp.linalg.matrix_power(x, 64), x, repeats=3)
     assert 0 < quick['milliseconds'] < slow['milliseconds']
     assert slow['compile_seconds'] > 0
 
 
 @pytest.mark.slow
 def test_bench_fluid_writes_its_table(command, tmp_path):
-    done = command('bench', 'fluid', '--shape', '16', '18', '14', '--batch', '2', '--repeats', '1',
-                   '--json', tmp_path / 'table.json', '--quick')
+    done = command(
+        'bench',
+        'fluid',
+        '--shape',
+        '16',
+        '18',
+        '14',
+        '--batch',
+        '2',
+        '--repeats',
+        '1',
+        '--json',
+        tmp_path / 'table.json',
+        '--quick',
+    )
     assert done.returncode == 0, done.stderr
     table = json.loads((tmp_path / 'table.json').read_text())
     assert table['shape'] == [16, 18, 14] and table['spacing'] == [10.0] * 3
     assert [(row['scheme'], row['border_mm']) for row in table['schemes']] == [
-        ('flow_map', 0.0), ('flow_map', 16.0), ('upwind', 0.0)]
+        ('flow_map', 0.0),
+        ('flow_map', 16.0),
+        ('upwind', 0.0),
+    ]
     for row in table['schemes']:
         assert row['milliseconds_per_volume'] > 0 and row['share_of_copy_bandwidth'] > 0
         assert 0 < row['there_and_back_error'] < 0.5 and row['right_hand_sides'] > 0
@@ -65,18 +82,23 @@ def test_bench_fluid_writes_its_table(command, tmp_path):
 
 
 def test_bench_map_times_the_map_and_its_memory(tmp_path):
-    table = timing.time_map((12, 14, 10), (1.0, 1.0, 1.0), repeats=1)
+    table = timer.time_map((12, 14, 10), (1.0, 1.0, 1.0), repeats=1)
     assert table['anomaly map, as published']['milliseconds'] > 0
     assert 0 < table['temporary_megabytes'] < 10
 
 
-@pytest.mark.parametrize(('arguments', 'message'), [
-    (['map', '--shape', '16', '18'], 'three numbers'),
-    (['fluid', '--shape', '16', '18', '1'], 'grid shape'),
-    (['fluid', '--shape=a,b'], "'a,b' must be numbers"),
-    (['fluid', '--spacing', '1', '1', '0'], 'grid spacing'),
-    (['fluid', '--shape', '4000', '4000', '4000'], 'more than 2^31 voxels'),
-    (['water'], "not 'water'"), ([], 'needs --config')])
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (['map', '--shape', '16', '18'], 'three numbers'),
+        (['fluid', '--shape', '16', '18', '1'], 'grid shape'),
+        (['fluid', '--shape=a,b'], "'a,b' must be numbers"),
+        (['fluid', '--spacing', '1', '1', '0'], 'grid spacing'),
+        (['fluid', '--shape', '4000', '4000', '4000'], 'more than 2^31 voxels'),
+        (['water'], "not 'water'"),
+        ([], 'needs --config'),
+    ],
+)
 def test_a_mistake_of_bench_is_one_line(command, arguments, message):
     done = command('bench', *arguments)
     assert done.returncode == 2 and 'Traceback' not in done.stderr, done.stderr
@@ -87,7 +109,7 @@ def test_a_mistake_of_bench_is_one_line(command, arguments, message):
 def test_bench_gives_the_share_of_a_step():
     from configs import ldm
 
-    table = timing.time_step_shares(ldm.get_config('smoke'), repeats=3)
+    table = timer.time_step_shares(ldm.get_config('smoke'), repeats=3)
     assert 0 < table['share_alone'] < 1 and len(table) == 5
 
 
@@ -95,25 +117,30 @@ def test_bench_gives_the_share_of_a_step():
 def test_bench_times_every_part_of_a_configuration():
     from configs import ldm
 
-    table = timing.time_all(ldm.get_config('smoke'), repeats=1)
+    table = timer.time_all(ldm.get_config('smoke'), repeats=1)
     assert len(table) == 5 and all(row['milliseconds'] > 0 for row in table.values())
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('pooled', [
-    {}, {'reuse': 2, 'pool': 2, 'log_every': 2, 'checkpoint_every': 2}])
+@pytest.mark.parametrize(
+    'pooled', [{}, {'reuse': 2, 'pool': 2, 'log_every': 2, 'checkpoint_every': 2}]
+)
 def test_bench_train_has_a_row_for_each_number_of_devices(tmp_path, monkeypatch, pooled):
     from configs import ldm
-    from fluidjax import train_timing
+    from fluidjax.bench import training
 
     monkeypatch.setenv('FLUIDJAX_STORE', str(tmp_path))
     config = ldm.get_config('smoke')
     config.diffusion.training.update(pooled)
-    table = train_timing.measure(config, repeats=1)
+    table = training.measure(config, repeats=1)
     assert [row['devices'] for row in table['devices']] == [1]
     assert table['devices'][0]['volumes_per_second_and_device'] > 0 and table['teraflop'] > 0
     parts = table['parts']
-    for name in (train_timing.RANDOMIZATION, 'augmentation, randomization, encoding',
-                 'U-Net, forward and backward', 'a batch from disk, meanwhile'):
+    for name in (
+        training.RANDOMIZATION,
+        'augmentation, randomization, encoding',
+        'U-Net, forward and backward',
+        'a batch from disk, meanwhile',
+    ):
         assert parts[name]['milliseconds'] > 0 and parts[name]['share'] > 0
     assert parts['waiting for it']['share'] >= 0 and table['share_of_peak'] is None

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from data_pipelines.volume_io import load_volume, save_like, strip_ending
-from fluidjax.errors import UserError
+from fluidjax.base.errors import UserError
 
 SHAPE = (6, 7, 8)
 AFFINE = np.array([[-2.0, 0, 0, 9], [0, 0, 3.0, -4], [0, -1.5, 0, 5], [0, 0, 0, 1]])  # LIA
@@ -80,8 +80,10 @@ CONTENTS = {
     'flat affine': (header_of(srow_z=[0, 0, 0, 0]) + b'1' * 1344, 'affine is singular'),
     'metres': (header_of(srow_x=[1e-3, 0, 0, 0]) + b'1' * 1344, 'voxels of 0.001 x .* metres'),
     'huge voxels': (header_of(srow_z=[0, 1e9, 0, 0]) + b'1' * 1344, 'voxels of .* which no scan'),
-    'leaning axes': (header_of(srow_x=[2, 2, 0, 0], srow_y=[0, 1e-5, 2, 0], srow_z=[1, 1, 0, 0])
-                     + b'1' * 1344, 'affine is singular'),
+    'leaning axes': (
+        header_of(srow_x=[2, 2, 0, 0], srow_y=[0, 1e-5, 2, 0], srow_z=[1, 1, 0, 0]) + b'1' * 1344,
+        'affine is singular',
+    ),
     'affine of NaN': (header_of(srow_z=[0, np.nan, 0, 0]) + b'1' * 1344, 'affine is singular'),
 }
 
@@ -110,7 +112,7 @@ def test_a_truncated_packed_file(tmp_path, name, kept):
     path = tmp_path / name
     kind = nib.MGHImage if name.endswith('mgz') else nib.Nifti1Image
     nib.save(kind(voxels((30, 30, 30)).astype(np.float32), AFFINE), path)
-    path.write_bytes(path.read_bytes()[:int(kept * path.stat().st_size) + 2])
+    path.write_bytes(path.read_bytes()[: int(kept * path.stat().st_size) + 2])
     refused(path, 'truncated|damaged')
 
 
@@ -126,10 +128,17 @@ def test_plain_bytes_under_a_packed_name(tmp_path):
     refused(path, 'not compressed.*rename it to .nii')
 
 
-@pytest.mark.parametrize('sides,code,says', [
-    ((6, 7, 8, 2), 3, '2 volumes'), ((6, 0, 8, 1), 3, 'shape'), ((6, 7, 8, 1), 9, 'data type 9'),
-    ((6, 7, 8, 1), 3, 'truncated'), ((6, 7, -8, 1), 3, 'shape'),
-    ((100_000, 100_000, 3, 1), 3, 'million voxels')])
+@pytest.mark.parametrize(
+    'sides,code,says',
+    [
+        ((6, 7, 8, 2), 3, '2 volumes'),
+        ((6, 0, 8, 1), 3, 'shape'),
+        ((6, 7, 8, 1), 9, 'data type 9'),
+        ((6, 7, 8, 1), 3, 'truncated'),
+        ((6, 7, -8, 1), 3, 'shape'),
+        ((100_000, 100_000, 3, 1), 3, 'million voxels'),
+    ],
+)
 def test_a_bad_mgh_file_is_one_line(tmp_path, sides, code, says):
     path = tmp_path / 'scan.mgh'
     path.write_bytes(struct.pack('>7i', 1, *sides, code, 0) + bytes(300))
@@ -158,8 +167,10 @@ def test_no_permission(tmp_path, monkeypatch):
     path.write_bytes(header_of() + b'1' * 1344)
     path.chmod(0)
     if os.access(path, os.R_OK):  # root may read it all the same
+
         def denied(*_):
             raise PermissionError(13, 'Permission denied')
+
         monkeypatch.setattr('builtins.open', denied)
     with pytest.raises(UserError, match='may not be read'):
         load_volume(path)
@@ -178,8 +189,10 @@ def test_analyze_is_told_from_a_pair(tmp_path):
         load_volume(tmp_path / 'new.hdr')
 
 
-@pytest.mark.parametrize('dtype', [np.int8, np.uint8, np.int16, np.uint16, np.int32, np.int64,
-                                   np.uint64, np.float32, np.float64])
+@pytest.mark.parametrize(
+    'dtype',
+    [np.int8, np.uint8, np.int16, np.uint16, np.int32, np.int64, np.uint64, np.float32, np.float64],
+)
 @pytest.mark.parametrize('kind', [nib.Nifti1Image, nib.Nifti2Image])
 def test_every_real_type_is_read(tmp_path, dtype, kind):
     data = voxels().astype(dtype)
@@ -199,8 +212,9 @@ def test_scaled_integers_and_big_endian(tmp_path):
     np.testing.assert_array_equal(load_volume(tmp_path / 'scan.nii').data, 0.5 * voxels() - 3)
 
 
-@pytest.mark.parametrize('name', ['my scan (1).nii.gz', 'Gehirn äöü 脳.nii', "it's; a & b.mgz",
-                                  'SCAN.NII.GZ'])
+@pytest.mark.parametrize(
+    'name', ['my scan (1).nii.gz', 'Gehirn äöü 脳.nii', "it's; a & b.mgz", 'SCAN.NII.GZ']
+)
 def test_any_name(tmp_path, name):
     kind = nib.MGHImage if name.endswith('mgz') else nib.Nifti1Image
     kind(voxels().astype(np.float32), AFFINE).to_filename(tmp_path / name)
@@ -212,7 +226,8 @@ def test_any_name(tmp_path, name):
 @pytest.mark.parametrize('shape', [SHAPE, (*SHAPE, 1)])
 def test_what_was_read_is_written_back_on_the_scans_own_voxels(tmp_path, name, shape):
     kind = {'mgz': nib.MGHImage, 'mgh': nib.MGHImage, 'hdr': nib.Nifti1Pair}.get(
-        name.rpartition('.')[2], nib.Nifti1Image)
+        name.rpartition('.')[2], nib.Nifti1Image
+    )
     data = voxels() if kind is nib.MGHImage else voxels(shape)  # nibabel writes no MGH of (…, 1)
     kind(data.astype(np.float32), AFFINE).to_filename(tmp_path / name)
     volume = load_volume(tmp_path / name)

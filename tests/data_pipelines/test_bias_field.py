@@ -45,8 +45,11 @@ def test_a_lesion_survives(shaded, quick):
     distance = np.linalg.norm(heads.GRID.positions() - (30, -20, 20), axis=-1)
     lesion = (distance < 20) & brain
     dark = np.where(lesion, 0.6 * data, data)
-    ratio = (dark / bias_field.estimate(dark, brain, heads.GRID.affine)
-             / np.maximum(data / bias_field.estimate(data, brain, heads.GRID.affine), 1))
+    ratio = (
+        dark
+        / bias_field.estimate(dark, brain, heads.GRID.affine)
+        / np.maximum(data / bias_field.estimate(data, brain, heads.GRID.affine), 1)
+    )
     assert np.median(ratio[lesion]) < 0.7  # 0.6 without N4
 
 

@@ -10,7 +10,7 @@ import synthetic_heads as heads
 
 from data_pipelines import brain_extraction, grids, preprocess
 from data_pipelines.volume_io import Volume, load_volume
-from fluidjax.errors import UserError
+from fluidjax.base.errors import UserError
 
 DEMO = grids.GRIDS['demo']
 REAL = [
@@ -93,21 +93,27 @@ def test_failing_tool_is_named(head, tmp_path, monkeypatch):
         brain_extraction.extract(head[0], 'hd-bet')
 
 
-@pytest.mark.parametrize('method, says', [
-    ('bet', "'bet' is unknown; choose one of auto"),
-    ('synthstrip', 'mri_synthstrip is not on PATH'),
-])
+@pytest.mark.parametrize(
+    'method, says',
+    [
+        ('bet', "'bet' is unknown; choose one of auto"),
+        ('synthstrip', 'mri_synthstrip is not on PATH'),
+    ],
+)
 def test_bad_methods(head, monkeypatch, method, says):
     monkeypatch.setenv('PATH', '')
     with pytest.raises(UserError, match=says):
         brain_extraction.extract(head[0], method)
 
 
-@pytest.mark.parametrize('mask, says', [
-    (np.ones((3, 3, 3)), 'm.nii: brain mask of shape'),
-    (np.zeros(heads.GRID.shape), 'm.nii: brain mask is empty'),
-    (np.ones(heads.GRID.shape), 'm.nii: brain mask marks every voxel'),
-])
+@pytest.mark.parametrize(
+    'mask, says',
+    [
+        (np.ones((3, 3, 3)), 'm.nii: brain mask of shape'),
+        (np.zeros(heads.GRID.shape), 'm.nii: brain mask is empty'),
+        (np.ones(heads.GRID.shape), 'm.nii: brain mask marks every voxel'),
+    ],
+)
 def test_bad_masks(head, mask, says):
     with pytest.raises(UserError, match=says):
         brain_extraction.extract(head[0], brain=Volume(mask, head[0].affine, 'm.nii'))

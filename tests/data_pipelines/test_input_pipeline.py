@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from data_pipelines import grids, input_pipeline, template_cohort
-from fluidjax.errors import UserError
+from fluidjax.base.errors import UserError
 
 
 def _take(cohort, count, **changes):

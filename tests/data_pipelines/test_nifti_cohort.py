@@ -15,7 +15,7 @@ from data_pipelines import (
     scan_folders,
     template_cohort,
 )
-from fluidjax.errors import UserError
+from fluidjax.base.errors import UserError
 
 SMOKE = grids.GRIDS['smoke']
 

@@ -8,7 +8,7 @@ import pytest
 
 from data_pipelines import grids, mni_template, preprocess, registration, resampling
 from data_pipelines.volume_io import Volume, load_volume, save_volume
-from fluidjax.errors import UserError
+from fluidjax.base.errors import UserError
 
 DEMO = grids.GRIDS['demo']
 

@@ -27,12 +27,15 @@ def test_wrong_contrast():
     assert any('wm < gm < csf' in warning and 'T1w' in warning for warning in found)
 
 
-@pytest.mark.parametrize('name, wrong', [
-    ('other_contrast/stroke_T2w.nii.gz', True),
-    ('healthy_t1w/sub-62/anat/sub-62_T1w.nii.gz', False),
-    ('pathology_t1w/sub-ms26/anat/sub-ms26_T1w.nii.gz', False),
-    ('pathology_t1w/sub-glioma6692/anat/sub-glioma6692_T1w.nii.gz', False),
-])
+@pytest.mark.parametrize(
+    'name, wrong',
+    [
+        ('other_contrast/stroke_T2w.nii.gz', True),
+        ('healthy_t1w/sub-62/anat/sub-62_T1w.nii.gz', False),
+        ('pathology_t1w/sub-ms26/anat/sub-ms26_T1w.nii.gz', False),
+        ('pathology_t1w/sub-glioma6692/anat/sub-glioma6692_T1w.nii.gz', False),
+    ],
+)
 def test_contrast_of_real_scans(shared_dir, name, wrong):
     made = preprocess.preprocess(load_volume(shared_dir / 'data' / name), DEMO)
     assert any('contrast' in warning for warning in made.warnings) is wrong
@@ -42,8 +45,10 @@ def test_low_overlap():
     scan = heads.stripped()
     far = scan.affine.copy()
     far[:3, 3] += 40.0
-    assert any('overlap with the MNI152 brain is only 0.' in warning
-               for warning in _warnings(Volume(scan.data, far, 'far.nii')))
+    assert any(
+        'overlap with the MNI152 brain is only 0.' in warning
+        for warning in _warnings(Volume(scan.data, far, 'far.nii'))
+    )
     assert not quality.overlap_warnings(0.85)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from data_pipelines.volume_io import load_volume, save_volume
-from fluidjax.errors import UserError
+from fluidjax.base.errors import UserError
 
 ROTATION = np.array([[0.96, -0.28, 0.0], [0.28, 0.96, 0.0], [0.0, 0.0, 1.0]])
 ORIENTATIONS = ['RAS', 'LAS', 'LPS', 'RSA', 'PIR', 'SAL']

@@ -12,8 +12,11 @@ import synthetic_heads as heads
 from data_pipelines import grids, preprocess, resampling, way_back
 from data_pipelines.volume_io import Volume, load_volume, save_like
 
-ORIENTATIONS = [''.join(codes) for order in itertools.permutations(('LR', 'PA', 'IS'))
-                for codes in itertools.product(*order)]
+ORIENTATIONS = [
+    ''.join(codes)
+    for order in itertools.permutations(('LR', 'PA', 'IS'))
+    for codes in itertools.product(*order)
+]
 
 
 def _rms(values):
@@ -62,7 +65,8 @@ def test_beyond_the_grid_is_nothing():
 def test_right_stays_right_in_all_48_orientations(tmp_path, mni_at_8mm, codes):
     data, affine = mni_at_8mm
     own = nib.orientations.ornt_transform(
-        nib.orientations.io_orientation(affine), nib.orientations.axcodes2ornt(codes))
+        nib.orientations.io_orientation(affine), nib.orientations.axcodes2ornt(codes)
+    )
     nib.save(nib.Nifti1Image(data, affine).as_reoriented(own), tmp_path / 'scan.nii')
     scan = load_volume(tmp_path / 'scan.nii')
     demo = grids.GRIDS['demo']

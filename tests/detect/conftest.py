@@ -20,8 +20,9 @@ class Case:
     affine: np.ndarray
 
 
-def _make_case(name: str, centre=(14, 12, 10), radius: float = 2.5,
-               spacing=(4.0, 4.0, 4.0)) -> Case:
+def _make_case(
+    name: str, centre=(14, 12, 10), radius: float = 2.5, spacing=(4.0, 4.0, 4.0)
+) -> Case:
     """A brain of one tissue (an ellipsoid) with one dark ball in it."""
     places = np.indices((20, 24, 18)).astype(float)
     middle, half = np.array([10, 12, 9]), np.array([8, 10, 7])

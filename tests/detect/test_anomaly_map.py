@@ -11,9 +11,9 @@ import pytest
 from scipy import ndimage
 from skimage.metrics import structural_similarity
 
+from fluidjax.base.errors import UserError
 from fluidjax.detect import anomaly_map
 from fluidjax.detect.anomaly_map import MapSettings
-from fluidjax.errors import UserError
 
 ONE_MM = (1.0, 1.0, 1.0)
 GOLDEN = ('anomaly_36x40x52_erode2.npz', 'anomaly_40x48x40.npz')
@@ -56,23 +56,26 @@ def test_golden_erosion_is_exact(golden):
 def test_golden_map(golden, median, key):
     settings = dataclasses.replace(published(golden), median_voxels=median)
     brain = golden['healthy'] > 0.01
-    result = anomaly_map.residual_maps(golden['orig'][None], golden['recon'][None], brain[None],
-                                       ONE_MM, settings)[0]
+    result = anomaly_map.residual_maps(
+        golden['orig'][None], golden['recon'][None], brain[None], ONE_MM, settings
+    )[0]
     np.testing.assert_allclose(result, golden[key], atol=1e-5, rtol=0)
 
 
 def test_golden_map_with_the_brain_from_the_scan(golden):
     brain = anomaly_map.brain_mask(golden['orig'], fill_holes=False)
-    result = anomaly_map.residual_maps(golden['orig'][None], golden['recon'][None], brain[None],
-                                       ONE_MM, published(golden))[0]
+    result = anomaly_map.residual_maps(
+        golden['orig'][None], golden['recon'][None], brain[None], ONE_MM, published(golden)
+    )[0]
     np.testing.assert_allclose(result, golden['anomaly_map_mask_from_orig'], atol=1e-5, rtol=0)
 
 
 def test_golden_difference_before_the_mask(golden):
     settings = MapSettings(0.0, 0.0, max_shift_voxels=2, normalise=True)
     everywhere = jnp.ones(golden['orig'].shape, bool)
-    result = anomaly_map.residual_map(jnp.asarray(golden['orig']), jnp.asarray(golden['recon']),
-                                      everywhere, ONE_MM, settings)
+    result = anomaly_map.residual_map(
+        jnp.asarray(golden['orig']), jnp.asarray(golden['recon']), everywhere, ONE_MM, settings
+    )
     np.testing.assert_allclose(result, golden['diff_norm'], atol=1e-6, rtol=0)
 
 
@@ -82,8 +85,11 @@ def test_closest_shift_equals_rolling_by_hand(volumes):
     best = None
     for shift in np.ndindex(3, 3, 3):
         moved = np.roll(other, np.array(shift) - 1, axis=(0, 1, 2))
-        best = moved if best is None else np.where(
-            np.abs(scan - moved) < np.abs(scan - best), moved, best)
+        best = (
+            moved
+            if best is None
+            else np.where(np.abs(scan - moved) < np.abs(scan - best), moved, best)
+        )
     np.testing.assert_array_equal(anomaly_map.closest_shift(scan, other, 1), best)
 
 
@@ -110,11 +116,22 @@ def test_dissimilarity_equals_scikit_image_away_from_the_border():
     scan, other = (np.float32(v / scan.max()) for v in (scan, other))
     sigma = 1.2
     found = anomaly_map.dissimilarity(
-        jnp.asarray(scan), jnp.asarray(other), jnp.ones(scan.shape, bool), (2.0, 2.0, 2.0),
-        2.0 * sigma * anomaly_map.FWHM_PER_SIGMA)
+        jnp.asarray(scan),
+        jnp.asarray(other),
+        jnp.ones(scan.shape, bool),
+        (2.0, 2.0, 2.0),
+        2.0 * sigma * anomaly_map.FWHM_PER_SIGMA,
+    )
     _, expected = structural_similarity(
-        scan, other, data_range=1.0, gaussian_weights=True, sigma=sigma, truncate=4.0,
-        use_sample_covariance=False, full=True)
+        scan,
+        other,
+        data_range=1.0,
+        gaussian_weights=True,
+        sigma=sigma,
+        truncate=4.0,
+        use_sample_covariance=False,
+        full=True,
+    )
     inner = np.s_[6:-6, 6:-6, 6:-6]
     np.testing.assert_allclose(found[inner], 0.5 - 0.5 * expected[inner], atol=2e-4)
 
@@ -140,8 +157,11 @@ def test_smoothing_width_is_fwhm_in_mm_on_every_axis():
     spacing, fwhm = (1.0, 2.0, 4.0), 10.0
     impulse = np.zeros((61, 31, 17), np.float32)
     impulse[30, 15, 8] = 1.0
-    smooth = np.asarray(anomaly_map.smooth_inside(
-        jnp.asarray(impulse), jnp.ones(impulse.shape, bool), spacing, fwhm))
+    smooth = np.asarray(
+        anomaly_map.smooth_inside(
+            jnp.asarray(impulse), jnp.ones(impulse.shape, bool), spacing, fwhm
+        )
+    )
     for axis, voxel in enumerate(spacing):
         line = smooth.sum(axis=tuple(a for a in range(3) if a != axis))
         mm = (np.arange(line.size) - line.size // 2) * voxel
@@ -165,14 +185,16 @@ def test_border_counts_as_background():
     assert eroded.sum() == 27 and eroded[1:4, 1:4, 1:4].all()
 
 
-@pytest.mark.parametrize('sign, dark, bright', [
-    ('absolute', 0.3, 0.2), ('darker', 0.3, 0.0), ('brighter', 0.0, 0.2)])
+@pytest.mark.parametrize(
+    'sign, dark, bright', [('absolute', 0.3, 0.2), ('darker', 0.3, 0.0), ('brighter', 0.0, 0.2)]
+)
 def test_sign(ball, sign, dark, bright):
     counterpart = np.where(ball, 0.5, 0.0).astype(np.float32)
     scan = counterpart.copy()
     scan[8, 11, 9], scan[12, 11, 9] = 0.2, 0.7
-    result = anomaly_map.residual_map(jnp.asarray(scan), jnp.asarray(counterpart), ball, ONE_MM,
-                                      MapSettings(0.0, 0.0, sign=sign))
+    result = anomaly_map.residual_map(
+        jnp.asarray(scan), jnp.asarray(counterpart), ball, ONE_MM, MapSettings(0.0, 0.0, sign=sign)
+    )
     assert result[8, 11, 9] == pytest.approx(dark, abs=1e-6)
     assert result[12, 11, 9] == pytest.approx(bright, abs=1e-6)
     assert np.count_nonzero(result) == (dark > 0) + (bright > 0)
@@ -181,8 +203,9 @@ def test_sign(ball, sign, dark, bright):
 def test_map_is_zero_outside_and_finite_despite_nan_in_the_background(ball):
     scan = jnp.where(ball, 0.5, jnp.nan)
     settings = MapSettings(smoothing_mm=4.0, erosion_mm=2.0)
-    result = np.asarray(anomaly_map.residual_map(scan, jnp.zeros(ball.shape), ball, ONE_MM,
-                                                 settings))
+    result = np.asarray(
+        anomaly_map.residual_map(scan, jnp.zeros(ball.shape), ball, ONE_MM, settings)
+    )
     eroded = np.asarray(anomaly_map.erode(jnp.asarray(ball), ONE_MM, 2.0))
     np.testing.assert_allclose(result[eroded], 0.5, rtol=1e-5)
     assert not result[~eroded].any() and 0 < eroded.sum() < ball.sum()
@@ -194,8 +217,13 @@ def test_jit_and_vmap_change_nothing(volumes):
     batched = anomaly_map.residual_maps(volumes, volumes[::-1], brains, ONE_MM, settings)
     for i in range(2):
         with jax.disable_jit():
-            single = anomaly_map.residual_map(jnp.asarray(volumes[i]), jnp.asarray(volumes[1 - i]),
-                                              jnp.asarray(brains[i]), ONE_MM, settings)
+            single = anomaly_map.residual_map(
+                jnp.asarray(volumes[i]),
+                jnp.asarray(volumes[1 - i]),
+                jnp.asarray(brains[i]),
+                ONE_MM,
+                settings,
+            )
         np.testing.assert_allclose(batched[i], single, atol=1e-6)
 
 
@@ -207,11 +235,17 @@ def test_brain_mask_keeps_a_black_lesion_but_not_the_background(ball):
     assert int(plain.sum()) == ball.sum() - 27
 
 
-@pytest.mark.parametrize('bad, field', [
-    ({'sign': 'dark'}, 'sign'), ({'smoothing_mm': -1.0}, 'smoothing_mm'),
-    ({'erosion_mm': float('nan')}, 'erosion_mm'), ({'median_voxels': 4}, 'median_voxels'),
-    ({'kind': 'lpips'}, 'kind'),
-    ({'ssim_mm': 0.0}, 'ssim_mm')])
+@pytest.mark.parametrize(
+    'bad, field',
+    [
+        ({'sign': 'dark'}, 'sign'),
+        ({'smoothing_mm': -1.0}, 'smoothing_mm'),
+        ({'erosion_mm': float('nan')}, 'erosion_mm'),
+        ({'median_voxels': 4}, 'median_voxels'),
+        ({'kind': 'lpips'}, 'kind'),
+        ({'ssim_mm': 0.0}, 'ssim_mm'),
+    ],
+)
 def test_bad_settings_name_the_field(bad, field):
     with pytest.raises(UserError, match=field):
         MapSettings(**({'smoothing_mm': 1.0, 'erosion_mm': 1.0} | bad))

@@ -43,14 +43,17 @@ def test_the_rates_are_kept_and_used_up(cases, kind, dtype):
         lower = healthy[healthy < threshold].max()  # the next smaller threshold exceeds the rate
         assert (healthy >= lower).mean() > per_cent / 100
     assert found['dice'] == metrics.threshold_for(
-        maps, [c.lesion for c in cases], [c.brain for c in cases])
+        maps, [c.lesion for c in cases], [c.brain for c in cases]
+    )
     if kind == 'continuous':
         assert (healthy >= found['fpr_5']).mean() == pytest.approx(0.05, abs=1 / healthy.size)
 
 
 def test_mixed_precision_does_not_exceed_the_rate(cases):
-    single, double = maps_of(cases, 'continuous', np.float32)[0], maps_of(
-        cases, 'continuous', np.float64)[1]
+    single, double = (
+        maps_of(cases, 'continuous', np.float32)[0],
+        maps_of(cases, 'continuous', np.float64)[1],
+    )
     found = thresholds([single, double], cases)
     assert (healthy_scores([single, double], cases) >= found['fpr_1']).mean() <= 0.01
 
@@ -74,9 +77,12 @@ def test_nothing_to_choose_by(cases):
     of_full, of_healthy = thresholds([scores], [full]), thresholds([scores], [healthy])
     assert of_full['dice'] == scores.min() and math.isnan(of_full['fpr_5'])
     assert math.isnan(of_healthy['dice']) and 0.9 < of_healthy['fpr_5'] < 1.0
-    for nothing in (thresholds([], []), thresholds([scores], [empty]),
-                    thresholds([scores * np.nan], [case]),
-                    thresholds([scores], [dataclasses.replace(case, lesion=None)])):
+    for nothing in (
+        thresholds([], []),
+        thresholds([scores], [empty]),
+        thresholds([scores * np.nan], [case]),
+        thresholds([scores], [dataclasses.replace(case, lesion=None)]),
+    ):
         assert len(nothing) == 4 and all(math.isnan(v) for v in nothing.values())
 
 

@@ -38,7 +38,8 @@ def test_every_point_is_exact(subjects):
         assert curve['recall'][i] == pytest.approx(found[truth].mean(), rel=1e-5)
         assert curve['fpr'][i] == pytest.approx(found[~truth].mean(), rel=1e-5)
         assert curve['dice'][i] == pytest.approx(
-            metrics.dice_at(scores, truth, np.float32(threshold)), rel=1e-5)
+            metrics.dice_at(scores, truth, np.float32(threshold)), rel=1e-5
+        )
 
 
 def test_all_points_are_those_of_scikit_learn(subjects):

@@ -10,15 +10,18 @@ import math
 import numpy as np
 import pytest
 
+from fluidjax.base.errors import UserError
 from fluidjax.detect import baselines, evaluate, metrics
 from fluidjax.detect.scores import COHORT_SCORES, SCORES, verdict
-from fluidjax.errors import UserError
 
 
 @pytest.fixture(scope='module')
 def cases(make_case):
-    return [make_case('a'), make_case('b', centre=(6, 8, 9), radius=2.0),
-            make_case('c', centre=(10, 16, 9), radius=3.5)]
+    return [
+        make_case('a'),
+        make_case('b', centre=(6, 8, 9), radius=2.0),
+        make_case('c', centre=(10, 16, 9), radius=3.5),
+    ]
 
 
 def perfect(case):
@@ -31,13 +34,26 @@ def noisy(case, seed):
 
 
 def test_a_perfect_method(cases):
-    rows = evaluate.score_method([perfect(c) for c in cases], [c.healthy for c in cases], cases,
-                                 threshold=0.01, seconds=[1.0, 2.0, 3.0])
+    rows = evaluate.score_method(
+        [perfect(c) for c in cases],
+        [c.healthy for c in cases],
+        cases,
+        threshold=0.01,
+        seconds=[1.0, 2.0, 3.0],
+    )
     assert [row['name'] for row in rows] == ['a', 'b', 'c']
     for row, case in zip(rows, cases):
         assert row['lesion_ml'] == pytest.approx(case.lesion.sum() * 0.064)
-        for score in ('dice_validated', 'dice_oracle', 'ap', 'auroc', *evaluate.LESION_SCORES,
-                      'ssim', 'ssim_outside', 'contrast_removed'):
+        for score in (
+            'dice_validated',
+            'dice_oracle',
+            'ap',
+            'auroc',
+            *evaluate.LESION_SCORES,
+            'ssim',
+            'ssim_outside',
+            'contrast_removed',
+        ):
             assert row[score] == pytest.approx(1.0), score
         assert row['fpr'] == row['l1'] == row['l1_outside'] == row['healthy_changed'] == 0.0
         assert row['psnr_outside'] == pytest.approx(metrics.MAX_PSNR)
@@ -64,8 +80,9 @@ def test_without_the_healthy_image_the_lesion_is_left_out(cases):
     case = dataclasses.replace(cases[0], healthy=None)
     repaired = np.where(case.lesion, cases[0].healthy, case.image)
     wrong = np.where(case.lesion, case.image, case.image + 0.1)
-    good, bad = (evaluate.score_method([perfect(cases[0])], [c], [case], 0.1)[0]
-                 for c in (repaired, wrong))
+    good, bad = (
+        evaluate.score_method([perfect(cases[0])], [c], [case], 0.1)[0] for c in (repaired, wrong)
+    )
     assert good['l1'] == 0.0 and good['ssim'] == pytest.approx(1.0)
     assert bad['l1'] == pytest.approx(0.1, abs=1e-6)
     assert bad['psnr'] == pytest.approx(20.0, abs=1e-3)
@@ -78,8 +95,9 @@ def test_counterparts_are_scored_outside_the_lesion_too(cases):
     case = cases[0]
     within = np.where(case.lesion, 0.0, case.healthy)  # wrong in the lesion alone
     beyond = np.where(case.lesion, case.healthy, case.image + 0.1 * case.brain)
-    inner, outer = (evaluate.score_method([perfect(case)], [c], [case], 0.1)[0]
-                    for c in (within, beyond))
+    inner, outer = (
+        evaluate.score_method([perfect(case)], [c], [case], 0.1)[0] for c in (within, beyond)
+    )
     assert inner['l1'] > 0 and inner['ssim'] < 1
     assert inner['l1_outside'] == inner['healthy_changed'] == 0.0
     assert inner['ssim_outside'] == pytest.approx(1.0)
@@ -100,12 +118,16 @@ def test_what_a_counterpart_mask_hides_is_not_the_contrast_left(cases):
     assert row['contrast_removed'] == pytest.approx(1.0)
 
 
-@pytest.mark.parametrize('name, made, expected', [
-    ('copy', lambda c: c.image, 'copies the scan'),
-    ('blank', lambda c: 0 * c.image, 'blank'),
-    ('healthy', lambda c: c.healthy, ''),
-    ('half removed', lambda c: (c.image + c.healthy) / 2, ''),
-    ('blurred copy', lambda c: 0.9 * c.image, '')])
+@pytest.mark.parametrize(
+    'name, made, expected',
+    [
+        ('copy', lambda c: c.image, 'copies the scan'),
+        ('blank', lambda c: 0 * c.image, 'blank'),
+        ('healthy', lambda c: c.healthy, ''),
+        ('half removed', lambda c: (c.image + c.healthy) / 2, ''),
+        ('blurred copy', lambda c: 0.9 * c.image, ''),
+    ],
+)
 def test_verdict(cases, name, made, expected):
     rows = evaluate.score_method([perfect(c) for c in cases], [made(c) for c in cases], cases, 0.1)
     assert verdict(evaluate.summarise(rows)) == expected
@@ -116,17 +138,20 @@ def test_verdict_without_the_healthy_image(cases):
     maps = [perfect(c) for c in cases]
     blank, copy, none = (
         evaluate.summarise(evaluate.score_method(maps, made, unknown, 0.1))
-        for made in ([0 * c.image for c in cases], [c.image for c in cases], None))
+        for made in ([0 * c.image for c in cases], [c.image for c in cases], None)
+    )
     assert verdict(blank) == 'blank'
     assert verdict(copy) == verdict(none) == verdict({}) == ''
 
 
 def test_a_subject_without_a_mask_and_a_healthy_one(cases):
     unknown = dataclasses.replace(cases[0], lesion=None)
-    healthy = dataclasses.replace(cases[0], lesion=np.zeros_like(cases[0].lesion),
-                                  image=cases[0].healthy)
-    rows = evaluate.score_method([perfect(cases[0])] * 2, [cases[0].healthy] * 2,
-                                 [unknown, healthy], 0.1, 1.0)
+    healthy = dataclasses.replace(
+        cases[0], lesion=np.zeros_like(cases[0].lesion), image=cases[0].healthy
+    )
+    rows = evaluate.score_method(
+        [perfect(cases[0])] * 2, [cases[0].healthy] * 2, [unknown, healthy], 0.1, 1.0
+    )
     assert all(rows[0][s] is None for s in SCORES if s not in (*COHORT_SCORES, 'seconds'))
     assert rows[0]['lesion_ml'] is None and rows[0]['seconds'] == 1.0
     assert rows[1]['lesion_ml'] == 0.0 and rows[1]['dice_validated'] is None
@@ -171,8 +196,10 @@ def test_bootstrap_of_few():
 def test_global_dice_is_the_best_pooled_dice(cases):
     maps = [noisy(c, i) for i, c in enumerate(cases)]
     entry = evaluate.global_dice(maps, cases)
-    pooled = metrics.best_dice(np.concatenate([m[c.brain] for m, c in zip(maps, cases)]),
-                               np.concatenate([c.lesion[c.brain] for c in cases]))[0]
+    pooled = metrics.best_dice(
+        np.concatenate([m[c.brain] for m, c in zip(maps, cases)]),
+        np.concatenate([c.lesion[c.brain] for c in cases]),
+    )[0]
     assert entry['mean'] == pytest.approx(pooled, abs=1e-12)
     assert entry['ci_low'] <= pooled <= entry['ci_high'] and entry['n'] == 3
     assert entry == evaluate.global_dice(maps, cases)
@@ -200,7 +227,7 @@ def test_sensitivity_counts_the_false_regions_of_the_cohort(cases):
     maps[0] = np.zeros_like(maps[0])
     for one in maps:
         for place in ((10, 5, 9), (10, 18, 9), (4, 12, 9)):
-            one[place[0]:place[0] + 2, place[1], place[2]] = 2.0
+            one[place[0] : place[0] + 2, place[1], place[2]] = 2.0
     entry = evaluate.sensitivity_at_fp(maps, cases)
     assert entry['mean'] == entry['ci_low'] == entry['ci_high'] == 0.0  # three a scan: never 1
     entry = evaluate.sensitivity_at_fp(maps, cases, false_per_scan=3.0)
@@ -227,8 +254,7 @@ def test_sensitivity_of_what_cannot_be_scored(cases):
     assert evaluate.sensitivity_at_fp([maps[0] * np.nan], [case]) == nothing
     assert evaluate.sensitivity_at_fp([], []) == nothing
     assert evaluate.sensitivity_at_fp(maps, [case]) == nothing | {'mean': 1.0, 'n': 1}
-    mixed = evaluate.sensitivity_at_fp(
-        [maps[0], maps[0] * np.nan, maps[0]], [case, case, unknown])
+    mixed = evaluate.sensitivity_at_fp([maps[0], maps[0] * np.nan, maps[0]], [case, case, unknown])
     assert mixed == nothing | {'mean': 1.0, 'n': 1}
     # Resamples of healthy subjects alone have no sensitivity and do not pull the interval to 0.
     both = evaluate.sensitivity_at_fp([*maps, 0 * maps[0]], [case, healthy])
@@ -264,7 +290,10 @@ def test_rows_by_size():
     rows = [{'name': str(v), 'lesion_ml': v, 'ap': v} for v in sizes]
     strata = evaluate.by_size(rows)
     assert {name: [row['lesion_ml'] for row in chosen] for name, chosen in strata.items()} == {
-        'below 10 ml': [0.1, 9.99], '10 to 50 ml': [10.0, 49.0], 'above 50 ml': [50.0, 300.0]}
+        'below 10 ml': [0.1, 9.99],
+        '10 to 50 ml': [10.0, 49.0],
+        'above 50 ml': [50.0, 300.0],
+    }
     assert list(evaluate.by_size([], (2.5,))) == ['below 2.5 ml', 'above 2.5 ml']
     summary = evaluate.summarise_by_size(rows[:3])
     assert summary['below 10 ml']['ap'] == evaluate.bootstrap_mean([0.1, 9.99])
@@ -288,9 +317,26 @@ def test_metrics_json(tmp_path, cases):
     evaluate.write_metrics(path, {'simulated': {'conddiff': summary}})
     read = json.loads(path.read_text())['simulated']['conddiff']
     assert list(read) == [
-        'dice_validated', 'dice_global', 'dice_oracle', 'ap', 'auroc', 'fpr', 'lesion_f1',
-        'lesion_precision', 'lesion_recall', 'sensitivity_1fp', 'l1', 'psnr', 'ssim', 'l1_outside',
-        'psnr_outside', 'ssim_outside', 'contrast_removed', 'healthy_changed', 'seconds']
+        'dice_validated',
+        'dice_global',
+        'dice_oracle',
+        'ap',
+        'auroc',
+        'fpr',
+        'lesion_f1',
+        'lesion_precision',
+        'lesion_recall',
+        'sensitivity_1fp',
+        'l1',
+        'psnr',
+        'ssim',
+        'l1_outside',
+        'psnr_outside',
+        'ssim_outside',
+        'contrast_removed',
+        'healthy_changed',
+        'seconds',
+    ]
     assert all(set(entry) == {'mean', 'ci_low', 'ci_high', 'n'} for entry in read.values())
     assert read['l1']['mean'] is None and read['ap']['mean'] == 1.0
     assert [p.name for p in path.parent.iterdir()] == ['metrics.json']

@@ -90,10 +90,12 @@ def test_sweep_counts_equal_the_counts_one_by_one():
     truth = region & (rng.random(region.shape) < 0.02)
     scores = rng.random(region.shape) + truth
     thresholds = [0.2, 0.9, 1.1, 1.5, 3.0]
-    counts = lesions.sweep_counts(scores, truth, region, thresholds, 1.0, min_lesion_ml=2.0,
-                                  min_hit_share=0.3)
-    alone = [lesions.lesion_counts((scores >= t) & region, truth, 1.0, 2.0, 0.3)
-             for t in thresholds]
+    counts = lesions.sweep_counts(
+        scores, truth, region, thresholds, 1.0, min_lesion_ml=2.0, min_hit_share=0.3
+    )
+    alone = [
+        lesions.lesion_counts((scores >= t) & region, truth, 1.0, 2.0, 0.3) for t in thresholds
+    ]
     np.testing.assert_array_equal(counts, alone)
     assert counts[:, 2].max() > 0 and counts[:, 0].max() > 0
     nowhere = lesions.sweep_counts(scores, truth, region & ~region, thresholds, 1.0)

@@ -34,12 +34,15 @@ def test_voxel_scores_agree_with_scikit_learn(sample):
     assert dice == pytest.approx(f1.max(), abs=1e-6)
     assert f1[np.flatnonzero(thresholds == threshold)[0]] == pytest.approx(dice, abs=1e-6)
     assert metrics.dice_at(scores, truth, 0.7, region) == pytest.approx(
-        f1_score(t, s >= 0.7), abs=1e-6)
+        f1_score(t, s >= 0.7), abs=1e-6
+    )
     assert metrics.average_precision(scores, truth, region) == pytest.approx(
-        average_precision_score(t, s), abs=1e-6)
+        average_precision_score(t, s), abs=1e-6
+    )
     assert metrics.auroc(scores, truth, region) == pytest.approx(roc_auc_score(t, s), abs=1e-6)
     assert metrics.false_positive_rate(scores, truth, 0.7, region) == pytest.approx(
-        ((s >= 0.7) & ~t).sum() / (~t).sum(), abs=1e-12)
+        ((s >= 0.7) & ~t).sum() / (~t).sum(), abs=1e-12
+    )
 
 
 def test_best_dice_is_reached_at_its_threshold(sample):
@@ -59,9 +62,11 @@ def test_golden_scores(golden_dir, name):
     assert metrics.auroc(*pair) == pytest.approx(float(golden['AUC']), abs=1e-9)
     above = np.nextafter(np.float32(threshold), np.float32(2))  # the published FPR is strict
     assert metrics.false_positive_rate(*pair, above) == pytest.approx(
-        float(golden['FPR']), abs=1e-12)
+        float(golden['FPR']), abs=1e-12
+    )
     assert metrics.dice_at(*pair, above) == pytest.approx(
-        float(golden['dice_strict_gt']), abs=1e-12)
+        float(golden['dice_strict_gt']), abs=1e-12
+    )
 
 
 def test_no_true_voxel():
@@ -138,6 +143,7 @@ def test_image_scores():
 
 def test_ssim_equals_scikit_image_and_cropping_changes_nothing():
     from skimage.metrics import structural_similarity
+
     rng = np.random.default_rng(2)
     image = ndimage.gaussian_filter(rng.random((30, 28, 26)), 1.0)
     other = image + 0.1 * rng.random(image.shape)
@@ -156,8 +162,9 @@ def test_contrast_removed():
     scan = np.where(lesion, 0.2, healthy)
     half = np.where(lesion, 0.4, 9.0)  # what lies outside the lesion does not matter
     worse = np.where(lesion, 0.0, healthy)
-    removed = [metrics.contrast_removed(c, scan, healthy, lesion)
-               for c in (healthy, half, scan, worse)]
+    removed = [
+        metrics.contrast_removed(c, scan, healthy, lesion) for c in (healthy, half, scan, worse)
+    ]
     assert removed == pytest.approx([1.0, 0.5, 0.0, -0.5])
     assert math.isnan(metrics.contrast_removed(half, healthy, healthy, lesion))
     assert math.isnan(metrics.contrast_removed(half, healthy + 1e-5, healthy, lesion))

@@ -31,10 +31,17 @@ def marked(place) -> np.ndarray:
 
 
 # A marker at the right, front or top end of the brain, and where it must be seen.
-@pytest.mark.parametrize('plane, place, up, across', [
-    (slices.AXIAL, (9, 2, 4), 'bottom', 'right'), (slices.AXIAL, (1, 12, 4), 'top', 'left'),
-    (slices.CORONAL, (8, 7, 7), 'top', 'right'), (slices.CORONAL, (1, 7, 1), 'bottom', 'left'),
-    (slices.SAGITTAL, (5, 13, 1), 'bottom', 'right'), (slices.SAGITTAL, (5, 1, 7), 'top', 'left')])
+@pytest.mark.parametrize(
+    'plane, place, up, across',
+    [
+        (slices.AXIAL, (9, 2, 4), 'bottom', 'right'),
+        (slices.AXIAL, (1, 12, 4), 'top', 'left'),
+        (slices.CORONAL, (8, 7, 7), 'top', 'right'),
+        (slices.CORONAL, (1, 7, 1), 'bottom', 'left'),
+        (slices.SAGITTAL, (5, 13, 1), 'bottom', 'right'),
+        (slices.SAGITTAL, (5, 1, 7), 'top', 'left'),
+    ],
+)
 def test_a_marker_is_seen_where_it_is(plane, place, up, across):
     section = slices.cut(marked(place), plane, place)
     assert section.shape == (SHAPE[plane.up], SHAPE[plane.across])
@@ -90,9 +97,14 @@ def test_the_outline_runs_along_the_border_of_the_mask():
     figures.draw_outline(axes, mask, slices.AXIAL, view, 'red')
     [lines] = axes.collections
     edges = {tuple(map(tuple, np.sort(segment, axis=0))) for segment in lines.get_segments()}
-    assert edges == {((2.5, 4.5), (2.5, 5.5)), ((4.5, 4.5), (4.5, 5.5)),
-                     ((2.5, 4.5), (3.5, 4.5)), ((3.5, 4.5), (4.5, 4.5)),
-                     ((2.5, 5.5), (3.5, 5.5)), ((3.5, 5.5), (4.5, 5.5))}
+    assert edges == {
+        ((2.5, 4.5), (2.5, 5.5)),
+        ((4.5, 4.5), (4.5, 5.5)),
+        ((2.5, 4.5), (3.5, 4.5)),
+        ((3.5, 4.5), (4.5, 4.5)),
+        ((2.5, 5.5), (3.5, 5.5)),
+        ((3.5, 5.5), (4.5, 5.5)),
+    }
 
 
 @pytest.fixture(scope='module')
@@ -101,8 +113,10 @@ def panels(make_case):
     unknown = dataclasses.replace(make_case('sub-02'), lesion=None, healthy=None)
     residual = np.abs(case.image - case.healthy)
     strip = {'autoencoder': residual / 2, 'threshold': 1 - case.image}
-    return [Panel('simulated & small', 'conddiff', case, case.healthy, residual, 0.1, strip),
-            Panel('simulated & small', 'conddiff', unknown, None, residual * np.nan, None)]
+    return [
+        Panel('simulated & small', 'conddiff', case, case.healthy, residual, 0.1, strip),
+        Panel('simulated & small', 'conddiff', unknown, None, residual * np.nan, None),
+    ]
 
 
 @pytest.fixture(scope='module')
@@ -115,18 +129,35 @@ def report(tmp_path_factory, panels):
         results[method] = evaluate.summarise(scored)
         rows += [row | {'method': method, 'cohort': 'simulated & small'} for row in scored]
         curves[method] = curves_of([m * factor for m in maps], [s.lesion for s in subjects])
-    write_report(path, 'A <title>', {'a': {'rate': 1e-4}, 'grid': (40, 48, 40)},
-                 {'simulated & small': results}, rows, panels,
-                 {'conddiff': 0.125, 'threshold': None}, {'seed': '<7>'},
-                 curves={'simulated & small': curves},
-                 verdicts={'simulated & small': {'threshold': 'blank <', 'mean brain': ''}})
+    write_report(
+        path,
+        'A <title>',
+        {'a': {'rate': 1e-4}, 'grid': (40, 48, 40)},
+        {'simulated & small': results},
+        rows,
+        panels,
+        {'conddiff': 0.125, 'threshold': None},
+        {'seed': '<7>'},
+        curves={'simulated & small': curves},
+        verdicts={'simulated & small': {'threshold': 'blank <', 'mean brain': ''}},
+    )
     return path.read_text()
 
 
 def test_the_report_holds_every_method_and_subject(report):
-    for text in ('conddiff', 'mean brain', 'threshold', 'autoencoder', 'sub-&lt;01&gt;', 'sub-02',
-                 'A &lt;title&gt;', '&lt;7&gt;', 'simulated &amp; small', '0.12500',
-                 '&quot;rate&quot;: 0.0001'):
+    for text in (
+        'conddiff',
+        'mean brain',
+        'threshold',
+        'autoencoder',
+        'sub-&lt;01&gt;',
+        'sub-02',
+        'A &lt;title&gt;',
+        '&lt;7&gt;',
+        'simulated &amp; small',
+        '0.12500',
+        '&quot;rate&quot;: 0.0001',
+    ):
         assert text in report, text
     for score in SCORES.values():
         assert score.label in report
@@ -174,8 +205,11 @@ def test_the_best_of_a_column_is_bold(report):
 
 
 def test_best_methods():
-    methods = {'a': {'ap': {'mean': 0.2}, 'fpr': {'mean': 0.2}, 'seconds': {'mean': 1.0}},
-               'b': {'ap': {'mean': 0.3}, 'fpr': {'mean': 0.3}}, 'c': {'ap': {'mean': None}}}
+    methods = {
+        'a': {'ap': {'mean': 0.2}, 'fpr': {'mean': 0.2}, 'seconds': {'mean': 1.0}},
+        'b': {'ap': {'mean': 0.3}, 'fpr': {'mean': 0.3}},
+        'c': {'ap': {'mean': None}},
+    }
     assert best_methods(methods, 'ap') == {'b'} and best_methods(methods, 'fpr') == {'a'}
     assert best_methods(methods, 'seconds') == set() and best_methods(methods, 'l1') == set()
 
@@ -183,12 +217,12 @@ def test_best_methods():
 def test_subject_figure_shows_the_lesion(panels):
     picture = pixels(figures.subject_figure(panels[0], scale=0.5))
     height, width = picture.shape[:2]
-    truth = np.array([0x19, 0xc8, 0xff])
+    truth = np.array([0x19, 0xC8, 0xFF])
     near = np.abs(picture - truth).sum(axis=2) < 60
-    rows, columns = np.nonzero(near[:int(height * 0.93)])  # without the legend
+    rows, columns = np.nonzero(near[: int(height * 0.93)])  # without the legend
     assert rows.size > 30 and columns.min() > width * 0.7  # in the last column alone
     unmarked = pixels(figures.subject_figure(panels[1]))
-    assert not (np.abs(unmarked - truth).sum(axis=2) < 60)[:int(height * 0.93)].any()
+    assert not (np.abs(unmarked - truth).sum(axis=2) < 60)[: int(height * 0.93)].any()
 
 
 def test_maps_of_all_subjects_share_a_scale(panels):

@@ -24,17 +24,37 @@ from fluidjax.detect.curves import curves_of
 from fluidjax.detect.figures import Panel
 from fluidjax.detect.report import write_report
 
-CHROMIUM = next(filter(None, map(shutil.which, (
-    'chromium', 'chromium-browser', 'google-chrome', 'google-chrome-stable'))), None)
-FLAGS = ('--headless=new', '--no-sandbox', '--disable-dev-shm-usage', '--disable-gpu-sandbox',
-         '--use-angle=swiftshader', '--enable-unsafe-swiftshader', '--window-size=1280,900',
-         '--host-resolver-rules=MAP * ~NOTFOUND', '--no-first-run', '--disable-extensions',
-         '--disable-background-networking', '--disable-component-update', '--mute-audio',
-         '--hide-scrollbars')
+CHROMIUM = next(
+    filter(
+        None,
+        map(
+            shutil.which, ('chromium', 'chromium-browser', 'google-chrome', 'google-chrome-stable')
+        ),
+    ),
+    None,
+)
+FLAGS = (
+    '--headless=new',
+    '--no-sandbox',
+    '--disable-dev-shm-usage',
+    '--disable-gpu-sandbox',
+    '--use-angle=swiftshader',
+    '--enable-unsafe-swiftshader',
+    '--window-size=1280,900',
+    '--host-resolver-rules=MAP * ~NOTFOUND',
+    '--no-first-run',
+    '--disable-extensions',
+    '--disable-background-networking',
+    '--disable-component-update',
+    '--mute-audio',
+    '--hide-scrollbars',
+)
 # The protocol's pipes must be the file descriptors 3 and 4.
-LAUNCH = ('import fcntl, os, sys; '
-          'r, w = (fcntl.fcntl(int(fd), fcntl.F_DUPFD, 10) for fd in sys.argv[1:3]); '
-          'os.dup2(r, 3); os.dup2(w, 4); os.execv(sys.argv[3], sys.argv[3:])')
+LAUNCH = (
+    'import fcntl, os, sys; '
+    'r, w = (fcntl.fcntl(int(fd), fcntl.F_DUPFD, 10) for fd in sys.argv[1:3]); '
+    'os.dup2(r, 3); os.dup2(w, 4); os.execv(sys.argv[3], sys.argv[3:])'
+)
 
 
 def nifti_of(data: dict, name: str) -> nib.Nifti1Image:
@@ -53,13 +73,17 @@ def test_volumes_keep_their_place_in_the_world(panel):
     data = viewer.subject_data(panel, 0.5)
     lesion = nifti_of(data, 'lesion')
     assert lesion.shape < panel.subject.image.shape  # cropped to the brain
-    for volume, affine in ((lesion.get_fdata(), lesion.affine),
-                           (panel.subject.lesion, panel.subject.affine)):
+    for volume, affine in (
+        (lesion.get_fdata(), lesion.affine),
+        (panel.subject.lesion, panel.subject.affine),
+    ):
         centre = affine @ [*np.argwhere(volume).mean(axis=0), 1]
         np.testing.assert_allclose(centre[:3], [-15, 6.5, 18], atol=3)
     np.testing.assert_allclose(
         lesion.affine @ [*np.argwhere(lesion.get_fdata()).mean(axis=0), 1],
-        panel.subject.affine @ [*np.argwhere(panel.subject.lesion).mean(axis=0), 1], atol=1e-4)
+        panel.subject.affine @ [*np.argwhere(panel.subject.lesion).mean(axis=0), 1],
+        atol=1e-4,
+    )
 
 
 def test_volumes_keep_their_values(panel):
@@ -83,8 +107,12 @@ def test_the_threshold_marks_the_same_voxels_in_8_bits(threshold):
 def test_a_map_without_a_threshold_or_a_number_is_shown_all_the_same(panel):
     for threshold in (None, float('nan'), 0.0, -1.0):
         assert viewer.map_step(0.5, threshold) == (0.5 / 255, 127)
-    empty = dataclasses.replace(panel, anomaly_map=panel.anomaly_map * np.nan, counterpart=None,
-                                subject=dataclasses.replace(panel.subject, lesion=None))
+    empty = dataclasses.replace(
+        panel,
+        anomaly_map=panel.anomaly_map * np.nan,
+        counterpart=None,
+        subject=dataclasses.replace(panel.subject, lesion=None),
+    )
     data = viewer.subject_data(empty, 1.0)
     assert 'counterpart' not in data and 'lesion' not in data
     assert not nifti_of(data, 'map').get_fdata().any()
@@ -115,9 +143,21 @@ class Browser:
         self._in, to_us = os.pipe()
         os.set_blocking(self._in, True)
         self._process = subprocess.Popen(
-            [sys.executable, '-c', LAUNCH, str(from_us), str(to_us), CHROMIUM, *flags,
-             f'--user-data-dir={profile}', '--remote-debugging-pipe'],
-            pass_fds=(from_us, to_us), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            [
+                sys.executable,
+                '-c',
+                LAUNCH,
+                str(from_us),
+                str(to_us),
+                CHROMIUM,
+                *flags,
+                f'--user-data-dir={profile}',
+                '--remote-debugging-pipe',
+            ],
+            pass_fds=(from_us, to_us),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         os.close(from_us)
         os.close(to_us)
         self._buffer, self._number, self._session = b'', 0, None
@@ -157,8 +197,9 @@ class Browser:
 
     def open(self, path):
         target = self.call('Target.createTarget', url='about:blank')['targetId']
-        self._session = self.call('Target.attachToTarget', targetId=target,
-                                  flatten=True)['sessionId']
+        self._session = self.call('Target.attachToTarget', targetId=target, flatten=True)[
+            'sessionId'
+        ]
         for domain in ('Page', 'Runtime', 'Log', 'Network'):
             self.call(f'{domain}.enable')
         self.call('Page.navigate', url=path.as_uri())
@@ -166,8 +207,9 @@ class Browser:
 
     def run(self, script: str):
         """The value of an expression in the page."""
-        answer = self.call('Runtime.evaluate', expression=script, returnByValue=True,
-                           awaitPromise=True)
+        answer = self.call(
+            'Runtime.evaluate', expression=script, returnByValue=True, awaitPromise=True
+        )
         assert 'exceptionDetails' not in answer, answer
         return answer['result'].get('value')
 
@@ -180,9 +222,11 @@ class Browser:
     def picture(self, element: str) -> np.ndarray:
         """RGB pixels of an element."""
         self.run(f'document.querySelector("{element}").scrollIntoView()')
-        clip = self.run(f'(() => {{ const r = document.querySelector("{element}")'
-                        '.getBoundingClientRect(); return {x: r.x + scrollX, y: r.y + scrollY, '
-                        'width: r.width, height: r.height, scale: 1} })()')
+        clip = self.run(
+            f'(() => {{ const r = document.querySelector("{element}")'
+            '.getBoundingClientRect(); return {x: r.x + scrollX, y: r.y + scrollY, '
+            'width: r.width, height: r.height, scale: 1} })()'
+        )
         data = self.call('Page.captureScreenshot', clip=clip, captureBeyondViewport=True)['data']
         return np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert('RGB')).astype(int)
 
@@ -197,18 +241,35 @@ class Browser:
 @pytest.fixture(scope='module')
 def report(tmp_path_factory, panel):
     path = tmp_path_factory.mktemp('report') / 'report.html'
-    other = dataclasses.replace(panel, subject=dataclasses.replace(
-        panel.subject, name='sub-02', lesion=None), counterpart=None, threshold=None)
-    maps = {'ldm': panel.anomaly_map, 'blank': panel.anomaly_map * 0,
-            'half': np.where(panel.subject.lesion, panel.anomaly_map, panel.subject.image)}
+    other = dataclasses.replace(
+        panel,
+        subject=dataclasses.replace(panel.subject, name='sub-02', lesion=None),
+        counterpart=None,
+        threshold=None,
+    )
+    maps = {
+        'ldm': panel.anomaly_map,
+        'blank': panel.anomaly_map * 0,
+        'half': np.where(panel.subject.lesion, panel.anomaly_map, panel.subject.image),
+    }
     scores, curves = {}, {}
     for method, one in maps.items():
         scores[method] = evaluate.summarise(
-            evaluate.score_method([one], None, [panel.subject], 0.1, 0.5))
+            evaluate.score_method([one], None, [panel.subject], 0.1, 0.5)
+        )
         curves[method] = curves_of([one], [panel.subject.lesion], [panel.subject.brain])
     scores['undefined'] = {}
-    write_report(path, 'title', {'a': 1}, {'embedded': scores}, [], [panel, other], {'ldm': 0.1},
-                 curves={'embedded': curves}, verdicts={'embedded': {'blank': 'blank'}})
+    write_report(
+        path,
+        'title',
+        {'a': 1},
+        {'embedded': scores},
+        [],
+        [panel, other],
+        {'ldm': 0.1},
+        curves={'embedded': curves},
+        verdicts={'embedded': {'blank': 'blank'}},
+    )
     return path
 
 
@@ -233,13 +294,15 @@ def near(picture: np.ndarray, colour) -> np.ndarray:
 
 
 def set_value(browser, name: str, value) -> None:
-    browser.run(f'(() => {{ const e = document.getElementById("viewer-{name}"); '
-                f'e.{"checked" if isinstance(value, bool) else "value"} = {json.dumps(value)}; '
-                'e.dispatchEvent(new Event("input")); e.dispatchEvent(new Event("change")) })()')
+    browser.run(
+        f'(() => {{ const e = document.getElementById("viewer-{name}"); '
+        f'e.{"checked" if isinstance(value, bool) else "value"} = {json.dumps(value)}; '
+        'e.dispatchEvent(new Event("input")); e.dispatchEvent(new Event("change")) })()'
+    )
 
 
 def test_a_click_on_a_header_sorts(browser):
-    column = ('[...document.querySelectorAll("h2 ~ .scroll table")][0].tBodies[0].rows')
+    column = '[...document.querySelectorAll("h2 ~ .scroll table")][0].tBodies[0].rows'
     names = f'[...{column}].map(row => row.cells[0].firstChild.textContent)'
     click = '[...document.querySelectorAll("th[data-better]")].find(e => e.textContent === "AP")'
     start = browser.run(names)
@@ -266,7 +329,7 @@ def test_the_slices_are_drawn_the_right_way_round(browser):
     assert gaps.size >= 2  # three planes beside each other
     places = np.unique(columns)
     axial = columns <= places[gaps[0]]
-    lesion_rows, lesion_columns = np.nonzero(outline[:, :places[gaps[0]] + 1])
+    lesion_rows, lesion_columns = np.nonzero(outline[:, : places[gaps[0]] + 1])
     assert lesion_columns.mean() < columns[axial].mean()  # left
     assert lesion_rows.mean() < rows[axial].mean()  # front
 
@@ -280,7 +343,8 @@ def test_the_wheel_scrolls_and_a_click_moves(browser):
     browser.run('document.getElementById("viewer").scrollIntoView()')
     x, y, width = browser.run(
         '(() => { const r = document.getElementById("viewer-canvas").getBoundingClientRect(); '
-        'return [r.x, r.y, r.width] })()')
+        'return [r.x, r.y, r.width] })()'
+    )
     where = {'x': x + 0.2 * width, 'y': y + 150}
     start = place()
     for kind in ('mousePressed', 'mouseReleased'):  # to the middle of the axial plane
@@ -288,8 +352,9 @@ def test_the_wheel_scrolls_and_a_click_moves(browser):
     clicked = place()
     assert clicked[0] > start[0] and clicked[2] == start[2]
     browser.call('Input.dispatchMouseEvent', type='mouseWheel', deltaX=0, deltaY=-100, **where)
-    browser.wait('!document.getElementById("viewer-place").textContent.includes('
-                 f'" {clicked[2]} mm")', 5)
+    browser.wait(
+        f'!document.getElementById("viewer-place").textContent.includes(" {clicked[2]} mm")', 5
+    )
     moved = np.abs(place() - clicked)
     assert moved[2] >= 3 and moved[:2].max() < 3  # it steps to a voxel's centre
 
@@ -297,7 +362,7 @@ def test_the_wheel_scrolls_and_a_click_moves(browser):
 def test_the_controls_change_what_is_drawn(browser):
     def slices():
         picture = browser.picture('#viewer-canvas')
-        return picture[:int(0.84 * len(picture))]  # without the bar of the map's colours
+        return picture[: int(0.84 * len(picture))]  # without the bar of the map's colours
 
     def hot(picture):
         return int((picture[..., 0] - picture[..., 2] > 80).sum())
@@ -327,7 +392,8 @@ def test_nothing_is_loaded_and_nothing_goes_wrong(browser, report):
     assert browser.problems == []
     assert browser.requests and all(
         url.startswith(('data:', 'blob:')) or url == report.as_uri()[:80]
-        for url in browser.requests), browser.requests
+        for url in browser.requests
+    ), browser.requests
 
 
 def test_without_webgl_the_pictures_are_there(tmp_path, report):
@@ -338,7 +404,8 @@ def test_without_webgl_the_pictures_are_there(tmp_path, report):
         browser.open(report)
         assert browser.run('document.getElementById("viewer").hidden')
         assert browser.run('document.getElementById("viewer-note").textContent').startswith(
-            'The slice viewer needs')
+            'The slice viewer needs'
+        )
         assert browser.run('[...document.images].every(i => i.complete && i.naturalWidth > 0)')
         assert browser.problems == []
     finally:

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fluidjax.base.errors import UserError
 from fluidjax.diffusion import linear_schedule, losses
 from fluidjax.diffusion import schedule as sch
-from fluidjax.errors import UserError
 
 SCHEDULE = linear_schedule(1000)
 STEPS = jnp.array([0, 40, 400, 999])  # SNR 9999, 94, 0.2, 0.00004
@@ -19,17 +19,20 @@ def sample(seed, shape=(4, 3, 4, 5, 2)):
     return jax.random.normal(jax.random.key(seed), shape)
 
 
-@pytest.mark.parametrize('prediction,weight', [
-    ('eps', lambda snr, gamma: min(snr, gamma) / snr),
-    ('v', lambda snr, gamma: min(snr, gamma) / (snr + 1.0)),
-    ('x0', lambda snr, gamma: min(snr, gamma)),
-])
+@pytest.mark.parametrize(
+    'prediction,weight',
+    [
+        ('eps', lambda snr, gamma: min(snr, gamma) / snr),
+        ('v', lambda snr, gamma: min(snr, gamma) / (snr + 1.0)),
+        ('x0', lambda snr, gamma: min(snr, gamma)),
+    ],
+)
 @pytest.mark.parametrize('gamma', [1.0, 5.0])
 def test_min_snr_weights_are_the_papers(prediction, weight, gamma):
     weights = losses.min_snr_weights(SCHEDULE, prediction, gamma)
     assert weights.shape == (1000,)
     for t in (0, 10, 200, 500, 999):
-        abar = np.prod(1.0 - SCHEDULE.betas[:t + 1])
+        abar = np.prod(1.0 - SCHEDULE.betas[: t + 1])
         np.testing.assert_allclose(weights[t], weight(abar / (1.0 - abar), gamma), rtol=1e-9)
 
 
@@ -52,13 +55,16 @@ def test_min_snr_leaves_the_bound_alone():
     x0, eps = sample(3), sample(4)
     x_t = sch.q_sample(SCHEDULE, x0, STEPS, eps)
     output = jnp.concatenate([0.5 * eps, sample(5)], axis=-1)
-    plain, weighted = (losses.denoising_loss(
-        SCHEDULE, 'eps', output, x0, x_t, STEPS, eps, min_snr=gamma) for gamma in (0.0, 5.0))
+    plain, weighted = (
+        losses.denoising_loss(SCHEDULE, 'eps', output, x0, x_t, STEPS, eps, min_snr=gamma)
+        for gamma in (0.0, 5.0)
+    )
     np.testing.assert_array_equal(plain['vb'], weighted['vb'])
     np.testing.assert_allclose(plain['loss'], plain['mse'] + plain['vb'], rtol=1e-6)
     share = (weighted['loss'] - weighted['vb']) / weighted['mse']
     np.testing.assert_allclose(
-        share, np.minimum(SCHEDULE.snr, 5.0)[STEPS] / SCHEDULE.snr[STEPS], rtol=1e-3, atol=1e-4)
+        share, np.minimum(SCHEDULE.snr, 5.0)[STEPS] / SCHEDULE.snr[STEPS], rtol=1e-3, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize('prediction', sch.PREDICTIONS)
@@ -70,7 +76,8 @@ def test_the_bound_is_zero_at_the_posterior_and_right_beside_it(prediction):
 
     def bound(v):
         return losses.variational_bound(
-            SCHEDULE, prediction, output, jnp.full_like(x0, v), x0, x_t, t)
+            SCHEDULE, prediction, output, jnp.full_like(x0, v), x0, x_t, t
+        )
 
     np.testing.assert_allclose(bound(-1.0), np.zeros(4), atol=2e-5)
     ratio = np.asarray(SCHEDULE.posterior_variance / SCHEDULE.betas)[t]
@@ -87,7 +94,8 @@ def test_gradients_are_finite_at_both_ends(prediction):
     @jax.grad
     def gradient(output):
         terms = losses.denoising_loss(
-            SCHEDULE, prediction, output, x0, x_t, STEPS, eps, min_snr=5.0)
+            SCHEDULE, prediction, output, x0, x_t, STEPS, eps, min_snr=5.0
+        )
         return terms['loss'].sum()
 
     for scale in (0.0, 1.0, 10.0):
@@ -96,8 +104,10 @@ def test_gradients_are_finite_at_both_ends(prediction):
         assert jnp.all(jnp.abs(grads).max((1, 2, 3, 4)) > 0)
 
 
-@pytest.mark.parametrize('arguments,says', [
-    (('eps', 0.0), 'min_snr'), (('v', -1.0), 'min_snr'), (('noise', 5.0), 'prediction')])
+@pytest.mark.parametrize(
+    'arguments,says',
+    [(('eps', 0.0), 'min_snr'), (('v', -1.0), 'min_snr'), (('noise', 5.0), 'prediction')],
+)
 def test_mistakes_get_one_line(arguments, says):
     with pytest.raises(UserError, match=says) as error:
         losses.min_snr_weights(SCHEDULE, *arguments)

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fluidjax.base.errors import UserError
 from fluidjax.diffusion import linear_schedule, losses, samplers
 from fluidjax.diffusion import schedule as sch
-from fluidjax.errors import UserError
 
 SCHEDULE = linear_schedule(1000)
 MEAN, SCALE = 1.5, 0.3  # the data: normal, so that the best prediction has a closed form
@@ -105,12 +105,15 @@ def test_the_bound_trains_the_variance_only():
 
 SAMPLERS = {
     'ddpm': lambda x, start, key: samplers.ddpm(
-        best_denoiser('v'), SCHEDULE, x, start, key, 'v', num_steps=6),
+        best_denoiser('v'), SCHEDULE, x, start, key, 'v', num_steps=6
+    ),
     'ddim': lambda x, start, key: samplers.ddim(
-        best_denoiser('v'), SCHEDULE, x, start, 6, 'v', 0.5, key),
+        best_denoiser('v'), SCHEDULE, x, start, 6, 'v', 0.5, key
+    ),
     'dpmpp': lambda x, start, key: samplers.dpmpp(best_denoiser('v'), SCHEDULE, x, start, 6, 'v'),
     'one_step': lambda x, start, key: samplers.one_step(
-        best_denoiser('v'), SCHEDULE, x, start, 'v'),
+        best_denoiser('v'), SCHEDULE, x, start, 'v'
+    ),
 }
 
 
@@ -135,8 +138,10 @@ def flow_error(sampler, count, start=1000, mean=0.0, scale=1.0, **options):
     return float(jnp.abs(found - exact).max())
 
 
-@pytest.mark.parametrize('sampler,spacing,order', [
-    (samplers.ddim, 'time', 1), (samplers.dpmpp, 'log_snr', 2), (samplers.dpmpp, 'time', 2)])
+@pytest.mark.parametrize(
+    'sampler,spacing,order',
+    [(samplers.ddim, 'time', 1), (samplers.dpmpp, 'log_snr', 2), (samplers.dpmpp, 'time', 2)],
+)
 def test_order_of_convergence_to_the_probability_flow(sampler, spacing, order):
     errors = [flow_error(sampler, count, spacing=spacing) for count in (20, 40, 80)]
     rates = np.log2(np.array(errors[:-1]) / errors[1:])
@@ -146,8 +151,9 @@ def test_order_of_convergence_to_the_probability_flow(sampler, spacing, order):
 @pytest.mark.parametrize('start', [250, 1000])
 @pytest.mark.parametrize('mean,scale', [(1.5, 0.3), (0.5, 2.0)])
 def test_ten_steps_of_dpmpp_beat_ten_of_ddim(start, mean, scale):
-    dpmpp, ddim = (flow_error(sampler, 10, start, mean, scale)
-                   for sampler in (samplers.dpmpp, samplers.ddim))
+    dpmpp, ddim = (
+        flow_error(sampler, 10, start, mean, scale) for sampler in (samplers.dpmpp, samplers.ddim)
+    )
     assert dpmpp < 0.5 * ddim < 0.25
 
 
@@ -168,8 +174,9 @@ def test_any_start_gives_the_data(name, start):
     x_t = sch.q_sample(SCHEDULE, MEAN + SCALE * noise(20), jnp.full(4, start - 1), noise(21))
     args = {'ddpm': (jax.random.key(22), 'v'), 'ddim': (count, 'v'), 'dpmpp': (count, 'v')}[name]
     options = {'num_steps': min(start, 120)} if name == 'ddpm' else {}
-    out = jax.jit(lambda x: getattr(samplers, name)(
-        best_denoiser('v'), SCHEDULE, x, start, *args, **options))(x_t)
+    out = jax.jit(
+        lambda x: getattr(samplers, name)(best_denoiser('v'), SCHEDULE, x, start, *args, **options)
+    )(x_t)
     assert abs(out.mean() - MEAN) < 0.02
     assert abs(out.std() - SCALE) < 0.03
 
@@ -179,7 +186,8 @@ def test_seeds_and_noise_levels_in_one_call_equal_single_calls(name):
     scan, starts = MEAN + SCALE * noise(23, (2, 3, 3, 3, 2)), [1000, 250, 250]
     keys = jax.random.split(jax.random.key(24), 3)
     many = jax.jit(lambda x, keys: samplers.ensemble(SAMPLERS[name], SCHEDULE, x, starts, keys))(
-        scan, keys)
+        scan, keys
+    )
     assert many.shape == (3, *scan.shape)
     assert jnp.abs(many[1] - many[2]).max() > 0.01
     single = jax.jit(SAMPLERS[name], static_argnums=1)
@@ -207,8 +215,8 @@ def test_steps_repeat_without_harm_under_a_traced_start_that_is_too_small(name):
 @pytest.mark.parametrize('start,count', [(1000, 1), (1000, 50), (997, 13), (250, 250)])
 def test_visited_steps(start, count):
     evenly, steps = (
-        jax.jit(lambda: sch.visited(SCHEDULE, start, count, spacing))()
-        for spacing in sch.SPACINGS)
+        jax.jit(lambda: sch.visited(SCHEDULE, start, count, spacing))() for spacing in sch.SPACINGS
+    )
     assert evenly.tolist() == sch.evenly_spaced(start, count)[::-1]
     steps = np.asarray(steps)
     assert steps[0] == start - 1 and np.all(np.diff(steps) < 0)
@@ -235,23 +243,28 @@ def test_a_step_across_others_is_the_step_of_the_respaced_process(name):
 
     for index, (t, to) in enumerate([(3, -1), (45, 3), (400, 45)]):
         long = step(denoise, SCHEDULE, x, t, drawn, to=to, **options)
-        np.testing.assert_allclose(long, step(denoise, short, x, index, drawn, **options),
-                                   atol=2e-4)
+        np.testing.assert_allclose(
+            long, step(denoise, short, x, index, drawn, **options), atol=2e-4
+        )
 
 
-@pytest.mark.parametrize('call', [
-    lambda: samplers.ddim(best_denoiser('v'), SCHEDULE, noise(0), 1001, 10, 'v'),
-    lambda: samplers.ddim(best_denoiser('v'), SCHEDULE, noise(0), 100, 101, 'v'),
-    lambda: samplers.one_step(best_denoiser('v'), SCHEDULE, noise(0), 0, 'v'),
-    lambda: samplers.dpmpp(best_denoiser('v'), SCHEDULE, noise(0), 10, 11, 'v'),
-    lambda: samplers.dpmpp(best_denoiser('v'), SCHEDULE, noise(0), 10, 0, 'v'),
-    lambda: samplers.ensemble(SAMPLERS['ddim'], SCHEDULE, noise(0), [9, 1001],
-                              jax.random.split(jax.random.key(0))),
-    lambda: sch.visited(SCHEDULE, 10, 2, 'cosine'),
-    lambda: sch.target(SCHEDULE, 'noise', noise(0), jnp.zeros(4, int), noise(1)),
-    lambda: sch.respace(SCHEDULE, [5, 5]),
-    lambda: linear_schedule(10),
-])
+@pytest.mark.parametrize(
+    'call',
+    [
+        lambda: samplers.ddim(best_denoiser('v'), SCHEDULE, noise(0), 1001, 10, 'v'),
+        lambda: samplers.ddim(best_denoiser('v'), SCHEDULE, noise(0), 100, 101, 'v'),
+        lambda: samplers.one_step(best_denoiser('v'), SCHEDULE, noise(0), 0, 'v'),
+        lambda: samplers.dpmpp(best_denoiser('v'), SCHEDULE, noise(0), 10, 11, 'v'),
+        lambda: samplers.dpmpp(best_denoiser('v'), SCHEDULE, noise(0), 10, 0, 'v'),
+        lambda: samplers.ensemble(
+            SAMPLERS['ddim'], SCHEDULE, noise(0), [9, 1001], jax.random.split(jax.random.key(0))
+        ),
+        lambda: sch.visited(SCHEDULE, 10, 2, 'cosine'),
+        lambda: sch.target(SCHEDULE, 'noise', noise(0), jnp.zeros(4, int), noise(1)),
+        lambda: sch.respace(SCHEDULE, [5, 5]),
+        lambda: linear_schedule(10),
+    ],
+)
 def test_mistakes_get_one_line(call):
     with pytest.raises(UserError) as error:
         call()

@@ -29,9 +29,16 @@ def _placer():
 def _placed(mask, brain, *, mirrored=False, angles=(0, 0, 0), scale=1.0, size_ml=0.0):
     """P0 (draws, x, y, z) of draws that differ in their key and in what is given as arrays."""
     full = lambda value, *shape: np.broadcast_to(np.float32(value), (DRAWS, *shape))
-    draw = SeedDraw(from_bank=full(1), share=full(0), size_ml=full(size_ml), bank_index=full(0),
-                    mirrored=full(mirrored) > 0, angles=full(angles, 3), scale=full(scale),
-                    key=split(1, DRAWS))
+    draw = SeedDraw(
+        from_bank=full(1),
+        share=full(0),
+        size_ml=full(size_ml),
+        bank_index=full(0),
+        mirrored=full(mirrored) > 0,
+        angles=full(angles, 3),
+        scale=full(scale),
+        key=split(1, DRAWS),
+    )
     masks, brains = (full(volume, *GRID.shape) > 0 for volume in (mask, brain))
     return np.asarray(_placer()(draw, masks, brains))
 
@@ -39,9 +46,12 @@ def _placed(mask, brain, *, mirrored=False, angles=(0, 0, 0), scale=1.0, size_ml
 def _random(name):
     """Values of a field for every draw, as wild as the settings allow and beyond."""
     rng = np.random.default_rng(2)
-    return {'mirrored': rng.random(DRAWS) < 0.5, 'angles': rng.uniform(-3, 3, (DRAWS, 3)),
-            'scale': np.exp(rng.uniform(-1.5, 1.5, DRAWS)),
-            'size_ml': np.exp(rng.uniform(0, 6, DRAWS))}[name]
+    return {
+        'mirrored': rng.random(DRAWS) < 0.5,
+        'angles': rng.uniform(-3, 3, (DRAWS, 3)),
+        'scale': np.exp(rng.uniform(-1.5, 1.5, DRAWS)),
+        'size_ml': np.exp(rng.uniform(0, 6, DRAWS)),
+    }[name]
 
 
 def _centres(P0):
@@ -80,7 +90,7 @@ def test_a_mask_that_is_only_moved_keeps_its_values_and_its_voxels():
 
 
 def test_a_mask_is_moved_by_all_that_the_shift_allows_and_by_no_more():
-    mask = box(GRID, *(np.s_[n // 2 - 1:n // 2 + 1] for n in GRID.shape))
+    mask = box(GRID, *(np.s_[n // 2 - 1 : n // 2 + 1] for n in GRID.shape))
     moved = _centres(_placed(mask, EVERYWHERE)) - _centres(mask[None])
     np.testing.assert_allclose(np.abs(moved).max(axis=0), MOST, atol=1e-3)
     assert len(np.unique(moved.round(1), axis=0)) > 30 and np.abs(moved.mean(axis=0)).max() < 0.7
@@ -107,7 +117,8 @@ def test_a_bar_turned_by_an_angle_points_there_and_keeps_its_length_in_mm(degree
 
 def test_turns_mirrors_and_scales_act_on_lengths_in_mm():
     mask = box(GRID, np.s_[5:9], np.s_[7:9], np.s_[6:8]) | box(
-        GRID, np.s_[8:10], np.s_[7:12], np.s_[6:8])  # an L, 40 x 30 x 14 mm
+        GRID, np.s_[8:10], np.s_[7:12], np.s_[6:8]
+    )  # an L, 40 x 30 x 14 mm
     angles, mirrored = _random('angles') / 3, _random('mirrored')
     P0 = _placed(mask, EVERYWHERE, angles=angles, mirrored=mirrored, scale=1.2)
     whole = P0.sum(axis=(1, 2, 3)) > 0.97 * 1.2**3 * mask.sum()
@@ -133,11 +144,20 @@ def test_a_mask_is_scaled_by_its_factor():
 
 
 CORNER = box(GRID, np.s_[:2], np.s_[:3], np.s_[:2])
-BRAINS = {'head': head(GRID)[1], 'corner': CORNER, 'one voxel': box(GRID, 15, 17, 13),
-          'two halves': box(GRID, np.s_[1:6]) | box(GRID, np.s_[11:])}
-MASKS = {'beside': MASK, 'outside': CORNER, 'one voxel': box(GRID, 7, 3, 3), 'all': EVERYWHERE,
-         'two ends': box(GRID, 0, 0, 0) | box(GRID, 15, 17, 13),
-         'plane': box(GRID, np.s_[:], 9)}
+BRAINS = {
+    'head': head(GRID)[1],
+    'corner': CORNER,
+    'one voxel': box(GRID, 15, 17, 13),
+    'two halves': box(GRID, np.s_[1:6]) | box(GRID, np.s_[11:]),
+}
+MASKS = {
+    'beside': MASK,
+    'outside': CORNER,
+    'one voxel': box(GRID, 7, 3, 3),
+    'all': EVERYWHERE,
+    'two ends': box(GRID, 0, 0, 0) | box(GRID, 15, 17, 13),
+    'plane': box(GRID, np.s_[:], 9),
+}
 
 
 @pytest.mark.parametrize('brain', BRAINS)
@@ -145,8 +165,13 @@ MASKS = {'beside': MASK, 'outside': CORNER, 'one voxel': box(GRID, 7, 3, 3), 'al
 def test_the_share_in_the_brain_always_holds_and_the_lesion_is_never_empty(mask, brain):
     within = BRAINS[brain]
     for wanted in ('scale', 'size_ml'):
-        P0 = _placed(MASKS[mask], within, angles=_random('angles'), mirrored=_random('mirrored'),
-                     **{wanted: _random(wanted)})
+        P0 = _placed(
+            MASKS[mask],
+            within,
+            angles=_random('angles'),
+            mirrored=_random('mirrored'),
+            **{wanted: _random(wanted)},
+        )
         assert np.isfinite(P0).all() and P0.min() >= 0.0 and P0.max() <= 1.0
         np.testing.assert_allclose(P0[:, within].max(axis=1), 1.0, atol=1e-6)
         total = P0.sum(axis=(1, 2, 3), dtype=float)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from heads import blob, head, orders, places_mm, quick_jit, split
 
-from fluidjax.errors import UserError
+from fluidjax.base.errors import UserError
 from fluidjax.fluid import FluidSettings, Grid
 from fluidjax.fluid.finite_volume import (
     ADVECTIONS,
@@ -35,8 +35,9 @@ def _solve(flow, grid, advection, P, time, steps):
     return trajectory(lambda Q: ssp_rk3(f, Q, time / steps), P, steps)
 
 
-@pytest.mark.parametrize(('advection', 'least', 'most', 'error'), [
-    ('upwind', 0.9, 1.1, 0.02), ('koren', 1.9, 3.1, 1e-3)])
+@pytest.mark.parametrize(
+    ('advection', 'least', 'most', 'error'), [('upwind', 0.9, 1.1, 0.02), ('koren', 1.9, 3.1, 1e-3)]
+)
 def test_order_in_space_of_a_wave_carried_a_quarter_around(advection, least, most, error):
     def apart(n, speed):
         grid = Grid((n, 2), (96.0 / n, 1.0), 'periodic')
@@ -90,6 +91,7 @@ def _flows(grid, confined):
 @functools.cache
 def _stepper(grid, advection, integrator):
     """Many flows, each with its P0, in steps of so many stable ones."""
+
     def one(flow, P0, factor):
         dt = factor * stable_time_step(flow, grid, advection)
         f = right_hand_side(flow, grid, advection)
@@ -113,9 +115,17 @@ def _outside(P, brain):
     return P[:, ~brain].sum(axis=1) / P.reshape(len(P), -1).sum(axis=1)
 
 
-@pytest.mark.parametrize(('grid', 'integrator', 'advection'), [
-    *((FLAT, integrator, advection) for integrator in KEEPING_BOUNDS for advection in ADVECTIONS),
-    *((GRID, 'ssp_rk3', advection) for advection in ADVECTIONS)])
+@pytest.mark.parametrize(
+    ('grid', 'integrator', 'advection'),
+    [
+        *(
+            (FLAT, integrator, advection)
+            for integrator in KEEPING_BOUNDS
+            for advection in ADVECTIONS
+        ),
+        *((GRID, 'ssp_rk3', advection) for advection in ADVECTIONS),
+    ],
+)
 def test_stable_steps_keep_the_bounds(grid, integrator, advection):
     for confined in (True, False):
         for diffusing in (True, False):
@@ -128,8 +138,9 @@ def test_stable_steps_keep_the_bounds(grid, integrator, advection):
 @pytest.mark.parametrize('grid', [GRID, FLAT], ids=['3-D', '2-D'])
 def test_the_steps_there_are_suffice_for_nearly_every_flow(grid, advection):
     for confined in (True, False):
-        settings = FluidSettings(scheme=advection, border_mm=16.0 * confined, diffusion_scale=100.0,
-                                 cfl=0.95)
+        settings = FluidSettings(
+            scheme=advection, border_mm=16.0 * confined, diffusion_scale=100.0, cfl=0.95
+        )
         step = quick_jit(jax.vmap(lambda flow: stable_time_step(flow, grid, advection, 0.95)))
         needed = settings.transport_time[1] / np.asarray(step(_flows(grid, confined)))
         assert np.mean(needed <= settings.num_steps(grid)) > 0.95
@@ -191,9 +202,12 @@ def test_the_stable_step_is_the_inverse_of_what_a_voxel_exchanges():
     def rates(up, down, D):
         flow, still = _uniform(grid, up, down), _uniform(grid, 0.0 * up, 0.0 * down)
         diffusing = FaceFlow(None, (jnp.full(grid.shape, D),) * 2)
-        return [*(exchange_rate(flow, grid, name) for name in ('upwind', 'koren')),
-                exchange_rate(diffusing, grid), stable_time_step(flow, grid, 'upwind', 0.5),
-                stable_time_step(still, grid)]
+        return [
+            *(exchange_rate(flow, grid, name) for name in ('upwind', 'koren')),
+            exchange_rate(diffusing, grid),
+            stable_time_step(flow, grid, 'upwind', 0.5),
+            stable_time_step(still, grid),
+        ]
 
     # In: 3 + 2 voxels a unit of time, and as much out; through either face 2 and 0.5 by diffusion.
     *found, at_rest = np.array(rates(3.0, -4.0, 2.0))

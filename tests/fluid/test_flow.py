@@ -136,8 +136,9 @@ def test_the_ramp_is_zero_outside_one_deep_inside_and_has_the_slope_it_says():
     assert not chi[~brain].any() and chi.max() <= 1.0 and chi[18:22, 20:24].min() > 0.99
     assert np.mean((chi > 0.05) & (chi < 0.95)) > 0.2
     for axis in (0, 1):
-        shifted = [tuple(a + sign * step * (k == axis) for k, a in enumerate(at))
-                   for sign in (1, -1)]
+        shifted = [
+            tuple(a + sign * step * (k == axis) for k, a in enumerate(at)) for sign in (1, -1)
+        ]
         above, below = (ramp(s) for s in shifted)
         slope = (above - below) / (2 * step * grid.extent[axis])
         np.testing.assert_allclose(ramp(at, axis), slope, atol=1e-3)

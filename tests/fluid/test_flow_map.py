@@ -26,8 +26,8 @@ def _axis(ndim):
 def _spin(grid):
     """V (x, y (, z), d) of a turn about the middle, one radian a unit of time: omega x r."""
     offset = np.zeros((3, *grid.shape))
-    offset[:grid.ndim] = places_mm(grid) - _middle(grid)
-    V = np.cross(_axis(grid.ndim), offset, axisb=0)[..., :grid.ndim]
+    offset[: grid.ndim] = places_mm(grid) - _middle(grid)
+    V = np.cross(_axis(grid.ndim), offset, axisb=0)[..., : grid.ndim]
     return np.float32(V)
 
 
@@ -35,7 +35,7 @@ def _came_from(grid, angle):
     """X - x (x, y (, z), d) for a turn by an angle, exactly (Rodrigues)."""
     a = _axis(grid.ndim)
     K = np.array([[0, -a[2], a[1]], [a[2], 0, -a[0]], [-a[1], a[0], 0]])
-    R = (np.sin(-angle) * K + (1 - np.cos(angle)) * K @ K)[:grid.ndim, :grid.ndim]
+    R = (np.sin(-angle) * K + (1 - np.cos(angle)) * K @ K)[: grid.ndim, : grid.ndim]
     return np.moveaxis(np.tensordot(R, places_mm(grid) - _middle(grid), 1), 0, -1)
 
 
@@ -49,8 +49,10 @@ def _held(grid):
 @pytest.mark.parametrize('angle', [1.5, -1.5])
 def test_tracing_a_turn_is_of_fourth_order(mesh, angle):
     expected = _came_from(mesh, angle)
-    errors = [np.abs(trace_back(_spin(mesh), mesh, mesh, angle, n) - expected)[_held(mesh)].max()
-              for n in (4, 8)]
+    errors = [
+        np.abs(trace_back(_spin(mesh), mesh, mesh, angle, n) - expected)[_held(mesh)].max()
+        for n in (4, 8)
+    ]
     assert np.abs(expected[_held(mesh)]).max() > 8.0
     assert abs(orders(errors)[0] - 4.0) < 0.4, (errors, orders(errors))
 
@@ -96,8 +98,9 @@ def test_a_move_by_whole_voxels_is_exact_and_holds_the_face_beyond_it():
     grid = Grid((6, 7, 5), (1.0, 2.0, 0.5))
     P0 = np.random.default_rng(0).random(grid.shape).astype(np.float32)
     move = np.broadcast_to(np.float32([-2.0, 2.0, 0.0]), (*grid.shape, 3))
-    held = P0[np.ix_(np.clip(np.arange(6) - 2, 0, None), np.clip(np.arange(7) + 1, 0, 6),
-                     np.arange(5))]
+    held = P0[
+        np.ix_(np.clip(np.arange(6) - 2, 0, None), np.clip(np.arange(7) + 1, 0, 6), np.arange(5))
+    ]
     np.testing.assert_allclose(carry(P0, move, grid), held, atol=1e-6)
 
 
@@ -122,8 +125,9 @@ def test_cubic_weights_continue_a_line_and_go_around_a_circle():
     at = np.linspace(-0.5, 5.5, 13)
     np.testing.assert_allclose(cubic_weights(at, 6, False) @ np.arange(6), at, atol=1e-5)
     inner = np.linspace(1.0, 4.0, 13)  # a parabola where no tap is beyond the ends
-    np.testing.assert_allclose(cubic_weights(inner, 6, False) @ np.arange(6) ** 2, inner**2,
-                               atol=1e-5)
+    np.testing.assert_allclose(
+        cubic_weights(inner, 6, False) @ np.arange(6) ** 2, inner**2, atol=1e-5
+    )
     around = cubic_weights(at, 6, True)
     np.testing.assert_allclose(around, cubic_weights(at + 6.0, 6, True), atol=1e-6)
 

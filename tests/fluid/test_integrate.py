@@ -11,8 +11,9 @@ from heads import orders, quick_jit
 from fluidjax.fluid.integrate import INTEGRATORS, STAGES, split_time, trajectory
 
 
-@pytest.mark.parametrize(('name', 'order', 'steps'), [
-    ('euler', 1, 16), ('ssp_rk3', 3, 4), ('rk4', 4, 2)])
+@pytest.mark.parametrize(
+    ('name', 'order', 'steps'), [('euler', 1, 16), ('ssp_rk3', 3, 4), ('rk4', 4, 2)]
+)
 def test_order_in_time(name, order, steps):
     @quick_jit
     def end(P):  # dP/dt = P up to t = 1
@@ -30,14 +31,17 @@ def test_a_step_of_a_linear_equation_is_the_exponential_cut_after_as_many_terms_
     assert float(step) == pytest.approx(sum(terms), rel=1e-6)
 
 
-@pytest.mark.parametrize(('total', 'stable', 'steps', 'covered'), [
-    (0.9, 0.1, 9, 0.9),
-    (0.25, 0.1, 3, 0.25),
-    (0.05, 0.1, 1, 0.05),
-    (0.0, 0.1, 1, 0.0),
-    (0.5, 1e12, 1, 0.5),
-    (5.0, 0.1, 10, 1.0),  # shortened to what ten stable steps cover
-])
+@pytest.mark.parametrize(
+    ('total', 'stable', 'steps', 'covered'),
+    [
+        (0.9, 0.1, 9, 0.9),
+        (0.25, 0.1, 3, 0.25),
+        (0.05, 0.1, 1, 0.05),
+        (0.0, 0.1, 1, 0.0),
+        (0.5, 1e12, 1, 0.5),
+        (5.0, 0.1, 10, 1.0),  # shortened to what ten stable steps cover
+    ],
+)
 def test_split_time(total, stable, steps, covered):
     dt, num_steps = split_time(jnp.float32(total), jnp.float32(stable), 10)
     assert int(num_steps) == steps

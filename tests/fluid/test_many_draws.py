@@ -14,38 +14,96 @@ FLAT, ROUND = Grid((16, 13), (9.0, 12.0)), Grid((13, 16), (12.0, 9.0), 'periodic
 
 CASES = {
     'default': (SLABS, FluidSettings(texture_mm=40.0)),
-    'steps': (DEEP, FluidSettings(
-        scheme='koren', storage='bfloat16', diffusion_scale=50.0, lesion_count=(1, 3),
-        bank_probability=0.0)),
+    'steps': (
+        DEEP,
+        FluidSettings(
+            scheme='koren',
+            storage='bfloat16',
+            diffusion_scale=50.0,
+            lesion_count=(1, 3),
+            bank_probability=0.0,
+        ),
+    ),
     'published': (SLABS, FluidSettings(parity=True, border_mm=0.0, bank_probability=0.0)),
-    'in a plane': (FLAT, FluidSettings(
-        perlin_octaves=2, diffusion_scale=50.0, mass_effect=0.5, painting='una',
-        bright_probability=0.5, lesion_count=(1, 2), size_ml=(1.0, 10.0), bank_probability=0.0)),
-    'violent': (FLAT, FluidSettings(
-        velocity_scale=25_000.0, border_mm=0.0, painting='una_equation', white_matter_bright=False,
-        bank_probability=1.0, bank_rotation_degrees=180.0, bank_scale=(0.2, 5.0),
-        inside_share=1.0)),
-    'violent steps': (FLAT, FluidSettings(
-        scheme='upwind', integrator='euler', cfl=1.0, velocity_scale=1e6, max_steps=30,
-        strength=(0.0, 3.0), bank_probability=0.0)),
-    'around a circle': (ROUND, FluidSettings(
-        scheme='koren', integrator='rk4', border_mm=0.0, diffusion_scale=50.0, texture_mm=30.0,
-        painting='una_equation', bank_probability=0.0)),
+    'in a plane': (
+        FLAT,
+        FluidSettings(
+            perlin_octaves=2,
+            diffusion_scale=50.0,
+            mass_effect=0.5,
+            painting='una',
+            bright_probability=0.5,
+            lesion_count=(1, 2),
+            size_ml=(1.0, 10.0),
+            bank_probability=0.0,
+        ),
+    ),
+    'violent': (
+        FLAT,
+        FluidSettings(
+            velocity_scale=25_000.0,
+            border_mm=0.0,
+            painting='una_equation',
+            white_matter_bright=False,
+            bank_probability=1.0,
+            bank_rotation_degrees=180.0,
+            bank_scale=(0.2, 5.0),
+            inside_share=1.0,
+        ),
+    ),
+    'violent steps': (
+        FLAT,
+        FluidSettings(
+            scheme='upwind',
+            integrator='euler',
+            cfl=1.0,
+            velocity_scale=1e6,
+            max_steps=30,
+            strength=(0.0, 3.0),
+            bank_probability=0.0,
+        ),
+    ),
+    'around a circle': (
+        ROUND,
+        FluidSettings(
+            scheme='koren',
+            integrator='rk4',
+            border_mm=0.0,
+            diffusion_scale=50.0,
+            texture_mm=30.0,
+            painting='una_equation',
+            bank_probability=0.0,
+        ),
+    ),
 }
 
 
 def _brains(grid):
     """A head, one cut in two, the whole volume, a corner, two far voxels: (kinds, x, y (, z))."""
-    halves = head(grid)[1] & ~box(grid, np.s_[grid.shape[0] // 2 - 1:grid.shape[0] // 2 + 1])
-    return np.stack([head(grid)[1], halves, np.ones(grid.shape, bool),
-                     box(grid, *[np.s_[:2]] * grid.ndim), _ends(grid)])
+    halves = head(grid)[1] & ~box(grid, np.s_[grid.shape[0] // 2 - 1 : grid.shape[0] // 2 + 1])
+    return np.stack(
+        [
+            head(grid)[1],
+            halves,
+            np.ones(grid.shape, bool),
+            box(grid, *[np.s_[:2]] * grid.ndim),
+            _ends(grid),
+        ]
+    )
 
 
 def _bank(grid):
     """A lump, a voxel, a sheet, two far voxels, the whole volume: (masks, x, y (, z))."""
     middle = [n // 2 for n in grid.shape]
-    return np.stack([box(grid, *(np.s_[m - 2:m + 1] for m in middle)), box(grid, *middle),
-                     box(grid, 1), _ends(grid), np.ones(grid.shape, bool)])
+    return np.stack(
+        [
+            box(grid, *(np.s_[m - 2 : m + 1] for m in middle)),
+            box(grid, *middle),
+            box(grid, 1),
+            _ends(grid),
+            np.ones(grid.shape, bool),
+        ]
+    )
 
 
 def _ends(grid):

@@ -23,8 +23,9 @@ def _on(*shape):
 
 def _noises(seed, *calls):
     """Noise of one key for each call (positions, periods, options), all in one program."""
-    draw = lambda key: [perlin_noise(key, tuple(at), periods, **options)
-                        for at, periods, options in calls]
+    draw = lambda key: [
+        perlin_noise(key, tuple(at), periods, **options) for at, periods, options in calls
+    ]
     return [np.asarray(noise) for noise in quick_jit(draw)(jax.random.key(seed))]
 
 
@@ -48,7 +49,7 @@ def test_tiling_makes_the_last_plane_the_first():
 
 @pytest.mark.parametrize(('shape', 'periods'), [((16, 24, 32), (2, 3, 4)), ((32, 40), (4, 5))])
 def test_noise_vanishes_at_lattice_points_and_nowhere_else(shape, periods):
-    noise, = _noises(1, (_on(*shape), periods, {}))
+    (noise,) = _noises(1, (_on(*shape), periods, {}))
     np.testing.assert_allclose(noise[(np.s_[::8],) * len(shape)], 0.0, atol=1e-6)
     assert 0.3 < np.abs(noise).max() < 0.8
     assert np.mean(np.abs(noise) < 1e-6) < 0.02
@@ -56,8 +57,9 @@ def test_noise_vanishes_at_lattice_points_and_nowhere_else(shape, periods):
 
 @pytest.mark.parametrize('options', [{'octaves': 2}, {'tiled': True}], ids=str)
 def test_a_finer_grid_samples_the_same_pattern(options):
-    coarse, fine = _noises(2, (_on(11, 13, 9), (2, 3, 2), options),
-                           (_on(22, 26, 18), (2, 3, 2), options))
+    coarse, fine = _noises(
+        2, (_on(11, 13, 9), (2, 3, 2), options), (_on(22, 26, 18), (2, 3, 2), options)
+    )
     np.testing.assert_allclose(fine[::2, ::2, ::2], coarse, atol=1e-6)
 
 
@@ -70,9 +72,13 @@ def test_one_cell_of_a_constant_gradient_is_the_linear_function_blended():
 
 
 def test_an_octave_is_half_as_large_a_pattern_of_its_own_faded_by_the_persistence():
-    one, two, faint = _noises(3, *(
-        (_on(20, 16), (2, 3), {'octaves': octaves, 'persistence': persistence})
-        for octaves, persistence in ((1, 1.0), (2, 1.0), (2, 0.25))))
+    one, two, faint = _noises(
+        3,
+        *(
+            (_on(20, 16), (2, 3), {'octaves': octaves, 'persistence': persistence})
+            for octaves, persistence in ((1, 1.0), (2, 1.0), (2, 0.25))
+        ),
+    )
     own = two - one
     np.testing.assert_allclose(faint, one + 0.25 * own, atol=1e-6)
     np.testing.assert_allclose(own[::5, 0], 0.0, atol=1e-6)  # zero at the points of its lattice
@@ -84,8 +90,11 @@ def test_the_derivative_is_the_limit_of_differences(axis):
     at = np.stack([np.arange(12) / 12 + 0.01, np.arange(12) / 12 + 0.02])
     step = 1e-3 * np.eye(2)[axis][:, None]
     above, below, slope = _noises(
-        4, (at + step, (2, 3), {'octaves': 2}), (at - step, (2, 3), {'octaves': 2}),
-        (at, (2, 3), {'octaves': 2, 'derivative': axis}))
+        4,
+        (at + step, (2, 3), {'octaves': 2}),
+        (at - step, (2, 3), {'octaves': 2}),
+        (at, (2, 3), {'octaves': 2, 'derivative': axis}),
+    )
     np.testing.assert_allclose(slope, (above - below) / 2e-3, atol=2e-3)
     assert np.abs(slope).max() > 1.0
 
@@ -94,8 +103,11 @@ def test_tiled_noise_goes_on_beyond_the_extent_without_a_jump():
     lines = np.arange(10) / 10
     across = np.array([0.98, 0.99, 0.995, 1.0, 1.005, 1.01, 1.02])
     seam, start, open_end = _noises(
-        5, ((across, lines), (2, 2), {'tiled': True}),
-        ((across[3:] - 1.0, lines), (2, 2), {'tiled': True}), ((across[:3], lines), (2, 2), {}))
+        5,
+        ((across, lines), (2, 2), {'tiled': True}),
+        ((across[3:] - 1.0, lines), (2, 2), {'tiled': True}),
+        ((across[:3], lines), (2, 2), {}),
+    )
     np.testing.assert_allclose(seam[3:], start, atol=1e-5)
     slopes = np.diff(seam, axis=0) / np.diff(across)[:, None]
     assert np.abs(slopes).max() > 0.5 and np.abs(np.diff(slopes, axis=0)).max() < 0.7

@@ -12,8 +12,10 @@ from fluidjax.fluid.published import replicate_interior, upwind_operator, upwind
 GRID = Grid((9, 11, 7), (1.0, 2.0, 0.5))
 FLAT = Grid((9, 11), (1.0, 2.0))
 ROUND = Grid((9, 11, 7), (1.0, 2.0, 0.5), 'periodic')
-curl, divergence, gradient = (quick_jit(f, static_argnums=1) for f in (
-    operators.curl, operators.divergence, operators.gradient))
+curl, divergence, gradient = (
+    quick_jit(f, static_argnums=1)
+    for f in (operators.curl, operators.divergence, operators.gradient)
+)
 
 
 def _random(*shape, seed=0):
@@ -105,4 +107,5 @@ def test_published_interior_is_a_plain_boundary_on_the_grid_without_its_outermos
     plain = _change(P[inner], V[inner], smaller, False)
     np.testing.assert_allclose(_change(P, V, GRID)[inner], plain, atol=1e-5)
     np.testing.assert_array_equal(
-        replicate_interior(P, GRID), np.pad(np.asarray(P)[inner], 1, mode='edge'))
+        replicate_interior(P, GRID), np.pad(np.asarray(P)[inner], 1, mode='edge')
+    )

@@ -23,13 +23,16 @@ LESION = jnp.asarray(INSIDE, jnp.float32)
 NO_TEXTURE = jnp.zeros(GRID.shape)
 
 
-@pytest.mark.parametrize(('law', 'bright', 'u', 'expected'), [
-    ('paper', False, 0.0, 0.4 - 0.75 * 0.4),
-    ('paper', False, 1.0, 0.0),
-    ('paper', True, 1.0, 0.8),
-    ('una', True, 0.5, 0.4 + 1.5 * 0.4),
-    ('una', False, 0.5, 0.0),  # darker than black is black
-])
+@pytest.mark.parametrize(
+    ('law', 'bright', 'u', 'expected'),
+    [
+        ('paper', False, 0.0, 0.4 - 0.75 * 0.4),
+        ('paper', False, 1.0, 0.0),
+        ('paper', True, 1.0, 0.8),
+        ('una', True, 0.5, 0.4 + 1.5 * 0.4),
+        ('una', False, 0.5, 0.0),  # darker than black is black
+    ],
+)
 def test_shift_in_units_of_the_mean_under_the_lesion(law, bright, u, expected):
     shift = lesion_shift(law, mean_inside(IMAGE, LESION), u, bright)
     painted = paint(IMAGE, LESION, shift, 0.0, NO_TEXTURE)
@@ -66,10 +69,15 @@ def test_the_equation_has_its_mean_and_deviation(flipped, white_matter_bright):
     assert m.std() == pytest.approx(0.4, rel=0.03)
 
 
-@pytest.mark.parametrize(('grid', 'length_mm'), [
-    (Grid((16, 18, 20), (2.0, 3.0, 2.0)), 0.0),
-    (Grid((16, 18, 20), (2.0, 3.0, 2.0)), 12.0),
-    (Grid((60, 50), (2.0, 3.0)), 24.0)], ids=str)
+@pytest.mark.parametrize(
+    ('grid', 'length_mm'),
+    [
+        (Grid((16, 18, 20), (2.0, 3.0, 2.0)), 0.0),
+        (Grid((16, 18, 20), (2.0, 3.0, 2.0)), 12.0),
+        (Grid((60, 50), (2.0, 3.0)), 24.0),
+    ],
+    ids=str,
+)
 def test_texture_has_unit_variance_everywhere_and_varies_over_its_length(grid, length_mm):
     texture = quick_jit(jax.vmap(lambda key: lesion_texture(key, grid, length_mm)))
     many = np.asarray(texture(split(0, 600)))

@@ -10,7 +10,7 @@ import pytest
 from heads import box, head, places_mm, quick_jit, split
 from scipy import ndimage
 
-from fluidjax.errors import UserError
+from fluidjax.base.errors import UserError
 from fluidjax.fluid import (
     FluidSettings,
     Grid,
@@ -25,8 +25,9 @@ GRID = Grid((24, 26), (7.0, 7.0))  # in 3-D: test_many_draws
 DRAWS = 64
 IMAGE, BRAIN = head(GRID)
 GREY = (0.5 * BRAIN).astype(np.float32)
-BANK = np.stack([box(GRID, np.s_[6:10], np.s_[9:13]), box(GRID, 8, 9),
-                 box(GRID, np.s_[:2], np.s_[:3])])
+BANK = np.stack(
+    [box(GRID, np.s_[6:10], np.s_[9:13]), box(GRID, 8, 9), box(GRID, np.s_[:2], np.s_[:3])]
+)
 ALWAYS = FluidSettings(diseased_probability=1.0)
 
 
@@ -41,10 +42,15 @@ def _programs():
 def _pairs(image=IMAGE, brain=BRAIN, bank=BANK, from_bank=False, bank_index=None, **changed):
     """Pairs of many draws, (draws, x, y) NumPy arrays, and the draws; what is named is set."""
     draws, pair = _programs()
-    set_ = lambda numbers, named: numbers._replace(**{
-        name: np.broadcast_to(np.asarray(value, getattr(numbers, name).dtype),
-                              getattr(numbers, name).shape)
-        for name, value in named.items() if value is not None})
+    set_ = lambda numbers, named: numbers._replace(
+        **{
+            name: np.broadcast_to(
+                np.asarray(value, getattr(numbers, name).dtype), getattr(numbers, name).shape
+            )
+            for name, value in named.items()
+            if value is not None
+        }
+    )
     seeds = set_(draws.seeds, {'from_bank': from_bank, 'bank_index': bank_index})
     draws = set_(draws, changed)._replace(seeds=seeds)
     pairs = pair(draws, image, brain, bank)
@@ -118,11 +124,14 @@ def test_same_numbers_with_jit_and_without_and_without_a_mask_of_the_brain(hardl
 def test_numpy_arrays_will_do_without_jit():
     batch = lambda volume: np.repeat(volume[None, ..., None], 2, axis=0)
     bank = BANK.astype(np.uint8)
-    pairs = jax.eval_shape(lambda key: randomize_batch(
-        key, batch(IMAGE), batch(BRAIN), GRID, ALWAYS, bank), jax.random.key(0))
+    pairs = jax.eval_shape(
+        lambda key: randomize_batch(key, batch(IMAGE), batch(BRAIN), GRID, ALWAYS, bank),
+        jax.random.key(0),
+    )
     assert pairs.mask.shape == (2, *GRID.shape, 1)
-    pair = jax.eval_shape(lambda key: randomize(key, IMAGE, BRAIN, GRID, ALWAYS, bank),
-                          jax.random.key(0))
+    pair = jax.eval_shape(
+        lambda key: randomize(key, IMAGE, BRAIN, GRID, ALWAYS, bank), jax.random.key(0)
+    )
     assert pair.mask.shape == GRID.shape
 
 
@@ -160,9 +169,15 @@ def _expected(image, P, shift):
     return np.maximum(image + P * np.asarray(shift)[:, None, None], 0.0)
 
 
-@pytest.mark.parametrize(('law', 'bright', 'expected'), [
-    ('paper', False, lambda u: -(0.75 + 0.25 * u)), ('paper', True, lambda u: 0.75 + 0.25 * u),
-    ('una', False, lambda u: -(1.0 + u)), ('una', True, lambda u: 1.0 + u)])
+@pytest.mark.parametrize(
+    ('law', 'bright', 'expected'),
+    [
+        ('paper', False, lambda u: -(0.75 + 0.25 * u)),
+        ('paper', True, lambda u: 0.75 + 0.25 * u),
+        ('una', False, lambda u: -(1.0 + u)),
+        ('una', True, lambda u: 1.0 + u),
+    ],
+)
 def test_the_laws_of_code_paint_their_shift_softly_where_the_lesion_is_soft(law, bright, expected):
     painted, P, draws = _painted(GREY, FluidSettings(painting=law), bright=bright)
     shift = 0.5 * expected(np.asarray(draws.u_shift))
@@ -172,8 +187,9 @@ def test_the_laws_of_code_paint_their_shift_softly_where_the_lesion_is_soft(law,
 
 @pytest.mark.parametrize('white_matter_bright', [True, False])
 def test_the_equation_paints_around_half_of_white_matter(white_matter_bright):
-    painted, P, draws = _painted(IMAGE, FluidSettings(
-        painting='una_equation', white_matter_bright=white_matter_bright))
+    painted, P, draws = _painted(
+        IMAGE, FluidSettings(painting='una_equation', white_matter_bright=white_matter_bright)
+    )
     white = np.quantile(IMAGE[BRAIN], 0.75 if white_matter_bright else 0.25)
     sign = np.where(draws.flipped, -1, 1) * (-1 if white_matter_bright else 1)
     shift = 0.5 * white * (sign + np.asarray(draws.n_shift))
@@ -246,18 +262,23 @@ def test_a_lesion_that_left_the_brain_is_painted_where_it_was_seeded():
     assert np.all(moved.max(axis=(1, 2)) >= still.max(axis=(1, 2)))  # a peak of 1, or the seed
 
 
-@pytest.mark.parametrize(('images', 'brains', 'bank', 'message'), [
-    ((2, 24, 26), None, None, 'give .batch, x, y, 1.'),
-    ((2, 24, 26, 2), None, None, 'give .batch, x, y, 1.'),
-    ((2, 24, 25, 1), None, None, 'image has shape .* resample it'),
-    ((2, 24, 26, 1), (1, 24, 26, 1), None, 'one mask an image'),
-    ((2, 24, 26, 1), None, (3, 24, 25), 'lesion bank, after its first axis'),
-    ((2, 24, 26, 1), None, (24, 26), 'lesion bank, after its first axis'),
-    ((2, 24, 26, 1), None, (0, 24, 26), 'lesion bank has no mask'),
-])
+@pytest.mark.parametrize(
+    ('images', 'brains', 'bank', 'message'),
+    [
+        ((2, 24, 26), None, None, 'give .batch, x, y, 1.'),
+        ((2, 24, 26, 2), None, None, 'give .batch, x, y, 1.'),
+        ((2, 24, 25, 1), None, None, 'image has shape .* resample it'),
+        ((2, 24, 26, 1), (1, 24, 26, 1), None, 'one mask an image'),
+        ((2, 24, 26, 1), None, (3, 24, 25), 'lesion bank, after its first axis'),
+        ((2, 24, 26, 1), None, (24, 26), 'lesion bank, after its first axis'),
+        ((2, 24, 26, 1), None, (0, 24, 26), 'lesion bank has no mask'),
+    ],
+)
 def test_wrong_shapes_are_named(images, brains, bank, message):
     brains = None if brains is None else jnp.zeros(brains)
     bank = None if bank is None else jnp.zeros(bank, jnp.uint8)
     with pytest.raises(UserError, match=message):
-        jax.eval_shape(lambda key: randomize_batch(key, jnp.zeros(images), brains, GRID,
-                                                   lesion_bank=bank), jax.random.key(0))
+        jax.eval_shape(
+            lambda key: randomize_batch(key, jnp.zeros(images), brains, GRID, lesion_bank=bank),
+            jax.random.key(0),
+        )

@@ -93,22 +93,29 @@ def test_the_map_and_the_steps_agree_and_lose_little_through_the_surface(ndim):
 def test_a_confined_lesion_stays_in_the_brain_and_an_open_flow_carries_some_out():
     grid = FINE[2]
     brain, P0 = head(grid)[1], _voxels(grid)
-    outside = {name: _total(P[:, ~brain]) / _total(P) for name, P in {
-        'map': _carried(grid, MAP, P0),
-        'steps': _carried(grid, KOREN, P0),
-        'open': _carried(grid, FluidSettings(border_mm=0.0), P0)}.items()}
+    outside = {
+        name: _total(P[:, ~brain]) / _total(P)
+        for name, P in {
+            'map': _carried(grid, MAP, P0),
+            'steps': _carried(grid, KOREN, P0),
+            'open': _carried(grid, FluidSettings(border_mm=0.0), P0),
+        }.items()
+    }
     assert outside['steps'].max() == 0.0
     assert outside['map'].max() < 0.01
     assert outside['open'].mean() > 0.015, outside
 
 
-@pytest.mark.parametrize(('scheme', 'integrator', 'scale'), [
-    ('flow_map', 'ssp_rk3', 1e6), ('koren', 'ssp_rk3', 25_000.0), ('upwind', 'euler', 1e6)])
+@pytest.mark.parametrize(
+    ('scheme', 'integrator', 'scale'),
+    [('flow_map', 'ssp_rk3', 1e6), ('koren', 'ssp_rk3', 25_000.0), ('upwind', 'euler', 1e6)],
+)
 def test_no_value_leaves_the_bounds_even_in_a_violent_flow(scheme, integrator, scale):
     grid = COARSE[2]
     P0 = _voxels(grid)
-    settings = FluidSettings(scheme=scheme, integrator=integrator, velocity_scale=scale, cfl=1.0,
-                             max_steps=40)
+    settings = FluidSettings(
+        scheme=scheme, integrator=integrator, velocity_scale=scale, cfl=1.0, max_steps=40
+    )
     P = _carried(grid, settings, P0)
     assert np.isfinite(P).all() and P.min() >= -1e-6 and P.max() <= 1.0 + 1e-6
     assert _total(P - P0).min() > 0.1 * P0.sum()

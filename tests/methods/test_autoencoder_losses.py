@@ -10,17 +10,13 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from fluidjax.augment import AugmentSettings
-from fluidjax.compiling import run_once
-from fluidjax.errors import UserError
+from fluidjax.base.errors import UserError
 from fluidjax.fluid.grid import Grid
+from fluidjax.methods.augment import AugmentSettings
 from fluidjax.methods.autoencoder import AutoencoderLoss, AutoencoderMethod
 from fluidjax.models import AutoencoderConfig, Discriminator, perceptual
-from fluidjax.models.discriminator import (
-    discriminator_loss,
-    feature_matching,
-    generator_loss,
-)
+from fluidjax.models.discriminator import discriminator_loss, feature_matching, generator_loss
+from fluidjax.training.compiling import run_once
 
 pytestmark = pytest.mark.slow
 
@@ -42,12 +38,15 @@ def batch_of(side: int = 8) -> dict[str, jax.Array]:
 REAL, FAKE = jnp.array([2.0, 0.5, -1.0]), jnp.array([-2.0, 0.0, 3.0])
 
 
-@pytest.mark.parametrize('kind,generator,discriminator', [
-    # (9 + 1 + 4) / 3; ((1 + 1/4 + 4) / 3 + (4 + 0 + 9) / 3) / 2
-    ('least_squares', 14 / 3, (5.25 + 13) / 6),
-    # -(1 / 3); ((0 + 1/2 + 2) / 3 + (0 + 1 + 4) / 3) / 2
-    ('hinge', -1 / 3, (2.5 + 5) / 6),
-])
+@pytest.mark.parametrize(
+    'kind,generator,discriminator',
+    [
+        # (9 + 1 + 4) / 3; ((1 + 1/4 + 4) / 3 + (4 + 0 + 9) / 3) / 2
+        ('least_squares', 14 / 3, (5.25 + 13) / 6),
+        # -(1 / 3); ((0 + 1/2 + 2) / 3 + (0 + 1 + 4) / 3) / 2
+        ('hinge', -1 / 3, (2.5 + 5) / 6),
+    ],
+)
 def test_the_players_losses_by_hand(kind, generator, discriminator):
     assert float(generator_loss(kind, FAKE)) == pytest.approx(generator)
     assert float(discriminator_loss(kind, REAL, FAKE)) == pytest.approx(discriminator)
@@ -70,7 +69,8 @@ def test_features_of_the_discriminator_are_what_its_logits_come_from():
     model, x = Discriminator(2, 2), jax.random.normal(jax.random.key(0), (1, 12, 12, 12, 1))
     params = run_once(model.init, jax.random.key(1), x)
     plain, (logits, features) = run_once(
-        lambda p: (model.apply(p, x), model.apply(p, x, return_features=True)), params)
+        lambda p: (model.apply(p, x), model.apply(p, x, return_features=True)), params
+    )
     np.testing.assert_array_equal(plain, logits)
     assert [f.shape[-1] for f in features] == [2, 4, 8]
     kernel = params['params']['conv_3']['kernel']
@@ -90,6 +90,7 @@ def drawn():
 @pytest.fixture(scope='module')
 def everything(drawn):
     """Loss and metrics with every term, and the gradient of each of them."""
+
     def terms(params):
         loss, metrics = method_of(EVERYTHING).loss(params, batch_of(), jax.random.key(3))
         return {**metrics, 'loss': loss}, {**metrics, 'loss': loss}
@@ -101,17 +102,32 @@ def everything(drawn):
 def test_the_published_loss_is_its_weighted_terms(drawn):
     loss, m = run_once(method_of(SMALL).loss, drawn, batch_of(), jax.random.key(3))
     assert set(m) == {'mse', 'psnr', 'kl', 'generator', 'discriminator'}
-    assert float(loss) == pytest.approx(float(
-        m['mse'] + 1e-3 * m['kl'] + 0.1 * (m['generator'] + m['discriminator'])), rel=1e-5)
+    assert float(loss) == pytest.approx(
+        float(m['mse'] + 1e-3 * m['kl'] + 0.1 * (m['generator'] + m['discriminator'])), rel=1e-5
+    )
 
 
 def test_the_other_loss_is_its_weighted_terms(everything):
     m, _ = everything
-    assert set(m) == {'loss', 'mse', 'psnr', 'l1', 'kl', 'generator', 'discriminator',
-                      'feature_matching'}
-    assert float(m['loss']) == pytest.approx(float(
-        m['l1'] + 1e-3 * m['kl'] + 0.1 * (m['generator'] + m['discriminator'])
-        + 0.5 * m['feature_matching']), rel=1e-5)
+    assert set(m) == {
+        'loss',
+        'mse',
+        'psnr',
+        'l1',
+        'kl',
+        'generator',
+        'discriminator',
+        'feature_matching',
+    }
+    assert float(m['loss']) == pytest.approx(
+        float(
+            m['l1']
+            + 1e-3 * m['kl']
+            + 0.1 * (m['generator'] + m['discriminator'])
+            + 0.5 * m['feature_matching']
+        ),
+        rel=1e-5,
+    )
     assert float(m['l1']) ** 2 < float(m['mse'])
     assert float(m['feature_matching']) > 0
 
@@ -123,25 +139,37 @@ def test_terms_are_those_of_the_networks_themselves(everything, drawn):
 
     def outputs(params):
         x_hat, z_mu, z_log_var = method._network.apply({'params': params['autoencoder']}, x, eps)
-        judged = [method._discriminator.apply({'params': params['discriminator']}, v, True)
-                  for v in (x, x_hat)]
+        judged = [
+            method._discriminator.apply({'params': params['discriminator']}, v, True)
+            for v in (x, x_hat)
+        ]
         return x_hat, z_mu, z_log_var, judged
 
     x_hat, z_mu, z_log_var, ((real, ours), (fake, theirs)) = run_once(outputs, drawn)
     m, _ = everything
     expected = {
-        'l1': jnp.abs(x - x_hat).mean(), 'mse': jnp.square(x - x_hat).mean(),
+        'l1': jnp.abs(x - x_hat).mean(),
+        'mse': jnp.square(x - x_hat).mean(),
         'kl': (0.5 * (z_mu**2 + jnp.exp(z_log_var) - 1 - z_log_var)).sum() / 2,
         'generator': -fake.mean(),
         'discriminator': (jnp.maximum(0, 1 - real).mean() + jnp.maximum(0, 1 + fake).mean()) / 2,
-        'feature_matching': sum(jnp.abs(a - b).mean() for a, b in zip(ours, theirs))}
+        'feature_matching': sum(jnp.abs(a - b).mean() for a, b in zip(ours, theirs)),
+    }
     for name, value in expected.items():
         assert float(m[name]) == pytest.approx(float(value), rel=1e-4), name
 
 
-@pytest.mark.parametrize('term,autoencoder,discriminator', [
-    ('l1', True, False), ('kl', True, False), ('generator', True, False),
-    ('feature_matching', True, False), ('discriminator', False, True), ('loss', True, True)])
+@pytest.mark.parametrize(
+    'term,autoencoder,discriminator',
+    [
+        ('l1', True, False),
+        ('kl', True, False),
+        ('generator', True, False),
+        ('feature_matching', True, False),
+        ('discriminator', False, True),
+        ('loss', True, True),
+    ],
+)
 def test_each_term_trains_its_player_alone(everything, term, autoencoder, discriminator):
     _, gradients = everything
     for player, trained in (('autoencoder', autoencoder), ('discriminator', discriminator)):
@@ -154,8 +182,10 @@ def test_each_term_trains_its_player_alone(everything, term, autoencoder, discri
 def lpips_files(tmp_path_factory):
     """The two public files with small random numbers in them, as .npz."""
     rng, folder = np.random.default_rng(0), tmp_path_factory.mktemp('lpips')
-    arrays = {name: rng.normal(0, 0.1, shape).astype(np.float32)
-              for name, shape in public_shapes().items()}
+    arrays = {
+        name: rng.normal(0, 0.1, shape).astype(np.float32)
+        for name, shape in public_shapes().items()
+    }
     linear = {name for name in arrays if name.startswith('lin')}
     np.savez(folder / 'squeezenet.npz', **{n: a for n, a in arrays.items() if n not in linear})
     np.savez(folder / 'linear.npz', **{n: np.abs(arrays[n]) for n in linear})
@@ -165,8 +195,10 @@ def lpips_files(tmp_path_factory):
 def public_shapes() -> dict[str, tuple[int, ...]]:
     """Names and shapes in the public files (tests/models/test_perceptual.py has them in full)."""
     leaves = flatten_dict(perceptual.blank_params(), sep='/')
-    return {perceptual._torch_name(path): perceptual._torch_shape(path, leaf.shape)
-            for path, leaf in leaves.items()}
+    return {
+        perceptual._torch_name(path): perceptual._torch_shape(path, leaf.shape)
+        for path, leaf in leaves.items()
+    }
 
 
 def test_lpips_is_read_from_the_files_and_added_to_the_loss(lpips_files):
@@ -175,24 +207,36 @@ def test_lpips_is_read_from_the_files_and_added_to_the_loss(lpips_files):
     blank = run_once(method.init, jax.random.key(0))
     params = method.prepare(blank, np.asarray(batch['image']))
     assert jax.tree.map(np.shape, params['perceptual']) == jax.tree.map(
-        np.shape, blank['perceptual'])
+        np.shape, blank['perceptual']
+    )
     assert 'perceptual' not in method.trainable
-    call = jax.jit(method.loss).lower(params, batch, jax.random.key(3)).compile(
-        {'xla_backend_optimization_level': 0})
+    call = (
+        jax.jit(method.loss)
+        .lower(params, batch, jax.random.key(3))
+        .compile({'xla_backend_optimization_level': 0})
+    )
     loss, m = call(params, batch, jax.random.key(3))
     assert float(m['lpips']) > 0 and 'feature_matching' not in m
-    assert float(loss) == pytest.approx(float(
-        m['mse'] + 1e-3 * m['kl'] + 0.1 * (m['generator'] + m['discriminator'])
-        + 0.5 * m['lpips']), rel=1e-5)
+    assert float(loss) == pytest.approx(
+        float(
+            m['mse']
+            + 1e-3 * m['kl']
+            + 0.1 * (m['generator'] + m['discriminator'])
+            + 0.5 * m['lpips']
+        ),
+        rel=1e-5,
+    )
     _, unread = call({**params, 'perceptual': blank['perceptual']}, batch, jax.random.key(3))
     assert float(unread['lpips']) == 0.0
 
 
 def test_files_that_are_not_lpips_say_so(lpips_files, tmp_path):
     np.savez(tmp_path / 'other.npz', weights=np.ones(3))
-    for files, says in (((lpips_files[0],), 'missing: lin0.model.1.weight'),
-                        ((*lpips_files, str(tmp_path / 'other.npz')), 'unknown: weights'),
-                        ((str(tmp_path / 'none.npz'),), 'none.npz')):
+    for files, says in (
+        ((lpips_files[0],), 'missing: lin0.model.1.weight'),
+        ((*lpips_files, str(tmp_path / 'other.npz')), 'unknown: weights'),
+        ((str(tmp_path / 'none.npz'),), 'none.npz'),
+    ):
         losses = dataclasses.replace(SMALL, perceptual=0.5, perceptual_weights=files)
         with pytest.raises(UserError, match=says) as error:
             method_of(losses, 20).prepare({}, np.ones((1, 20, 20, 20, 1)))
@@ -201,10 +245,20 @@ def test_files_that_are_not_lpips_say_so(lpips_files, tmp_path):
         assert '\n' not in message
 
 
-@pytest.mark.parametrize('field,value', [
-    ('reconstruction', 'l3'), ('gan', 'wasserstein'), ('kl', -1.0), ('adversarial', -0.1),
-    ('perceptual', -1.0), ('perceptual_share', 0.0), ('perceptual_share', 1.5),
-    ('perceptual_weights', 'lpips.npz'), ('discriminator_layers', 0)])
+@pytest.mark.parametrize(
+    'field,value',
+    [
+        ('reconstruction', 'l3'),
+        ('gan', 'wasserstein'),
+        ('kl', -1.0),
+        ('adversarial', -0.1),
+        ('perceptual', -1.0),
+        ('perceptual_share', 0.0),
+        ('perceptual_share', 1.5),
+        ('perceptual_weights', 'lpips.npz'),
+        ('discriminator_layers', 0),
+    ],
+)
 def test_a_setting_that_does_not_fit_is_named(field, value):
     with pytest.raises(UserError, match=rf'config\.autoencoder\.losses\.{field}: ') as error:
         AutoencoderLoss(**{field: value})

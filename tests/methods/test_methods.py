@@ -9,11 +9,11 @@ import pytest
 from scipy import ndimage
 
 from configs.methods import config_of
-from fluidjax.compiling import run_once
 from fluidjax.fluid.grid import Grid
 from fluidjax.methods.bridge import between, touched
 from fluidjax.models.autoencoder import Autoencoder
-from fluidjax.stages import METHODS, build_stages
+from fluidjax.runs.stages import METHODS, build_stages
+from fluidjax.training.compiling import run_once
 from fluidjax.training.loop import StageSettings
 from fluidjax.training.optimizer import OptimizerSettings, make_optimizer
 
@@ -97,7 +97,7 @@ def test_autoencoder_starts_from_principal_components(autoencoder):
     inside = patches.reshape(-1, 64)
     inside = inside[(inside > 0).any(1)]
     spectrum = np.linalg.svd(inside, compute_uv=False) ** 2
-    best = spectrum[method.network.latent_channels:].sum() / volumes.size
+    best = spectrum[method.network.latent_channels :].sum() / volumes.size
     error = float(((np.asarray(recon) - volumes) ** 2).mean())
     assert best <= error * 1.0001 and error < 1.5 * best + 1e-4
 
@@ -168,7 +168,8 @@ def test_decode_undoes_encode_but_for_the_autoencoder(autoencoder, batch):
     method = method_of('conddiff')
     params = method.prepare(
         {**run_once(method.init, jax.random.key(2)), 'autoencoder': auto_params['autoencoder']},
-        brains(8))
+        brains(8),
+    )
     through = method.decode(params, method.encode(params, batch['image']))
     alone = auto.reconstruct(params, batch['image'], jax.random.key(0))
     np.testing.assert_allclose(through, alone, atol=1e-4)
@@ -180,9 +181,12 @@ def test_a_scan_of_another_brightness_has_a_counterpart_as_bright(autoencoder, b
     method = method_of('conddiff')
     params = method.prepare(
         {**run_once(method.init, jax.random.key(2)), 'autoencoder': auto_params['autoencoder']},
-        brains(8))
-    bright, dim = (run_once(method.reconstruct, params, scale * batch['image'], jax.random.key(0))
-                   for scale in (1.0, 0.5))
+        brains(8),
+    )
+    bright, dim = (
+        run_once(method.reconstruct, params, scale * batch['image'], jax.random.key(0))
+        for scale in (1.0, 0.5)
+    )
     np.testing.assert_allclose(dim, 0.5 * bright, atol=1e-4)
 
 
@@ -204,7 +208,8 @@ def test_pairs_are_fresh_and_half_of_each_is_the_scan(batch):
     assert float(jnp.abs(first.diseased - second.diseased).max()) > 0.01
     outside = first.probability == 0
     np.testing.assert_allclose(
-        jnp.where(outside, first.diseased, 0), jnp.where(outside, first.healthy, 0), atol=1e-6)
+        jnp.where(outside, first.diseased, 0), jnp.where(outside, first.healthy, 0), atol=1e-6
+    )
 
 
 def test_stored_pairs_come_again_whatever_the_batch(batch):
@@ -226,9 +231,15 @@ def test_a_lesion_bank_in_the_batch_is_used(batch):
     import dataclasses
 
     method = method_of('conddiff')
-    fluid = dataclasses.replace(method.pairs.randomization, bank_probability=1.0,
-                                diseased_probability=1.0, transport_time=(0.0, 0.0),
-                                bank_shift_mm=0.0, bank_rotation_degrees=0.0, bank_scale=(1.0, 1.0))
+    fluid = dataclasses.replace(
+        method.pairs.randomization,
+        bank_probability=1.0,
+        diseased_probability=1.0,
+        transport_time=(0.0, 0.0),
+        bank_shift_mm=0.0,
+        bank_rotation_degrees=0.0,
+        bank_scale=(1.0, 1.0),
+    )
     mask = np.zeros((2, *GRID.shape), np.uint8)
     mask[:, 9:12, 6:9, 6:9] = 1
     pairs = dataclasses.replace(method.pairs, randomization=fluid)

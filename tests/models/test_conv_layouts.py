@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fluidjax.compiling import run_once
 from fluidjax.models import Autoencoder, AutoencoderConfig, Discriminator, conv
 from fluidjax.models.conv import (
     blocks,
@@ -22,6 +21,7 @@ from fluidjax.models.conv import (
 )
 from fluidjax.models.folding import END, SAME, fold, pair_convolution, unfold
 from fluidjax.models.layers import GroupNorm, Upsample
+from fluidjax.training.compiling import run_once
 
 KEY = jax.random.key(0)
 
@@ -46,12 +46,23 @@ def assert_same(one, other, *inputs, atol=2e-4):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=atol), grads, expected_grads)
 
 
-@pytest.mark.parametrize('size,strides,padding', [
-    (3, (1, 1, 1), SAME), (4, (2, 2, 2), SAME), (3, (2, 2, 2), END), (2, (1, 2, 1), ((0, 0),) * 3)])
+@pytest.mark.parametrize(
+    'size,strides,padding',
+    [
+        (3, (1, 1, 1), SAME),
+        (4, (2, 2, 2), SAME),
+        (3, (2, 2, 2), END),
+        (2, (1, 2, 1), ((0, 0),) * 3),
+    ],
+)
 def test_matmul_of_patches(size, strides, padding):
     x, kernel = numbers(0, 2, 5, 6, 7, 2), numbers(1, size, size, size, 2, 3)
-    assert_same(lambda x, w: patch_conv3d(x, w, strides, padding),
-                lambda x, w: conv3d(x, w, strides, padding, 'direct'), x, kernel)
+    assert_same(
+        lambda x, w: patch_conv3d(x, w, strides, padding),
+        lambda x, w: conv3d(x, w, strides, padding, 'direct'),
+        x,
+        kernel,
+    )
 
 
 def test_kernel_of_twice_its_stride_is_a_dense_one_over_blocks():
@@ -59,12 +70,18 @@ def test_kernel_of_twice_its_stride_is_a_dense_one_over_blocks():
     assert is_block_kernel(x, kernel, (2, 2, 2), SAME)
     assert not is_block_kernel(x[:, 1:], kernel, (2, 2, 2), SAME)
     assert not is_block_kernel(x, kernel[1:], (2, 2, 2), SAME)
-    assert_same(lambda x, w: conv3d(*blocks(x, w, SAME), padding=((0, 0),) * 3, algorithm='direct'),
-                lambda x, w: conv3d(x, w, (2, 2, 2), SAME, 'direct'), x, kernel)
+    assert_same(
+        lambda x, w: conv3d(*blocks(x, w, SAME), padding=((0, 0),) * 3, algorithm='direct'),
+        lambda x, w: conv3d(x, w, (2, 2, 2), SAME, 'direct'),
+        x,
+        kernel,
+    )
 
 
-@pytest.mark.parametrize('size,strides,padding', [
-    (1, (1, 1, 1), ((0, 0),) * 3), (3, (1, 1, 1), SAME), (3, (2, 2, 2), END)])
+@pytest.mark.parametrize(
+    'size,strides,padding',
+    [(1, (1, 1, 1), ((0, 0),) * 3), (3, (1, 1, 1), SAME), (3, (2, 2, 2), END)],
+)
 def test_pairs_of_planes(size, strides, padding):
     x, kernel = numbers(0, 2, 4, 6, 8, 3), numbers(1, size, size, size, 3, 2)
 
@@ -87,8 +104,9 @@ def test_group_norm_of_pairs(dtype):
     plain = GroupNorm(3).apply({'params': params}, x)
     pairs = GroupNorm(3, folded=True).apply({'params': params}, fold(x))
     tolerance = 1e-5 if dtype == 'float32' else 0.05
-    np.testing.assert_allclose(unfold(pairs).astype('float32'), plain.astype('float32'),
-                               atol=tolerance)
+    np.testing.assert_allclose(
+        unfold(pairs).astype('float32'), plain.astype('float32'), atol=tolerance
+    )
     exact = GroupNorm(3).apply({'params': params}, x.astype('float32'))
     np.testing.assert_allclose(plain.astype('float32'), exact, atol=tolerance)
 
@@ -97,8 +115,12 @@ def test_group_norm_of_pairs(dtype):
 def test_doubling_on_the_coarse_grid(shape):
     x, kernel = numbers(0, *shape, 3), numbers(1, 3, 3, 3, 3, 2)
     with target_backend('gpu'):  # one convolution a phase: quick to compile
-        assert_same(lambda x, w: interleave(*upsampled_conv3d(x, w), 1),
-                    lambda x, w: conv3d(nearest_x2(x), w, algorithm='direct'), x, kernel)
+        assert_same(
+            lambda x, w: interleave(*upsampled_conv3d(x, w), 1),
+            lambda x, w: conv3d(nearest_x2(x), w, algorithm='direct'),
+            x,
+            kernel,
+        )
     np.testing.assert_array_equal(nearest_x2(x), x.repeat(2, 1).repeat(2, 2).repeat(2, 3))
 
 
@@ -108,8 +130,10 @@ def test_a_doubled_layer_is_the_same_either_way(monkeypatch, worth):
     x = numbers(0, 1, 2, 3, 2, 3)
     params = run_once(Upsample(2).init, KEY, x)['params']
     assert jax.tree.map(jnp.shape, params['conv']) == {'kernel': (3, 3, 3, 3, 2), 'bias': (2,)}
-    made, folded = (run_once(lambda x, f=f: Upsample(2, folded=f).apply({'params': params}, x), x)
-                    for f in (False, True))
+    made, folded = (
+        run_once(lambda x, f=f: Upsample(2, folded=f).apply({'params': params}, x), x)
+        for f in (False, True)
+    )
     expected = conv3d(nearest_x2(x), params['conv']['kernel'], algorithm='direct')
     np.testing.assert_allclose(made, expected, atol=1e-5)
     np.testing.assert_allclose(unfold(folded), expected, atol=1e-5)
@@ -133,11 +157,16 @@ def both_backends(model, x):
     return results
 
 
-@pytest.mark.parametrize('model,shape', [
-    pytest.param(Autoencoder(AutoencoderConfig((4, 8), 1, 2, 2)), (4, 6, 8),
-                 marks=pytest.mark.slow),
-    (Discriminator(4, 1), (8, 10, 9)),
-], ids=['autoencoder', 'discriminator'])
+@pytest.mark.parametrize(
+    'model,shape',
+    [
+        pytest.param(
+            Autoencoder(AutoencoderConfig((4, 8), 1, 2, 2)), (4, 6, 8), marks=pytest.mark.slow
+        ),
+        (Discriminator(4, 1), (8, 10, 9)),
+    ],
+    ids=['autoencoder', 'discriminator'],
+)
 def test_networks_are_the_same_on_every_backend(model, shape):
     (tpu, tpu_grads), (plain, grads) = both_backends(model, numbers(3, 1, *shape, 1))
     np.testing.assert_allclose(tpu[1], plain[1], atol=2e-4)

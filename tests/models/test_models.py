@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fluidjax.compiling import run_once
-from fluidjax.errors import UserError
+from fluidjax.base.errors import UserError
 from fluidjax.models import (
     Autoencoder,
     AutoencoderConfig,
@@ -20,6 +19,7 @@ from fluidjax.models import (
 )
 from fluidjax.models.conv import ALGORITHMS, conv3d, conv_algorithm, default_algorithm
 from fluidjax.models.layers import ResBlock, depth_to_space, space_to_depth
+from fluidjax.training.compiling import run_once
 
 KEY = jax.random.key(0)
 
@@ -39,13 +39,17 @@ def shapes_of_params(model, *inputs):
 LATENT = spec(1, 20, 20, 20, 3)
 
 
-@pytest.mark.parametrize('model,inputs,expected', [
-    (Autoencoder(), (spec(1, 32, 32, 32, 1),), 13_766_248),
-    (Discriminator(), (spec(1, 32, 32, 32, 1),), 24_830_689),
-    (UNet(), (LATENT, spec(1)), 46_640_134),
-    (UNet(UNetConfig(condition='concat')), (LATENT, spec(1), LATENT), 46_650_502),
-    (UNet(UNetConfig(condition='vector')), (LATENT, spec(1), LATENT), 54_923_910),
-], ids=['autoencoder', 'discriminator', 'ldm', 'cldm', 'conddiff'])
+@pytest.mark.parametrize(
+    'model,inputs,expected',
+    [
+        (Autoencoder(), (spec(1, 32, 32, 32, 1),), 13_766_248),
+        (Discriminator(), (spec(1, 32, 32, 32, 1),), 24_830_689),
+        (UNet(), (LATENT, spec(1)), 46_640_134),
+        (UNet(UNetConfig(condition='concat')), (LATENT, spec(1), LATENT), 46_650_502),
+        (UNet(UNetConfig(condition='vector')), (LATENT, spec(1), LATENT), 54_923_910),
+    ],
+    ids=['autoencoder', 'discriminator', 'ldm', 'cldm', 'conddiff'],
+)
 def test_published_parameter_counts(model, inputs, expected):
     params = shapes_of_params(model, *inputs)
     assert count(params) == expected
@@ -55,14 +59,17 @@ def test_published_parameter_counts(model, inputs, expected):
         assert (count(params['encoder']), count(params['decoder'])) == (6_551_235, 7_214_977)
 
 
-@pytest.mark.parametrize('kernel,strides,padding', [
-    ((3, 3, 3), (1, 1, 1), ((1, 1),) * 3),
-    ((3, 3, 3), (2, 2, 2), ((0, 1),) * 3),
-    ((4, 4, 4), (2, 2, 2), ((1, 1),) * 3),
-    ((3, 3, 3), (1, 2, 2), ((1, 1),) * 3),
-    ((1, 1, 1), (1, 1, 1), ((0, 0),) * 3),
-    ((1, 1, 1), (2, 2, 2), ((0, 0),) * 3),
-])
+@pytest.mark.parametrize(
+    'kernel,strides,padding',
+    [
+        ((3, 3, 3), (1, 1, 1), ((1, 1),) * 3),
+        ((3, 3, 3), (2, 2, 2), ((0, 1),) * 3),
+        ((4, 4, 4), (2, 2, 2), ((1, 1),) * 3),
+        ((3, 3, 3), (1, 2, 2), ((1, 1),) * 3),
+        ((1, 1, 1), (1, 1, 1), ((0, 0),) * 3),
+        ((1, 1, 1), (2, 2, 2), ((0, 0),) * 3),
+    ],
+)
 def test_both_convolutions_and_their_gradients_agree(kernel, strides, padding):
     x = jax.random.normal(KEY, (2, 6, 7, 8, 3))
     w = jax.random.normal(jax.random.key(1), (*kernel, 3, 5))
@@ -108,8 +115,9 @@ def test_linear_start_is_the_projection_on_the_components():
     codes = rng.normal(size=(3, 16, 5)) * [5.0, 4.0, 3.0, 0.2, 0.1]
     config = AutoencoderConfig((4, 8), 1, 3, 4, patch=2, linear_path=True)
     patches = 0.5 + codes @ rng.normal(size=(5, config.factor**3))
-    volumes = np.asarray(depth_to_space(jnp.asarray(patches).reshape((3, 4, 2, 2, -1)),
-                                        config.factor))
+    volumes = np.asarray(
+        depth_to_space(jnp.asarray(patches).reshape((3, 4, 2, 2, -1)), config.factor)
+    )
     basis = principal_components(volumes, config.factor, 3)
     np.testing.assert_allclose(basis.components @ basis.components.T, np.eye(3), atol=1e-10)
     assert np.all(np.diff(basis.variance) < 0)
@@ -143,21 +151,34 @@ def test_components_follow_the_weights():
     inside = principal_components(volumes[:, :2], 2, 4)
     weighted = principal_components(volumes, 2, 4, weights=mask)
     np.testing.assert_allclose(weighted.variance, inside.variance)
-    np.testing.assert_allclose(np.abs(weighted.components @ inside.components.T), np.eye(4),
-                               atol=1e-6)
+    np.testing.assert_allclose(
+        np.abs(weighted.components @ inside.components.T), np.eye(4), atol=1e-6
+    )
     assert np.all(principal_components(volumes, 2, 4, center=False).mean == 0)
 
 
 @pytest.fixture(scope='module')
 def spatial_unet():
-    config = UNetConfig(4, 4, (8, 16), 1, (False, True), 8, 4, 'spatial',
-                        condition_channels=(4, 8), position_shape=(4, 6, 4))
+    config = UNetConfig(
+        4,
+        4,
+        (8, 16),
+        1,
+        (False, True),
+        8,
+        4,
+        'spatial',
+        condition_channels=(4, 8),
+        position_shape=(4, 6, 4),
+    )
     model = UNet(config)
     x = jax.random.normal(KEY, (2, 4, 6, 4, 4))
     # Drawn, not initialised: from its zero start the network would say nothing.
     rng = np.random.default_rng(2)
-    params = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0, 0.2, leaf.shape), jnp.float32),
-                          shapes_of_params(model, x, jnp.zeros(2), x))
+    params = jax.tree.map(
+        lambda leaf: jnp.asarray(rng.normal(0, 0.2, leaf.shape), jnp.float32),
+        shapes_of_params(model, x, jnp.zeros(2), x),
+    )
     apply = jax.jit(lambda x, t, cond: model.apply({'params': params}, x, t, cond))
     return apply, x, params
 
@@ -193,8 +214,17 @@ def test_spatial_parameters(spatial_unet):
 @pytest.mark.parametrize('levels', [1, 2])
 @pytest.mark.parametrize('condition', ['none', 'concat', 'vector', 'spatial'])
 def test_unet_works_at_one_and_two_levels(levels, condition):
-    config = UNetConfig(16, 16, (48, 96)[:levels], 1, (False, True)[2 - levels:], 48, 8, condition,
-                        condition_slices=10)
+    config = UNetConfig(
+        16,
+        16,
+        (48, 96)[:levels],
+        1,
+        (False, True)[2 - levels :],
+        48,
+        8,
+        condition,
+        condition_slices=10,
+    )
     latent, t = spec(1, 10, 12, 10, 16), spec(1)
     cond = None if condition == 'none' else latent
     out, variables = jax.eval_shape(UNet(config).init_with_output, KEY, latent, t, cond)
@@ -203,32 +233,49 @@ def test_unet_works_at_one_and_two_levels(levels, condition):
 
 
 def apply_unet(shape, cond_shape=None, **settings):
-    config = UNetConfig(**{'channels': (8, 16), 'attention_levels': (False, True),
-                           'norm_num_groups': 4, 'num_head_channels': 8, **settings})
+    config = UNetConfig(
+        **{
+            'channels': (8, 16),
+            'attention_levels': (False, True),
+            'norm_num_groups': 4,
+            'num_head_channels': 8,
+            **settings,
+        }
+    )
     cond = None if cond_shape is None else spec(*cond_shape)
     return shapes_of_params(UNet(config), spec(*shape), spec(1), cond)
 
 
-@pytest.mark.parametrize('mistake,says', [
-    (lambda: apply_unet((1, 5, 4, 4, 3)), 'multiples of 2'),
-    (lambda: apply_unet((1, 4, 4, 4, 5)), 'unet.in_channels'),
-    (lambda: apply_unet((1, 4, 4, 4, 3), condition='spatial'), 'missing'),
-    (lambda: apply_unet((1, 4, 4, 4, 3), (1, 4, 4, 6, 3), condition='concat'), 'differs'),
-    (lambda: apply_unet((1, 4, 4, 4, 3), (1, 4, 4, 4, 3), condition='vector'), 'condition_slices'),
-    (lambda: apply_unet((1, 4, 4, 4, 3), (1, 4, 4, 4, 3), condition='spatial',
-                        position_shape=(4, 4, 6)), 'position_shape'),
-    (lambda: UNetConfig(condition='text'), 'unet.condition'),
-    (lambda: UNetConfig(channels=(48, 96), attention_levels=(False, True)), 'norm_num_groups'),
-    (lambda: UNetConfig(channels=(64, 64)), 'attention_levels'),
-    (lambda: apply_unet((1, 4, 4, 4, 3), num_head_channels=5), 'num_head_channels'),
-    (lambda: AutoencoderConfig(channels=(48,)), 'norm_num_groups'),
-    (lambda: shapes_of_params(Autoencoder(), spec(1, 20, 16, 16, 1)), 'multiples of 8'),
-    (lambda: shapes_of_params(Discriminator(), spec(1, 16, 32, 32, 1)), 'discriminator'),
-    (lambda: with_linear_start({}, None), 'linear_path'),
-    (lambda: principal_components(np.ones((1, 4, 4, 5, 1)), 2, 3), 'multiples'),
-    (lambda: principal_components(np.ones((1, 4, 4, 4, 1)), 2, 9), 'latent_channels'),
-    (lambda: principal_components(np.ones((1, 4, 4, 4, 1)), 2, 3, np.zeros((4, 4, 4))), 'mask'),
-])
+@pytest.mark.parametrize(
+    'mistake,says',
+    [
+        (lambda: apply_unet((1, 5, 4, 4, 3)), 'multiples of 2'),
+        (lambda: apply_unet((1, 4, 4, 4, 5)), 'unet.in_channels'),
+        (lambda: apply_unet((1, 4, 4, 4, 3), condition='spatial'), 'missing'),
+        (lambda: apply_unet((1, 4, 4, 4, 3), (1, 4, 4, 6, 3), condition='concat'), 'differs'),
+        (
+            lambda: apply_unet((1, 4, 4, 4, 3), (1, 4, 4, 4, 3), condition='vector'),
+            'condition_slices',
+        ),
+        (
+            lambda: apply_unet(
+                (1, 4, 4, 4, 3), (1, 4, 4, 4, 3), condition='spatial', position_shape=(4, 4, 6)
+            ),
+            'position_shape',
+        ),
+        (lambda: UNetConfig(condition='text'), 'unet.condition'),
+        (lambda: UNetConfig(channels=(48, 96), attention_levels=(False, True)), 'norm_num_groups'),
+        (lambda: UNetConfig(channels=(64, 64)), 'attention_levels'),
+        (lambda: apply_unet((1, 4, 4, 4, 3), num_head_channels=5), 'num_head_channels'),
+        (lambda: AutoencoderConfig(channels=(48,)), 'norm_num_groups'),
+        (lambda: shapes_of_params(Autoencoder(), spec(1, 20, 16, 16, 1)), 'multiples of 8'),
+        (lambda: shapes_of_params(Discriminator(), spec(1, 16, 32, 32, 1)), 'discriminator'),
+        (lambda: with_linear_start({}, None), 'linear_path'),
+        (lambda: principal_components(np.ones((1, 4, 4, 5, 1)), 2, 3), 'multiples'),
+        (lambda: principal_components(np.ones((1, 4, 4, 4, 1)), 2, 9), 'latent_channels'),
+        (lambda: principal_components(np.ones((1, 4, 4, 4, 1)), 2, 3, np.zeros((4, 4, 4))), 'mask'),
+    ],
+)
 def test_mistakes_get_one_line(mistake, says):
     with pytest.raises(UserError, match=says) as error:
         mistake()

@@ -11,14 +11,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fluidjax.errors import UserError
+from fluidjax.base.errors import UserError
 from fluidjax.models import perceptual
 
 pytestmark = pytest.mark.slow
 
 # Rows of torchvision's squeezenet1_1: number in `features`, channels in, squeeze, each expand.
-FIRES = [(3, 64, 16, 64), (4, 128, 16, 64), (6, 128, 32, 128), (7, 256, 32, 128),
-         (9, 256, 48, 192), (10, 384, 48, 192), (11, 384, 64, 256), (12, 512, 64, 256)]
+FIRES = [
+    (3, 64, 16, 64),
+    (4, 128, 16, 64),
+    (6, 128, 32, 128),
+    (7, 256, 32, 128),
+    (9, 256, 48, 192),
+    (10, 384, 48, 192),
+    (11, 384, 64, 256),
+    (12, 512, 64, 256),
+]
 WIDTHS = (64, 128, 256, 384, 384, 512, 512)
 
 
@@ -27,9 +35,11 @@ def public_weights(seed: int = 0) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
     shapes = {'0': (64, 3, 3, 3)}
     for number, channels, squeeze, expand in FIRES:
-        shapes |= {f'{number}.squeeze': (squeeze, channels, 1, 1),
-                   f'{number}.expand1x1': (expand, squeeze, 1, 1),
-                   f'{number}.expand3x3': (expand, squeeze, 3, 3)}
+        shapes |= {
+            f'{number}.squeeze': (squeeze, channels, 1, 1),
+            f'{number}.expand1x1': (expand, squeeze, 1, 1),
+            f'{number}.expand3x3': (expand, squeeze, 3, 3),
+        }
     weights = {}
     for name, shape in shapes.items():
         spread = np.sqrt(2.0 / np.prod(shape[1:]))
@@ -48,31 +58,49 @@ def conv(x, weights, name, stride=1, pad=0):
     x = np.pad(x, ((0, 0), (pad, pad), (pad, pad)))
     size = kernel.shape[-1]
     h, w = ((n - size) // stride + 1 for n in x.shape[1:])
-    taps = [np.tensordot(kernel[:, :, i, j].astype(float),
-                         x[:, i:i + stride * h:stride, j:j + stride * w:stride][:, :h, :w], 1)
-            for i in range(size) for j in range(size)]
+    taps = [
+        np.tensordot(
+            kernel[:, :, i, j].astype(float),
+            x[:, i : i + stride * h : stride, j : j + stride * w : stride][:, :h, :w],
+            1,
+        )
+        for i in range(size)
+        for j in range(size)
+    ]
     return sum(taps) + bias[:, None, None]
 
 
 def pool(x):
     """3x3 every 2, windows over the edge included (torch's ceil_mode)."""
     h, w = (-(-(n - 3) // 2) + 1 for n in x.shape[1:])
-    return np.array([[x[:, 2 * i:2 * i + 3, 2 * j:2 * j + 3].max((1, 2)) for j in range(w)]
-                     for i in range(h)]).transpose(2, 0, 1)
+    return np.array(
+        [
+            [x[:, 2 * i : 2 * i + 3, 2 * j : 2 * j + 3].max((1, 2)) for j in range(w)]
+            for i in range(h)
+        ]
+    ).transpose(2, 0, 1)
 
 
 def layers(image, weights):
     """The seven compared activations (c, h, w) of one image (h, w, 1 or 3) in [0, 1]."""
     x = np.broadcast_to(2.0 * image.transpose(2, 0, 1) - 1.0, (3, *image.shape[:2]))
-    x = (x - np.array([-.030, -.088, -.188])[:, None, None]) / np.array(
-        [.458, .448, .450])[:, None, None]
+    x = (x - np.array([-0.030, -0.088, -0.188])[:, None, None]) / np.array([0.458, 0.448, 0.450])[
+        :, None, None
+    ]
     h = np.maximum(conv(x, weights, '0', stride=2), 0)
     compared = [h]
     for number, *_ in FIRES:
         h = pool(h) if number in (3, 6, 9) else h
         squeezed = np.maximum(conv(h, weights, f'{number}.squeeze'), 0)
-        h = np.maximum(np.concatenate([conv(squeezed, weights, f'{number}.expand1x1'),
-                                       conv(squeezed, weights, f'{number}.expand3x3', pad=1)]), 0)
+        h = np.maximum(
+            np.concatenate(
+                [
+                    conv(squeezed, weights, f'{number}.expand1x1'),
+                    conv(squeezed, weights, f'{number}.expand3x3', pad=1),
+                ]
+            ),
+            0,
+        )
         if number not in (3, 6):
             compared.append(h)
     return compared
@@ -107,8 +135,11 @@ def distance_and_gradient(params):
 
     def call(x, x_hat):
         if x.shape not in compiled:  # unoptimised: it runs a few times only
-            compiled[x.shape] = jax.jit(jax.grad(distance, has_aux=True)).lower(
-                x_hat, x).compile({'xla_backend_optimization_level': 0})
+            compiled[x.shape] = (
+                jax.jit(jax.grad(distance, has_aux=True))
+                .lower(x_hat, x)
+                .compile({'xla_backend_optimization_level': 0})
+            )
         gradient, distances = compiled[x.shape](x_hat, x)
         return distances, gradient
 
@@ -144,6 +175,7 @@ def test_features_that_are_all_zero_have_a_finite_gradient():
 
 def test_slice_distance_is_the_sum_over_axes_of_the_mean_over_slices(monkeypatch, params):
     """With |mean difference| in place of LPIPS, so that the slices can be told apart."""
+
     class Stub:
         def apply(self, variables, x, x_hat):
             seen.append(x.shape)
@@ -174,16 +206,28 @@ def test_weights_lie_where_they_belong(weights, params):
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 722_496 + sum(WIDTHS)
 
 
-@pytest.mark.parametrize('change,says', [
-    (lambda w: w.pop('features.0.bias'), 'missing: features.0.bias$'),
-    (lambda w: [w.pop('lin6.model.1.weight'), w.pop('features.12.squeeze.weight')],
-     'missing: features.12.squeeze.weight, lin6.model.1.weight$'),
-    (lambda w: w.update({'lin7.model.1.weight': np.ones((1, 9, 1, 1))}),
-     'unknown: lin7.model.1.weight$'),
-    (lambda w: w.update({'lin1.model.1.weight': np.ones((1, 64, 1, 1))}),
-     r'misshapen: lin1.model.1.weight \(is \(1, 64, 1, 1\), must be \(1, 128, 1, 1\)\)$'),
-    (lambda w: w.update({'features.0.bias': np.full(64, np.nan)}), 'not finite: features.0.bias$'),
-])
+@pytest.mark.parametrize(
+    'change,says',
+    [
+        (lambda w: w.pop('features.0.bias'), 'missing: features.0.bias$'),
+        (
+            lambda w: [w.pop('lin6.model.1.weight'), w.pop('features.12.squeeze.weight')],
+            'missing: features.12.squeeze.weight, lin6.model.1.weight$',
+        ),
+        (
+            lambda w: w.update({'lin7.model.1.weight': np.ones((1, 9, 1, 1))}),
+            'unknown: lin7.model.1.weight$',
+        ),
+        (
+            lambda w: w.update({'lin1.model.1.weight': np.ones((1, 64, 1, 1))}),
+            r'misshapen: lin1.model.1.weight \(is \(1, 64, 1, 1\), must be \(1, 128, 1, 1\)\)$',
+        ),
+        (
+            lambda w: w.update({'features.0.bias': np.full(64, np.nan)}),
+            'not finite: features.0.bias$',
+        ),
+    ],
+)
 def test_weights_that_do_not_fit_are_named_in_one_line(change, says):
     weights = public_weights()
     change(weights)

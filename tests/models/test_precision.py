@@ -7,13 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fluidjax.compiling import run_once
-from fluidjax.errors import UserError
+from fluidjax.base.errors import UserError
 from fluidjax.models.autoencoder import Autoencoder, AutoencoderConfig
 from fluidjax.models.conv import Conv3D
 from fluidjax.models.discriminator import BatchNorm
 from fluidjax.models.layers import GroupNorm, SelfAttention
 from fluidjax.models.unet import UNet, UNetConfig
+from fluidjax.training.compiling import run_once
 
 KEY = jax.random.key(0)
 CODER = AutoencoderConfig(channels=(8, 16), num_res_blocks=1, norm_num_groups=4)
@@ -54,8 +54,9 @@ def test_bfloat16_changes_the_autoencoder_by_rounding_alone(coder):
 
 @pytest.mark.parametrize('condition', ['vector', 'both'])
 def test_bfloat16_changes_the_unet_by_rounding_alone(condition):
-    config = UNetConfig(4, 4, (32,), 1, (True,), 32, 8, condition, condition_slices=8,
-                        condition_channels=(32,))
+    config = UNetConfig(
+        4, 4, (32,), 1, (True,), 32, 8, condition, condition_slices=8, condition_channels=(32,)
+    )
     z, t = jax.random.normal(KEY, (1, 8, 8, 8, 4)), jnp.array([5])
     params = run_once(UNet(config).init, KEY, z, t, z)
     # Zero-initialised layers would hide the rest.

@@ -13,7 +13,7 @@ import numpy as np
 import optax
 import pytest
 
-from fluidjax.errors import Stopped, UserError
+from fluidjax.base.errors import Stopped, UserError
 from fluidjax.training import checkpoint, parallel
 from fluidjax.training.logs import RunLog
 from fluidjax.training.loop import Watch, is_done, train_stage
@@ -25,8 +25,13 @@ from fluidjax.training.steps import ema_rate
 from fluidjax.training.stopping import StopRequest
 
 SETTINGS = StageSettings(
-    steps=12, batch_size=4, optimizer=OptimizerSettings(learning_rate=0.1), ema_decay=0.5,
-    log_every=4, checkpoint_every=4)
+    steps=12,
+    batch_size=4,
+    optimizer=OptimizerSettings(learning_rate=0.1),
+    ema_decay=0.5,
+    log_every=4,
+    checkpoint_every=4,
+)
 TARGET = 3.0
 
 
@@ -61,8 +66,17 @@ def batches(start):
 def run(workdir, method=Line(), feed=batches, stop=None, watch=Watch(), **changes):
     settings = dataclasses.replace(SETTINGS, **changes)
     with stop or StopRequest() as stop:
-        return train_stage(method, lambda params: params, feed, settings, workdir, 1,
-                           parallel.layout_of(4), stop, watch)
+        return train_stage(
+            method,
+            lambda params: params,
+            feed,
+            settings,
+            workdir,
+            1,
+            parallel.layout_of(4),
+            stop,
+            watch,
+        )
 
 
 def lines(folder):
@@ -87,6 +101,7 @@ def test_learns_and_leaves_frozen_groups_alone(tmp_path):
 
 def stopped_at(step, how):
     """Batches at whose step something happens."""
+
     def feed(start):
         for number, batch in enumerate(batches(start), start):
             if number == step:
@@ -112,7 +127,8 @@ def test_a_run_killed_and_resumed_ends_in_the_same_numbers_and_lines(whole, tmp_
 
 @pytest.mark.parametrize('number,status', [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
 def test_a_signal_saves_the_step_it_comes_in_and_names_how_to_go_on(
-        whole, tmp_path, number, status):
+    whole, tmp_path, number, status
+):
     before = signal.getsignal(number)
     with pytest.raises(Stopped, match='after step 6.*same command') as stopped:
         run(tmp_path, feed=stopped_at(5, lambda: os.kill(os.getpid(), number)))
@@ -171,8 +187,11 @@ def test_pooled_examples_come_again_after_a_stop(tmp_path):
     changes = {'reuse': 2, 'pool': 3}
     whole = run(tmp_path / 'whole', **changes)
     with pytest.raises(Stopped):
-        run(tmp_path / 'cut', **changes,
-            feed=stopped_at(4, lambda: os.kill(os.getpid(), signal.SIGTERM)))
+        run(
+            tmp_path / 'cut',
+            **changes,
+            feed=stopped_at(4, lambda: os.kill(os.getpid(), signal.SIGTERM)),
+        )
     assert checkpoint.latest_step(tmp_path / 'cut' / 'checkpoints' / 'stage') == 10
     jax.tree.map(np.testing.assert_array_equal, whole, run(tmp_path / 'cut', **changes))
 
@@ -186,6 +205,7 @@ def test_a_pool_of_one_batch_used_once_is_the_plain_step(whole, tmp_path):
 
 def test_a_pair_is_drawn_from_the_pool_apart_from_what_else_is_drawn():
     """Each place has all the times that methods draw with a key split off their own."""
+
     class Shows(Line):
         def examples(self, params, batch, key, share):
             return {'x': batch['x']}
@@ -220,8 +240,13 @@ def test_reuse_and_its_limits_are_named():
         examples = None
 
     with pytest.raises(UserError, match='stage.training.reuse'):
-        Rounds(Blind(), None, dataclasses.replace(SETTINGS, reuse=2), parallel.layout_of(4),
-               jax.random.key(0))
+        Rounds(
+            Blind(),
+            None,
+            dataclasses.replace(SETTINGS, reuse=2),
+            parallel.layout_of(4),
+            jax.random.key(0),
+        )
 
 
 def test_accumulated_gradients_are_those_of_the_whole_batch(whole, tmp_path):
@@ -241,13 +266,13 @@ def test_a_trace_and_a_picture_are_written(tmp_path):
 
 
 def test_two_runs_do_not_share_a_folder(tmp_path):
-    from fluidjax import run_lock
+    from fluidjax.base import files
 
-    with run_lock.held(tmp_path / '.lock', 'another command trains here'):
+    with files.locked(tmp_path / '.lock', 'another command trains here'):
         with pytest.raises(UserError, match=r'another command trains here \(process \d+ on'):
-            with run_lock.held(tmp_path / '.lock', 'another command trains here'):
+            with files.locked(tmp_path / '.lock', 'another command trains here'):
                 raise AssertionError('two hold one lock')
-    with run_lock.held(tmp_path / '.lock', 'another'):
+    with files.locked(tmp_path / '.lock', 'another'):
         pass
 
 
@@ -279,6 +304,7 @@ def test_a_finished_stage_is_not_trained_again(tmp_path):
 
 def spiked_at(step):
     """Batches that are far off at one step."""
+
     def feed(start):
         for number, batch in enumerate(batches(start), start):
             yield {'x': batch['x'] + (5.0 if number == step else 0.0)}
@@ -299,12 +325,15 @@ def test_a_loss_that_is_not_finite_names_the_step_and_the_last_good_checkpoint(t
 
 def test_a_gradient_that_is_not_finite_stops_the_run_before_it_is_saved(tmp_path):
     """At step 4, a checkpoint step: its loss is finite, the parameters after it are not."""
+
     @jax.custom_vjp
     def spike_gradient(w, spike):
         return 0.0 * w.sum()
 
-    spike_gradient.defvjp(lambda w, spike: (0.0 * w.sum(), spike),
-                          lambda spike, g: (jnp.full((2,), g * spike), jnp.zeros(())))
+    spike_gradient.defvjp(
+        lambda w, spike: (0.0 * w.sum(), spike),
+        lambda spike, g: (jnp.full((2,), g * spike), jnp.zeros(())),
+    )
 
     class Breaks(Line):
         def loss(self, params, batch, key, share):
@@ -372,11 +401,16 @@ def test_replicated_state_comes_back_unchanged():
 
 def test_log_keeps_whole_lines_up_to_the_step_resumed_from(tmp_path):
     path = tmp_path / 'metrics.jsonl'
-    path.write_text('{"stage": "a", "step": 4, "loss": 1}\n{"stage": "a", "step": 8, "loss": 1}\n'
-                    '{"stage": "b", "step": 9, "loss": 1}\n{"stage": "a", "st')
+    path.write_text(
+        '{"stage": "a", "step": 4, "loss": 1}\n{"stage": "a", "step": 8, "loss": 1}\n'
+        '{"stage": "b", "step": 9, "loss": 1}\n{"stage": "a", "st'
+    )
     with RunLog(tmp_path, 'a', start_step=4, total_steps=8) as log:
         log.write(8, {'loss': 2.0})
     records = [json.loads(line) for line in path.read_text().splitlines()]
     assert [(r['stage'], r['step'], r['loss']) for r in records] == [
-        ('a', 4, 1), ('b', 9, 1), ('a', 8, 2.0)]
+        ('a', 4, 1),
+        ('b', 9, 1),
+        ('a', 8, 2.0),
+    ]
     assert list((tmp_path / 'tensorboard' / 'a').glob('events*'))

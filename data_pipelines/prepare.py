@@ -1,0 +1,210 @@
+"""Preprocess a folder of scans for training, once, in parallel.
+
+    fluidjax prepare HEALTHY --out=store
+    fluidjax prepare HEALTHY --out=store --test_dir=PATIENTS --workers=8
+    fluidjax train --config=configs/ldm.py:demo,cohort=nifti --workdir=runs/mine \\
+        --config.cohort.data_dir=HEALTHY --config.cohort.store=store
+
+HEALTHY is a folder of skull-stripped T1w scans, BIDS or plain. The store gets a page to look at,
+STORE/summary.html. Give `train` the same --config.cohort.test_dir and lesion_dir, if any.
+Interrupted or repeated, the command goes on with what is missing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections import Counter
+from pathlib import Path
+
+from absl import flags
+
+from data_pipelines import preparation, preparation_page, preprocess
+from data_pipelines.grids import GRIDS
+from data_pipelines.nifti_source import NiftiSource
+from data_pipelines.subject_splits import Choice
+from fluidjax.base import cli
+from fluidjax.base.errors import UserError
+from fluidjax.base.files import write_text
+
+FLAGS = flags.FlagValues()
+OUT = flags.DEFINE_string(
+    'out', None, 'Folder to write to: config.cohort.store of the runs.', flag_values=FLAGS
+)
+SIZE = flags.DEFINE_string(
+    'size', 'demo', "The model grid: the configuration's size.", flag_values=FLAGS
+)
+REGISTRATION = flags.DEFINE_string(
+    'registration',
+    'affine',
+    "'affine', or 'none' for scans that are in MNI152 space already.",
+    flag_values=FLAGS,
+)
+TEST_DIR = flags.DEFINE_string(
+    'test_dir', '', 'Folder of scans for the test split.', flag_values=FLAGS
+)
+LESION_DIR = flags.DEFINE_string(
+    'lesion_dir', '', 'Folder of lesion masks in MNI152 space.', flag_values=FLAGS
+)
+WORKERS = flags.DEFINE_integer(
+    'workers', None, 'Processes; as many as cores without.', lower_bound=1, flag_values=FLAGS
+)
+SEED = flags.DEFINE_integer(
+    'seed',
+    0,
+    'Of the division into training and validation: config.seed of the run.',
+    lower_bound=0,
+    flag_values=FLAGS,
+)
+SPLIT_COLUMN = flags.DEFINE_string(
+    'split-column',
+    '',
+    'Column of DATA/participants.tsv that holds train, validation or test.',
+    flag_values=FLAGS,
+)
+LISTS = {
+    split: flags.DEFINE_string(
+        f'{split}-list',
+        '',
+        f'Text file, one subject a line, for the {split} split.',
+        flag_values=FLAGS,
+    )
+    for split in ('train', 'validation', 'test')
+}
+SKIP_FAILURES = flags.DEFINE_bool(
+    'skip-failures', False, 'Leave out files that cannot be used.', flag_values=FLAGS
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What is asked for.
+
+    Attributes:
+      data_dir, test_dir, lesion_dir, registration, seed: as of `NiftiSource`.
+      store: folder to write to. size: names the grid. choice: who goes to which split.
+      workers: processes. skip_failures: leave out what cannot be used.
+    """
+
+    data_dir: str
+    store: Path
+    size: str = 'demo'
+    registration: str = 'affine'
+    test_dir: str = ''
+    lesion_dir: str = ''
+    seed: int = 0
+    choice: Choice = Choice()
+    workers: int = 1
+    skip_failures: bool = False
+
+
+def build(request: Request) -> str:
+    """Preprocess, keep, picture, and write the cohort's files.
+
+    Returns:
+      What was made and what to do next.
+
+    Raises:
+      UserError: settings or folders that cannot be used, or (unless they are skipped) files, all of
+        which are named on the page and the first of them in the message.
+    """
+    source = _source(request)
+    page = request.store / 'summary.html'
+    ready, outcomes = preparation.prepare(
+        source, request.store, request.choice, request.workers, request.skip_failures
+    )
+    write_text(page, preparation_page.page(ready, outcomes))
+    failures = preparation.failures_text(outcomes)
+    if failures and not request.skip_failures:
+        raise UserError(
+            f'{failures}; see {page}. Mend them and start again, the others are kept; '
+            'or leave them out with --skip-failures'
+        )
+    from data_pipelines import input_pipeline  # imports TensorFlow, which workers do not need
+
+    cohort = input_pipeline.nifti_cohort(
+        source.grid,
+        request.store,
+        source.data_dir,
+        source.test_dir,
+        source.lesion_dir,
+        source.registration,
+        source.seed,
+    )
+    sizes = ', '.join(f'{n} {split}' for split, n in cohort.sizes.items())
+    return (
+        f'{sizes}; {_left_out(outcomes)}look at {page.absolute()}\n'
+        f'next: fluidjax train {_flags(request, source)} --workdir=runs/mine'
+    )
+
+
+def _source(request: Request) -> NiftiSource:
+    if request.size not in GRIDS:
+        raise UserError(f"--size: '{request.size}' is not one of {', '.join(GRIDS)}")
+    if request.registration not in preprocess.REGISTRATIONS:
+        raise UserError(
+            f"--registration: '{request.registration}' is not one of "
+            f'{", ".join(preprocess.REGISTRATIONS)}'
+        )
+    # As `experiment.open_cohort` writes them: the store is found again by the same words.
+    folders = [
+        str(Path(folder).expanduser()) if folder else ''
+        for folder in (request.data_dir, request.test_dir, request.lesion_dir)
+    ]
+    return NiftiSource(GRIDS[request.size], *folders, request.registration, request.seed)
+
+
+def _left_out(outcomes: list[preparation.Outcome]) -> str:
+    counts = Counter(bool(outcome.error) for outcome in outcomes)
+    return f'{counts[True]} of {len(outcomes)} files left out; ' if counts[True] else ''
+
+
+def _flags(request: Request, source: NiftiSource) -> str:
+    given = {
+        'data_dir': source.data_dir,
+        'test_dir': source.test_dir,
+        'lesion_dir': source.lesion_dir,
+        'store': os.fspath(request.store),
+    }
+    if request.registration != 'affine':
+        given['registration'] = request.registration
+    words = [f'--config=configs/ldm.py:{request.size},cohort=nifti']
+    words += [f'--config.seed={request.seed}'] if request.seed else []
+    words += [f'--config.cohort.{name}={value}' for name, value in given.items() if value]
+    return ' '.join(words)
+
+
+def main(folders: list[str]) -> None:
+    """Read the flags and prepare."""
+    if len(folders) != 1 or not OUT.value:
+        raise UserError(
+            'prepare needs one folder of scans and --out=STORE, e.g. fluidjax prepare '
+            'scans --out=prepared'
+        )
+    lists = {split: flag.value for split, flag in LISTS.items() if flag.value}
+    print(
+        build(
+            Request(
+                data_dir=folders[0],
+                store=Path(OUT.value).expanduser(),
+                size=SIZE.value,
+                registration=REGISTRATION.value,
+                test_dir=TEST_DIR.value,
+                lesion_dir=LESION_DIR.value,
+                seed=SEED.value,
+                choice=Choice(SPLIT_COLUMN.value, lists),
+                workers=WORKERS.value or os.cpu_count() or 1,
+                skip_failures=SKIP_FAILURES.value,
+            )
+        )
+    )
+
+
+def command() -> None:
+    """`fluidjax prepare`."""
+    cli.run(
+        main,
+        FLAGS,
+        takes_arguments=True,
+        interrupted='the same command goes on with what is missing',
+    )

@@ -1,0 +1,201 @@
+"""What all commands share: flags, help, errors in one line, quiet libraries, a compilation cache.
+
+A command is a module with a docstring that says what it does and gives examples, its own set of
+flags, `main`, and
+
+    def command() -> None:
+        cli.run(main, FLAGS, takes_arguments=True)
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from absl import flags, logging
+
+from fluidjax.base.errors import Stopped, UserError
+from fluidjax.base.files import cache_home
+from fluidjax.base.settings import config_file
+
+CONFIG = 'config'  # the flag that names a configuration file, in every command that has one
+
+
+def quiet_libraries() -> None:
+    """Silence banners and keep compiled functions; call it before JAX or TensorFlow are imported."""
+    os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+    os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
+    os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(cache_home() / 'xla'))
+    os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '1')
+    flags.FLAGS(sys.argv[:1])  # libraries read absl's own flags, which nobody sets here
+    logging.set_verbosity(logging.ERROR)
+    logging.set_stderrthreshold(logging.ERROR)
+
+
+def tell(message: str) -> None:
+    """Print a line to the terminal, where it does not mix with a command's output."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def run(
+    main: Callable[..., None],
+    flag_values: flags.FlagValues,
+    takes_arguments: bool = False,
+    default_config: str | None = None,
+    interrupted: str = 'the same command continues from the last checkpoint',
+) -> None:
+    """Run a command and exit with its status: 0, 2 for a mistake of the user's, 130 after Ctrl-C.
+
+    Args:
+        main: the command; called after the flags were read.
+        flag_values: its flags.
+        takes_arguments: whether `main` takes a list of the words that are not flags.
+        default_config: the configuration file to use where `--config` names none.
+        interrupted: what to tell a person who stops the command.
+    """
+    quiet_libraries()
+    try:
+        words = _parse(flag_values, sys.modules[main.__module__].__doc__ or '', default_config)
+        if words and not takes_arguments:
+            raise UserError(f"unexpected argument '{words[0]}': options are written --name=value")
+        main(words) if takes_arguments else main()
+        status = 0
+    except UserError as error:
+        status = _fail(str(error))
+    except OSError as error:
+        status = _fail(
+            f'{error.filename or "a file"}: {error.strerror or error}; check the path, '
+            'its permissions and the free space'
+        )
+    except Stopped as stopped:
+        tell(f'\nfluidjax: {stopped}')
+        status = stopped.status
+    except KeyboardInterrupt:
+        tell(f'\nfluidjax: interrupted; {interrupted}')
+        status = 130
+    sys.exit(status)
+
+
+def define_words(
+    name: str, default: list[str], help: str, flag_values: flags.FlagValues
+) -> flags.FlagHolder:
+    """Define a flag of several words, written `--shape 160 160 160` or `--shape=160,160,160`."""
+    holder = flags.DEFINE_list(name, default, help, flag_values)
+    flag_values[name].several_words = True
+    return holder
+
+
+def numbers(name: str, words: list[str], kind: type) -> tuple:
+    """The numbers of a flag of several words.
+
+    Raises:
+        UserError: a word is not a number.
+    """
+    try:
+        return tuple(kind(word) for word in words)
+    except ValueError:
+        raise UserError(
+            f"--{name}: '{','.join(words)}' must be numbers, e.g. --{name} 160 160 160"
+        ) from None
+
+
+def _parse(flag_values: flags.FlagValues, usage: str, default_config: str | None) -> list[str]:
+    """Read `sys.argv`; returns the words that are not flags.
+
+    Raises:
+        UserError: any mistake in a flag or in a configuration file.
+        SystemExit: help was asked for, and printed.
+    """
+    if {'--help', '-h', '--helpshort', '--helpfull'} & set(sys.argv[1:]):
+        print(f'{usage.strip()}\n\nOptions:\n{_flags_help(flag_values)}')
+        raise SystemExit(0)
+    arguments = _join_words([_spelled(word, flag_values) for word in sys.argv], flag_values)
+    if CONFIG in flag_values:
+        arguments = _with_config_file(arguments, default_config)
+    given, sys.argv = sys.argv, arguments  # ml_collections looks there for fields to override
+    try:
+        return flag_values(arguments)[1:]
+    except UserError:
+        raise
+    except (AttributeError, KeyError) as error:
+        message = _no_field(str(error))
+    except (flags.Error, TypeError, ValueError) as error:
+        message = str(error)
+    finally:
+        sys.argv = given
+    raise UserError(_last_line(message))
+
+
+def _last_line(message: str) -> str:
+    """An error in the configuration file, which ml_collections quotes with its traceback."""
+    if 'Traceback' not in message:
+        return message
+    return message.strip().splitlines()[-1].partition(': ')[2]
+
+
+def _flags_help(flag_values: flags.FlagValues) -> str:
+    """The help of every flag, without the name of the module that defines it."""
+    text = flag_values.get_help(include_special_flags=False)
+    return '\n'.join(line for line in text.splitlines() if line.startswith('  ')).rstrip()
+
+
+def _spelled(word: str, flag_values: flags.FlagValues) -> str:
+    """A flag as it was defined: `--n_jobs` and `--n-jobs` are the same."""
+    match = re.fullmatch(r'(--?)([\w-]+)(=.*)?', word, re.DOTALL)
+    if not match or match[2] in flag_values:
+        return word
+    for name in (match[2].replace('_', '-'), match[2].replace('-', '_')):
+        if name in flag_values:
+            return f'{match[1]}{name}{match[3] or ""}'
+    return word
+
+
+def _join_words(arguments: list[str], flag_values: flags.FlagValues) -> list[str]:
+    """`--shape 160 160 160` as absl reads it: `--shape=160,160,160`."""
+    joined, rest = [], list(arguments)
+    while rest:
+        word = rest.pop(0)
+        name = word.lstrip('-')
+        if word != name and name in flag_values and hasattr(flag_values[name], 'several_words'):
+            values = []
+            while rest and not re.match(r'--?[A-Za-z]', rest[0]):
+                values.append(rest.pop(0))
+            word = f'--{name}={",".join(values)}'
+        joined.append(word)
+    return joined
+
+
+def _with_config_file(arguments: list[str], default: str | None) -> list[str]:
+    """The arguments with `--config=FILE` as a path that exists, before any `--config.FIELD`.
+
+    Raises:
+        UserError: there is no such file.
+    """
+    named, others, rest = None, arguments[:1], arguments[1:]
+    while rest:
+        word = rest.pop(0)
+        name, given, value = word.partition('=')
+        if name in (f'--{CONFIG}', f'-{CONFIG}'):
+            named = value if given else (rest.pop(0) if rest else '')
+        else:
+            others.append(word)
+    if named is None and default is None:
+        return arguments
+    path, colon, argument = (default if named is None else named).partition(':')
+    return [others[0], f'--{CONFIG}={config_file(path)}{colon}{argument}', *others[1:]]
+
+
+def _no_field(text: str) -> str:
+    """What to say of a field that the configuration does not have; the error quotes its name."""
+    name = re.search(r'[\w.]+', text)
+    meant = re.search(r'Did you mean "(\w+)"', text)
+    advice = f'did you mean {meant[1]}?' if meant else 'the configuration file shows its fields'
+    return f"the configuration has no field '{name[0] if name else text}'; {advice}"
+
+
+def _fail(message: Any) -> int:
+    tell(f'fluidjax: error: {" ".join(str(message).split())}')
+    return 2

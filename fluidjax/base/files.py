@@ -1,0 +1,154 @@
+"""Files that are whole or absent, and locks that end with the process that holds them."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import shutil
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from fluidjax.base.errors import UserError
+
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+
+
+def cache_home() -> Path:
+    """Where fluidjax keeps what can be made again: `$XDG_CACHE_HOME/fluidjax` or `~/.cache/fluidjax`."""
+    return Path(os.environ.get('XDG_CACHE_HOME', Path.home() / '.cache')) / 'fluidjax'
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file so that a reader sees the old one or the new one, never a part of it.
+
+    Folders are made as needed.
+    """
+    write_bytes(path, text.encode())
+
+
+def write_json(path: str | Path, content: Any) -> None:
+    """Write JSON as `write_text` does."""
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + '\n')
+
+
+def write_bytes(path: str | Path, content: bytes) -> None:
+    """Write bytes as `write_text` does."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f'.{path.name}.{os.getpid()}')
+    try:
+        beside.write_bytes(content)
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A hidden folder to fill, which becomes `path` when the block ends without an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f'.{path.name}.{os.getpid()}')
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir()
+    try:
+        yield beside
+        os.replace(beside, path)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def parse_json(text: str | bytes, where: str, advice: str) -> dict[str, Any]:
+    """The object that a JSON text holds.
+
+    Args:
+        text: the JSON.
+        where: names the file in the message.
+        advice: what to do where it holds something else.
+
+    Raises:
+        UserError: it is not JSON, or not an object.
+    """
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f'{where}: is not JSON ({error}); {advice}') from error
+    if not isinstance(content, dict):
+        raise UserError(
+            f'{where}: holds {type(content).__name__} where a JSON object is expected; {advice}'
+        )
+    return content
+
+
+def read_json(path: Path, advice: str) -> dict[str, Any]:
+    """The object that a JSON file holds; see `parse_json`."""
+    return parse_json(path.read_bytes(), str(path), advice)
+
+
+def take_lock(path: Path) -> IO[str] | None:
+    """Lock a file, which is made as needed; None where another process holds the lock.
+
+    The lock ends when the file is closed or when its process ends, for whatever reason.
+
+    Raises:
+        UserError: the folder cannot be written to, or its file system has no locks.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open('a+')
+    except OSError as error:
+        raise UserError(
+            f'{path.parent}: cannot write here ({error.strerror}); choose another folder'
+        ) from error
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
+        if error.errno in NO_LOCKS:
+            raise UserError(
+                f'{path}: this file system has no locks ({error.strerror}); choose a '
+                'folder on another'
+            ) from error
+        return None
+    file.truncate(0)
+    file.write(
+        f'process {os.getpid()} on {socket.gethostname()}, since '
+        f'{time.strftime("%Y-%m-%d %H:%M:%S")}\n'
+    )
+    file.flush()
+    return file
+
+
+@contextlib.contextmanager
+def locked(path: Path, why: str) -> Iterator[None]:
+    """Hold a lock while the block runs.
+
+    Args:
+        path: the lock file.
+        why: what the other process does and what the user can do, for the message.
+
+    Raises:
+        UserError: another process holds it; see also `take_lock`.
+    """
+    file = take_lock(path)
+    if file is None:
+        with contextlib.suppress(OSError):
+            why = f'{why} ({path.read_text().strip()})'
+        raise UserError(f'{path.parent}: {why}')
+    with file:
+        yield
+
+
+@contextlib.contextmanager
+def locked_in_turn(path: Path) -> Iterator[None]:
+    """Wait for a lock, then hold it; without effect where the file system has no locks."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open('a') as file:
+        with contextlib.suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,56 @@
+"""A scan on the model's grid: as preprocessing gives it, and as cohorts and detectors take it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """One subject on the model grid.
+
+    Attributes:
+      name: unique within its split.
+      image: (x, y, z) float32 in [0, 1], background 0.
+      brain: (x, y, z) bool.
+      lesion: (x, y, z) bool, or None where no mask is known.
+      healthy: (x, y, z) float32, the same subject without its lesion, or None.
+      affine: voxel -> the scan's own world, mm: (4, 4) float64.
+    """
+
+    name: str
+    image: np.ndarray
+    brain: np.ndarray
+    lesion: np.ndarray | None
+    healthy: np.ndarray | None
+    affine: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocessed:
+    """A scan on the model grid.
+
+    Attributes:
+      image: (x, y, z) float32 in [0, 1], background exactly 0.
+      brain: (x, y, z) bool.
+      lesion: (x, y, z) bool, or None where no mask was given.
+      affine: model voxel -> the scan's own world, mm: scan_from_mni @ grid.affine.
+      overlap: Dice of the brain mask with the MNI152 brain on this grid; below about 0.85 the
+        registration, or the skull stripping, is suspect.
+      warnings: short sentences for a person, see `quality`; empty is good.
+      extraction: how the brain was found, see `brain_extraction.Extraction.method`.
+      before: (x, y, z) the image without N4; None where N4 was off.
+      shading: what N4 took out, 95th over 5th percentile of its field in the brain; 1 without.
+    """
+
+    image: np.ndarray
+    brain: np.ndarray
+    lesion: np.ndarray | None
+    affine: np.ndarray
+    overlap: float
+    warnings: tuple[str, ...] = ()
+    extraction: str = 'none'
+    before: np.ndarray | None = None
+    shading: float = 1.0

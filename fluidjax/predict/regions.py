@@ -1,0 +1,121 @@
+"""The marked regions of a scan as a table: where, how large, how sure."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import ndimage
+
+from fluidjax.detect.evaluate import MIN_LESION_ML, voxel_ml
+from fluidjax.detect.lesions import FULL_CONNECTIVITY
+
+MIDLINE_MM = 5.0
+COLUMNS = {
+    'index': {'Description': 'Number of the region, the largest first'},
+    'volume_ml': {'Description': 'Volume', 'Units': 'ml'},
+    'x': {'Description': 'Centre of mass in the world of the scan, to the right', 'Units': 'mm'},
+    'y': {'Description': 'Centre of mass in the world of the scan, to the front', 'Units': 'mm'},
+    'z': {'Description': 'Centre of mass in the world of the scan, upwards', 'Units': 'mm'},
+    'mni_x': {'Description': 'Centre of mass in MNI152, to the right', 'Units': 'mm'},
+    'mni_y': {'Description': 'Centre of mass in MNI152, to the front', 'Units': 'mm'},
+    'mni_z': {'Description': 'Centre of mass in MNI152, upwards', 'Units': 'mm'},
+    'side': {
+        'Description': f'Side of the centre in MNI152: midline is within {MIDLINE_MM:g} mm of '
+        'x = 0',
+        'Levels': {'left': '', 'right': '', 'midline': ''},
+    },
+    'peak': {'Description': 'Highest value of the anomaly map in the region'},
+    'mean': {'Description': 'Mean of the anomaly map in the region'},
+    'confidence': {
+        'Description': '1 - threshold / peak: 0 where the peak just reaches the '
+        'threshold, 0.5 where it is twice that. It ranks regions; it is '
+        'not the probability of a lesion'
+    },
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Region:
+    """A row of the table; its fields are `COLUMNS`."""
+
+    index: int
+    volume_ml: float
+    x: float
+    y: float
+    z: float
+    mni_x: float
+    mni_y: float
+    mni_z: float
+    side: str
+    peak: float
+    mean: float
+    confidence: float
+
+
+def regions_of(
+    mask: np.ndarray,
+    anomaly_map: np.ndarray,
+    affine: np.ndarray,
+    mni_from_world: np.ndarray,
+    threshold: float,
+    min_ml: float = MIN_LESION_ML,
+) -> list[Region]:
+    """The 26-connected pieces of a mask, the largest first; those below `min_ml` left out.
+
+    Args:
+        mask: (x, y, z) bool; anomaly_map: (x, y, z), finite.
+        affine: voxel -> the scan's world, mm: (4, 4).
+        mni_from_world: the scan's world -> MNI152, mm: (4, 4).
+        threshold: what the map was cut at.
+        min_ml: volume of the smallest piece that counts.
+    """
+    boxes = ndimage.find_objects(mask.astype(np.uint8))
+    if not boxes or boxes[0] is None:
+        return []
+    corner = [side.start for side in boxes[0]]
+    labels, number = ndimage.label(mask[boxes[0]], FULL_CONNECTIVITY)
+    values, volume = anomaly_map[boxes[0]], voxel_ml(affine)
+    sizes = volume * np.bincount(labels.ravel(), minlength=number + 1)[1:]
+    chosen = [i for i in np.argsort(-sizes, kind='stable') + 1 if sizes[i - 1] >= min_ml]
+    if not chosen:
+        return []
+    centres = np.array(ndimage.center_of_mass(labels > 0, labels, chosen)) + corner
+    peaks, means = (f(values, labels, chosen) for f in (ndimage.maximum, ndimage.mean))
+    return [
+        _region(
+            index,
+            float(sizes[piece - 1]),
+            affine @ [*centre, 1],
+            mni_from_world,
+            float(peak),
+            float(mean),
+            threshold,
+        )
+        for index, (piece, centre, peak, mean) in enumerate(zip(chosen, centres, peaks, means), 1)
+    ]
+
+
+def _region(
+    index: int,
+    volume: float,
+    world: np.ndarray,
+    mni_from_world: np.ndarray,
+    peak: float,
+    mean: float,
+    threshold: float,
+) -> Region:
+    mni = mni_from_world @ world
+    side = 'midline' if abs(mni[0]) <= MIDLINE_MM else 'right' if mni[0] > 0 else 'left'
+    places = (round(float(v), 1) for v in (*world[:3], *mni[:3]))
+    confidence = min(max(1 - threshold / peak, 0.0), 1.0) if peak > 0 else 0.0
+    return Region(
+        index, round(volume, 3), *places, side, round(peak, 5), round(mean, 5), round(confidence, 3)
+    )
+
+
+def as_tsv(regions: Sequence[Region]) -> str:
+    """The table as tab-separated values with a header; the header alone without regions."""
+    rows = [list(COLUMNS), *(map(str, dataclasses.astuple(region)) for region in regions)]
+    return ''.join('\t'.join(row) + '\n' for row in rows)

@@ -1,0 +1,189 @@
+"""A healthy scan ready to be painted, and the lesion masks of a folder brought onto it."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from scipy import ndimage
+from tqdm import tqdm
+
+from data_pipelines import grids, resampling, volume_io
+from data_pipelines.preprocess import background_level, find_brain, resample_mask
+from data_pipelines.scan_folders import nifti_files
+from data_pipelines.volume_io import Volume
+from fluidjax.base.errors import UserError
+from fluidjax.fluid.grid import Grid
+
+_PAD_TO = 16  # boxes around brains are widened to a multiple, so that scans share compiled code
+
+
+@dataclasses.dataclass(frozen=True)
+class Healthy:
+    """A scan ready to be painted.
+
+    Attributes:
+        volume: as it lies in its file, RAS+.
+        box: the part around the brain that is worked on.
+        brain: (x, y, z) bool, in the box.
+        background, scale: the box's image is (volume - background) / scale.
+        grid: of the box.
+    """
+
+    volume: Volume
+    box: tuple[slice, slice, slice]
+    brain: np.ndarray
+    background: float
+    scale: float
+    grid: Grid
+
+    @property
+    def image(self) -> np.ndarray:
+        """(x, y, z) float32 in the box, 0 outside the brain, 1 at its brightest."""
+        inside = (self.volume.data[self.box] - self.background) / self.scale
+        return np.where(self.brain, np.maximum(inside, 0.0), 0.0).astype(np.float32)
+
+    @property
+    def affine(self) -> np.ndarray:
+        """Voxel of the box -> the scan's world, mm."""
+        affine = self.volume.affine.copy()
+        affine[:3, 3] += affine[:3, :3] @ [side.start for side in self.box]
+        return affine
+
+    def whole(self, values: np.ndarray, outside: np.ndarray | float = 0) -> np.ndarray:
+        """Values of the box on all of the scan's voxels."""
+        full = np.empty(self.volume.data.shape, values.dtype)
+        full[...] = outside
+        full[self.box] = values
+        return full
+
+
+def load_healthy(path: str, brain_path: str | None = None) -> Healthy:
+    """A scan and its brain.
+
+    Raises:
+        UserError: a file that cannot be used, or a mask that is not on the scan's voxels.
+    """
+    return healthy_from(volume_io.load_volume(path), brain_path)
+
+
+def healthy_from(volume: Volume, brain_path: str | None = None) -> Healthy:
+    """A scan that was read, and its brain: the mask of a file, else its own foreground.
+
+    Raises:
+        UserError: a scan or a mask that cannot be used.
+    """
+    path = volume.path
+    if brain_path is None:
+        brain, background = find_brain(volume)
+        _warn_of_background(volume, background)
+    else:
+        brain, background = _given_brain(brain_path, volume), background_level(volume.data)
+    box = _padded_box(brain)
+    spacing = tuple(float(h) for h in resampling.voxel_sizes(volume.affine))
+    scale = float(volume.data[brain].max()) - background
+    if not scale > 0:
+        raise UserError(f'{path}: its brain is no brighter than its background; give a T1w scan')
+    try:
+        grid = Grid(brain[box].shape, spacing)
+    except UserError as error:
+        raise UserError(f'{path}: {error}') from error
+    return Healthy(volume, box, brain[box], background, scale, grid)
+
+
+def _warn_of_background(volume: Volume, background: float) -> None:
+    """Say so where the volume's faces are not its darkest part, as the search for it assumes."""
+    brightest = float(np.percentile(volume.data, 99.5)) - background
+    if np.mean(volume.data < background - 0.05 * abs(brightest)) > 0.01:
+        tqdm.write(
+            f'{volume.path}: much of it is darker than its background; look at the contact '
+            'sheet, and give --brain=MASK if part of the brain is missing',
+            file=sys.stderr,
+        )
+
+
+def _on_same_voxels(mask: Volume, scan: Volume) -> bool:
+    return mask.data.shape == scan.data.shape and np.allclose(mask.affine, scan.affine, atol=1e-2)
+
+
+def _given_brain(path: str, scan: Volume) -> np.ndarray:
+    mask = volume_io.load_volume(path)
+    if mask.data.shape != scan.data.shape:
+        raise UserError(
+            f'{path}: mask of shape {mask.data.shape} on a scan of shape '
+            f'{scan.data.shape} ({scan.path}); resample it to the scan'
+        )
+    if not _on_same_voxels(mask, scan):
+        raise UserError(
+            f'{path}: its affine differs from that of {scan.path}; resample it to the '
+            'scan, or mend its header'
+        )
+    return mask.data > 0
+
+
+def _padded_box(brain: np.ndarray) -> tuple[slice, slice, slice]:
+    """Around the brain, one voxel of margin, lengths a multiple of 16 where the scan has room."""
+    box = []
+    for side, n in zip(ndimage.find_objects(brain.astype(np.uint8))[0], brain.shape):
+        length = min(n, -(-(side.stop - side.start + 2) // _PAD_TO) * _PAD_TO)
+        start = min(max(0, (side.start + side.stop - length) // 2), n - length)
+        box.append(slice(start, start + length))
+    return tuple(box)
+
+
+def _usable(paths: list[Path], folder: str) -> list[Path]:
+    """The masks that can be read; the others are named and left out."""
+    usable = []
+    for path in tqdm(paths, desc='lesion masks', unit='mask', leave=False):
+        try:
+            volume_io.load_volume(path)
+            usable.append(path)
+        except UserError as error:
+            tqdm.write(f'left out: {error}', file=sys.stderr)
+    if not usable:
+        raise UserError(f'--lesions: no mask in {folder} can be used')
+    return usable
+
+
+class MaskFiles:
+    """A folder of lesion masks, each read and brought onto a scan when it is drawn."""
+
+    def __init__(self, folder: str | None, paths: Sequence[Path] | None = None) -> None:
+        self.folder = folder
+        self.paths = list(paths or [])
+        if folder and not paths:
+            self.paths = _usable(nifti_files(Path(folder), '--lesions'), folder)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def on(self, scan: Healthy, index: int) -> np.ndarray:
+        """A mask on the box of a scan, (x, y, z) uint8.
+
+        A mask on the scan's own voxels lies where it lies; any other is taken to be in MNI space,
+        and the middle of the MNI brain is laid on the middle of the scan's.
+
+        Raises:
+            UserError: an empty mask, or one of which nothing comes to lie on the scan.
+        """
+        path = self.paths[index]
+        mask = volume_io.load_volume(path)
+        volume = scan.volume
+        if _on_same_voxels(mask, volume):
+            on_scan = mask.data[scan.box] > 0
+        else:
+            box = ndimage.find_objects(scan.brain.astype(np.uint8))[0]
+            middle = [0.5 * (side.start + side.stop - 1) for side in box]
+            affine = scan.affine
+            shift = affine[:3, :3] @ middle + affine[:3, 3] - grids.MNI_BRAIN_CENTRE
+            affine[:3, 3] -= shift
+            on_scan = resample_mask(mask.data > 0, mask.affine, scan.grid.shape, affine)
+        if not on_scan.any():
+            raise UserError(
+                f'{path}: nothing of this mask comes to lie on {volume.path}; masks of '
+                "--lesions must be in MNI space or on the scan's voxels"
+            )
+        return on_scan.astype(np.uint8)

@@ -1,0 +1,167 @@
+"""The model card of a package: what it saw, how well it did, how to use it and make it again."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from fluidjax.base import __version__
+from fluidjax.base.errors import UserError
+from fluidjax.base.settings import config_file, differences, field_of, read_config_file
+from fluidjax.runs.load import Run
+
+# What stands for the folders of the machine it was trained on.
+STAND_INS = {'data_dir': 'HEALTHY', 'test_dir': 'PATIENTS', 'lesion_dir': 'MASKS'}
+_SCORES = {
+    'dice_validated': 'Dice, threshold from validation',
+    'dice_oracle': 'Dice, best per scan',
+    'ap': 'AP',
+    'auroc': 'AUROC',
+    'psnr': 'PSNR (dB)',
+}
+
+
+def card(
+    run: Run,
+    config: ConfigDict,
+    manifest: Mapping[str, Any],
+    cohort: Mapping[str, Any],
+    scores: Mapping[str, Any],
+    note: str = '',
+    licence: str = '',
+) -> str:
+    """The card as Markdown.
+
+    Args:
+        run: the trained run.
+        config: what it was trained with.
+        manifest: package.json.
+        cohort: cohort.json: its name and the sizes of its splits.
+        scores: eval/metrics.json, or nothing.
+        note: what the maker says it saw.
+        licence: what the maker says of the weights' terms.
+    """
+    grid = ' x '.join(map(str, run.grid.shape))
+    sizes = ', '.join(f'{n} {split}' for split, n in cohort.get('sizes', {}).items())
+    embedded = config.cohort.name == 'template'
+    saw = (
+        'The embedded cohort: deformations of one template (MNI152) with simulated contrast. No '
+        'real scan.'
+        if embedded
+        else "Skull-stripped T1w scans of its maker's own."
+    )
+    if beside := config.cohort.get('embedded', 0):
+        saw += (
+            f' Beside them {beside} subjects of the embedded cohort: deformations of one '
+            'template (MNI152) with simulated contrast.'
+        )
+    terms = licence or (
+        'Not stated by the maker of this file. '
+        + (
+            'It was trained on nothing but the MNI152 template that nilearn ships.'
+            if embedded
+            else 'Ask before you pass it on: the scans it was trained on may bind it.'
+        )
+    )
+    return f"""# fluidjax model: {run.name}
+
+**Research use only. Not a medical device, not for diagnosis.**
+
+Turns a T1w brain scan into its healthy counterpart; what differs is the anomaly.
+Method `{config.method}`, {manifest['parameters']:,} parameters (stored as {manifest['weights']}), \
+{run.step} steps, on {grid} voxels of {run.grid.spacing[0]:g} mm.
+
+## What it saw
+
+{saw} Cohort `{cohort.get('cohort', 'unknown').split('/')[0]}`: {sizes or 'sizes unknown'}.
+{note}
+
+## Scores
+
+{_scores(scores)}
+
+## Use
+
+    fluidjax predict SCAN.nii.gz --workdir=THIS.zip --out=predictions
+
+or in Python
+
+        found = fluidjax.load('THIS.zip').detect('SCAN.nii.gz')
+    found.mask.to_filename('mask.nii.gz')
+
+Scans must be T1w, best skull-stripped; of a whole head the brain is found first. \
+Registration is `{manifest['preprocessing']['registration']}`, \
+preprocessing version {manifest['preprocessing']['version']}.
+
+## Make it again
+
+    {training_command(config)}
+    fluidjax eval --workdir=RUN
+
+with fluidjax {__version__} and JAX {manifest['jax']}.
+
+## Licence
+
+Weights: {terms} Code: fluidjax, Apache-2.0. Cite arXiv:2506.10233 and arXiv:2501.13370.
+"""
+
+
+def training_command(config: ConfigDict) -> str:
+    """The command that trains a configuration: its file, and every field that differs from it."""
+    name = f'configs/{config.method}.py:{config.size},cohort={config.cohort.name}'
+    try:
+        config_file(f'configs/{config.method}.py')
+    except UserError:  # the latent methods share a file
+        method = f',method={config.method}' if config.method != 'conddiff' else ''
+        name = name.replace(config.method, 'ldm', 1) + method
+    try:
+        default = read_config_file(name)
+    except UserError:  # a size or a method of another version
+        return f'fluidjax train --config={config.method}'
+    command = ['fluidjax train', f'--config={name}']
+    for field in differences(ConfigDict(default.to_dict()), config):
+        value = field_of(config, field)
+        section, _, last = field.rpartition('.')
+        if section == 'cohort' and last == 'store':
+            continue
+        if section == 'cohort' and last in STAND_INS:
+            value = STAND_INS[last]
+        if last == 'perceptual_weights':
+            value = tuple(name.replace('\\', '/').rpartition('/')[2] for name in value)
+        value = tuple(value) if isinstance(value, list) else value
+        command.append(shlex.quote(f'--config.{field}={value}'))
+    return ' '.join([*command, '--workdir=RUN'])
+
+
+def _scores(scores: Mapping[str, Any]) -> str:
+    """A table for every cohort: the method first, then the rows that learnt nothing of lesions."""
+    if not scores:
+        return 'It was not evaluated.'
+    tables = []
+    for cohort, rows in scores.items():
+        counts = [entry.get('n') or 0 for entries in rows.values() for entry in entries.values()]
+        cases = max(counts, default=0)
+        lines = [
+            f'On `{cohort}`, {cases} cases (mean, 95 % interval):',
+            '',
+            '| method | ' + ' | '.join(_SCORES.values()) + ' |',
+            '|' + '---|' * (1 + len(_SCORES)),
+        ]
+        lines += [
+            f'| {row} | ' + ' | '.join(_cell(entries.get(s)) for s in _SCORES) + ' |'
+            for row, entries in rows.items()
+        ]
+        tables.append('\n'.join(lines))
+    return '\n\n'.join(tables)
+
+
+def _cell(entry: Mapping[str, Any] | None) -> str:
+    if not entry or entry.get('mean') is None:
+        return '-'
+    text = f'{entry["mean"]:.3f}'
+    if entry.get('ci_low') is not None:
+        text += f' ({entry["ci_low"]:.3f} to {entry["ci_high"]:.3f})'
+    return text

@@ -1,0 +1,50 @@
+"""Train and evaluate the paper's method on the embedded cohort, without any scans.
+
+    fluidjax demo
+    fluidjax demo --seed=1 --workdir=runs/demo-seed1
+
+Ends with a table of scores and the path of a report that opens in a browser.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from absl import flags
+
+from fluidjax.base import cli
+from fluidjax.base.settings import changed_config
+
+FLAGS = flags.FlagValues()
+SEED = flags.DEFINE_integer('seed', 0, 'Seed of the run.', lower_bound=0, flag_values=FLAGS)
+WORKDIR = flags.DEFINE_string(
+    'workdir',
+    None,
+    'Folder of the run; runs/demo (or $FLUIDJAX_DEMO_DIR) by default, with '
+    '-seedN for another seed.',
+    flag_values=FLAGS,
+)
+CONFIG = 'configs/ldm.py:demo'
+
+
+def main() -> None:
+    """Read the flags, train and evaluate."""
+    from fluidjax.runs.evaluate import run_evaluation
+    from fluidjax.runs.train import train
+
+    name = os.environ.get('FLUIDJAX_DEMO_DIR', 'runs/demo')
+    if SEED.value:
+        name += f'-seed{SEED.value}'
+    workdir = Path(WORKDIR.value or name).expanduser()
+    train(changed_config(CONFIG, {'seed': SEED.value}), workdir)
+    print(f'report: {run_evaluation(workdir).absolute()}')
+
+
+def command() -> None:
+    """`fluidjax demo`."""
+    cli.run(main, FLAGS)
+
+
+if __name__ == '__main__':
+    command()

@@ -1,0 +1,179 @@
+"""Put a trained run into one file to share.
+
+    fluidjax export runs/demo --out=model.zip
+    fluidjax export runs/mine --out=mine.zip --dtype=float16 --note='72 healthy adults, 3 T'
+    fluidjax predict SCAN.nii.gz --workdir=model.zip --out=predictions
+
+The file, a model package, holds weights, configuration, thresholds, scores and a model card, and
+names no folder of this machine. `predict` and `eval` take it in place of a run's folder.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import flags
+from ml_collections import ConfigDict
+
+from data_pipelines.grids import GRIDS
+from data_pipelines.nifti_source import PREPROCESSING_VERSION
+from data_pipelines.preprocess import WHITE_MATTER_INTENSITY
+from fluidjax.base import cli
+from fluidjax.base.errors import UserError
+from fluidjax.runs import card, package, thresholds
+from fluidjax.runs.load import Run, load_run
+
+FLAGS = flags.FlagValues()
+OUT = flags.DEFINE_string('out', None, 'The package to write, a .zip.', FLAGS)
+DTYPE = flags.DEFINE_enum(
+    'dtype',
+    'float32',
+    ['float32', 'float16'],
+    'How weights are stored; float16 halves the file, and anomaly maps differ in the fourth digit.',
+    FLAGS,
+)
+NOTE = flags.DEFINE_string('note', '', 'For the model card: what the model was trained on.', FLAGS)
+LICENCE = flags.DEFINE_string('licence', '', 'For the model card: the terms of use.', FLAGS)
+_FOLDERS = ('data_dir', 'test_dir', 'lesion_dir', 'store')
+
+
+@dataclasses.dataclass(frozen=True)
+class Words:
+    """What only the maker of a package can say of it; empty where nothing is said.
+
+    Attributes:
+        note: what the model saw.
+        licence: of the weights.
+    """
+
+    note: str = ''
+    licence: str = ''
+
+
+def export(workdir: Path, out: Path, half: bool = False, words: Words = Words()) -> str:
+    """Write a run as a model package.
+
+    Args:
+        workdir: a trained run; evaluated, so that it has thresholds and scores.
+        out: the zip to write; one that is there is replaced.
+        half: store weights as float16 where they fit.
+        words: for the model card.
+
+    Returns:
+        What was written, one line.
+
+    Raises:
+        UserError: no trained run, or files in it that are damaged.
+    """
+    if package.is_package(workdir):
+        raise UserError(f'{workdir}: is a package already, or no run; name the folder of a run')
+    if out.suffix.lower() != '.zip' or out.is_dir():
+        raise UserError(f'--out: {out} must be a file that ends in .zip')
+    run = load_run(workdir)
+    shared = without_folders(run.config)
+    texts = {'config.json': _text(shared.to_dict())}
+    held = package.read_text(workdir, 'cohort.json')
+    cohort = _parsed(held, workdir / 'cohort.json') if held else {'cohort': 'unknown', 'sizes': {}}
+    texts['cohort.json'] = _text(cohort)
+    scores = _evaluation(workdir, run, texts)
+    manifest = manifest_of(run, half)
+    texts[package.CARD] = card.card(
+        run, run.config, manifest, cohort, scores, words.note, words.licence
+    )
+    size = package.write(out, manifest, texts, jax.device_get(run.params), half)
+    return (
+        f'{out}: {size / 1e6:.1f} MB, {manifest["parameters"]:,} parameters as '
+        f'{manifest["weights"]}; try it: fluidjax predict SCAN.nii.gz '
+        f'--workdir={out} --out=predictions'
+    )
+
+
+def manifest_of(run: Run, half: bool) -> dict[str, Any]:
+    """What package.json says beside the format."""
+    grid = GRIDS[run.config.size]
+    registration = run.config.cohort.registration if run.config.cohort.name == 'nifti' else 'affine'
+    return {
+        'jax': jax.__version__,
+        'method': run.config.method,
+        'step': run.step,
+        'parameters': sum(int(leaf.size) for leaf in jax.tree.leaves(run.params)),
+        'weights': 'float16' if half else 'float32',
+        'preprocessing': {
+            'version': PREPROCESSING_VERSION,
+            'registration': registration,
+            'shape': list(grid.shape),
+            'spacing_mm': list(grid.spacing),
+            'centre_mm': list(grid.centre),
+            'white_matter': WHITE_MATTER_INTENSITY,
+        },
+    }
+
+
+def without_folders(config: ConfigDict) -> ConfigDict:
+    """A configuration that names no folder of the machine it was made on."""
+    shared = ConfigDict(config.to_dict())
+    shared.cohort.update({name: '' for name in _FOLDERS if name in shared.cohort})
+    losses = shared.get('autoencoder', {}).get('losses', {})
+    if losses.get('perceptual_weights'):
+        losses['perceptual_weights'] = tuple(
+            Path(name).name for name in losses['perceptual_weights']
+        )
+    return shared
+
+
+def _evaluation(workdir: Path, run: Run, texts: dict[str, str]) -> dict[str, Any]:
+    """Add a run's thresholds to the texts, and its scores, which are also returned."""
+    try:
+        thresholds.load(workdir, run.name, run.step)
+    except UserError as error:
+        cli.tell(f'{error}. The package holds no thresholds and no scores: predict will refuse it')
+        return {}
+    held = package.read_text(workdir, 'calibration.json')
+    texts['calibration.json'] = _text(_parsed(held, workdir / 'calibration.json'))
+    path = workdir / 'eval' / 'metrics.json'
+    if not path.is_file():
+        return {}
+    scores = _parsed(path.read_text(), path)
+    texts['metrics.json'] = _text(scores)
+    return scores
+
+
+def _parsed(text: str, path: Path) -> dict[str, Any]:
+    try:
+        held = json.loads(text)
+    except ValueError:
+        held = None
+    if not isinstance(held, dict):
+        raise UserError(
+            f'{path}: is damaged; evaluate the run again: fluidjax eval --workdir={path.parent}'
+        )
+    return held
+
+
+def _text(values: dict[str, Any]) -> str:
+    return json.dumps(values, indent=2) + '\n'
+
+
+def main(runs: list[str]) -> None:
+    """Read the flags and export."""
+    if len(runs) != 1 or not OUT.value:
+        raise UserError(
+            'export needs one run and --out=FILE.zip, e.g. fluidjax export runs/demo --out=demo.zip'
+        )
+    print(
+        export(
+            Path(runs[0]).expanduser(),
+            Path(OUT.value).expanduser(),
+            DTYPE.value == 'float16',
+            Words(NOTE.value, LICENCE.value),
+        )
+    )
+
+
+def command() -> None:
+    """`fluidjax export`."""
+    cli.run(main, FLAGS, takes_arguments=True)

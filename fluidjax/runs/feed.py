@@ -1,0 +1,73 @@
+"""From a cohort to the batches of a stage: those of this process, by their number."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from fluidjax.training.parallel import Layout
+
+# Volumes that the data-dependent starts (principal components, latent mean) look at.
+PREPARE_VOLUMES = 64
+
+
+class Feed:
+    """Batches from any number on, with lesion masks from the bank beside the images.
+
+    Args:
+        cohort: of `data_pipelines.input_pipeline`.
+        layout: how a batch lies on the devices.
+        seed: of the shuffle and of the choice of masks.
+    """
+
+    def __init__(self, cohort: Any, layout: Layout, seed: int) -> None:
+        from data_pipelines import input_pipeline
+
+        self._pipeline = input_pipeline
+        self._cohort, self.layout, self._seed = cohort, layout, seed
+        self._bank = input_pipeline.lesion_bank(cohort)
+
+    def __call__(self, start: int, split: str = 'train') -> Iterator[dict[str, np.ndarray]]:
+        """Endless batches of this process, `(device, sample, ...)`, from that number on."""
+        layout = self.layout
+        batches = self._pipeline.batches(
+            self._cohort,
+            split,
+            layout.local_batch,
+            self._seed,
+            start,
+            len(layout.devices),
+            layout.process,
+            layout.processes,
+        )
+        for number, batch in enumerate(batches, start):
+            batch['brain'] = batch['brain'].astype(np.uint8)  # a mask: a quarter of the way's bytes
+            yield batch if self._bank is None else {**batch, 'lesions': self._draw(number, batch)}
+
+    def validation(self) -> Iterator[dict[str, np.ndarray]]:
+        """The batches of one pass over the validation scans, always the same; where these do not
+        fill the last one, it is drawn from all of them anew.
+        """
+        count = -(-self._cohort.sizes.get('validation', 0) // self.layout.batch_size)
+        return itertools.islice(self(0, 'validation'), count)
+
+    def _draw(self, number: int, batch: dict[str, np.ndarray]) -> np.ndarray:
+        """As many masks as images, `(device, sample, x, y, z)` uint8, from seed and number alone;
+        each process takes its own of those of the whole batch.
+        """
+        layout = self.layout
+        rng = np.random.default_rng((self._seed, number, 0))
+        of_all = rng.integers(len(self._bank), size=layout.batch_size)
+        own = of_all[layout.process * layout.local_batch :][: layout.local_batch]
+        return self._bank[own.reshape(batch['image'].shape[:2])]
+
+
+def some_volumes(cohort: Any) -> np.ndarray:
+    """Up to 64 training scans `(n, x, y, z, 1)`."""
+    from data_pipelines import input_pipeline
+
+    subjects = itertools.islice(input_pipeline.subjects(cohort, 'train'), PREPARE_VOLUMES)
+    return np.stack([subject.image for subject in subjects])[..., None]

@@ -1,0 +1,181 @@
+"""From a configuration to methods: what a run trains, in order. The last stage is what it is for.
+
+`METHODS` is the list of the comparison. A new rival is a file in `methods/`, a line here, and a
+section of that name in a configuration.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from fluidjax.base.errors import UserError
+from fluidjax.base.settings import settings_from
+from fluidjax.fluid.grid import Grid
+from fluidjax.fluid.settings import FluidSettings
+from fluidjax.methods.augment import AugmentSettings
+from fluidjax.methods.autoencoder import AutoencoderLoss, AutoencoderMethod
+from fluidjax.methods.bridge import BridgeProcess, LatentBridge
+from fluidjax.methods.corruptions import CorruptionSettings
+from fluidjax.methods.latent_diffusion import DiffusionProcess, LatentDiffusion
+from fluidjax.methods.pairs import PairMaker
+from fluidjax.methods.regression import Inpainting, Regression, RestorationLoss
+from fluidjax.methods.vae import VAELoss, VAEMethod
+from fluidjax.models.autoencoder import AutoencoderConfig
+from fluidjax.models.image_unet import ImageUNetConfig
+from fluidjax.models.unet import UNetConfig
+from fluidjax.models.vae import VAEConfig
+from fluidjax.training.settings import StageSettings
+
+Section = ConfigDict
+# The ways each latent method is told of the scan.
+CONDITIONS = {
+    'conddiff': ('vector', 'spatial', 'both'),
+    'cldm': ('concat',),
+    'ldm': ('none',),
+    'icdm': ('concat',),
+    'fluidjax': ('concat', 'spatial', 'both'),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """A method, and how long it is trained."""
+
+    method: Any
+    training: StageSettings
+
+
+def build_stages(config: ConfigDict, grid: Grid) -> tuple[Stage, ...]:
+    """The stages of a configuration on a grid, in the order of their training.
+
+    Raises:
+        UserError: naming the field that does not fit.
+    """
+    try:
+        if config.method not in METHODS:
+            raise UserError(f"config.method: '{config.method}' is not one of {', '.join(METHODS)}")
+        return METHODS[config.method](config, grid)
+    except (AttributeError, KeyError) as error:  # a config.json edited by hand
+        raise UserError(f'the configuration lacks a field: {error}; train again') from error
+
+
+def fluid_settings(config: ConfigDict) -> FluidSettings:
+    """How lesions are simulated: for training, and whatever the method for its validation."""
+    return settings_from(FluidSettings, config.fluid, 'fluid')
+
+
+def _stage(method: Any, section: Section) -> Stage:
+    return Stage(method, settings_from(StageSettings, section.training, f'{method.stage}.training'))
+
+
+def _pairs(config: ConfigDict, grid: Grid, randomization: Any) -> PairMaker:
+    augment = settings_from(AugmentSettings, config.augment, 'augment')
+    return PairMaker(grid, augment, randomization, config.get('stored_pairs', 0))
+
+
+def _autoencoder(config: ConfigDict, grid: Grid) -> Stage:
+    section = config.autoencoder
+    method = AutoencoderMethod(
+        grid=grid,
+        network=settings_from(AutoencoderConfig, section.network, 'autoencoder.network'),
+        losses=settings_from(AutoencoderLoss, section.losses, 'autoencoder.losses'),
+        augment=settings_from(AugmentSettings, config.augment, 'augment'),
+    )
+    return _stage(method, section)
+
+
+def _unet(
+    config: ConfigDict,
+    section: Section,
+    where: str,
+    latent_shape: tuple[int, ...],
+    learned_variance: bool = False,
+) -> UNetConfig:
+    """A U-Net's sizes, completed by those of the latents it works on."""
+    network, ways = dict(section.network), CONDITIONS[config.method]
+    if network['condition'] not in ways:
+        raise UserError(
+            f'config.{where}.network.condition: {config.method} is conditioned by '
+            f"{' or '.join(ways)}; choose the method after the config file's colon, "
+            f'ldm.py:method={config.method}'
+        )
+    positioned = network.pop('position_bias') and network['condition'] in ('spatial', 'both')
+    network |= {
+        'in_channels': latent_shape[-1],
+        'out_channels': latent_shape[-1] * (2 if learned_variance else 1),
+        'position_shape': latent_shape[:3] if positioned else None,
+        'condition_slices': latent_shape[0],
+    }
+    return settings_from(UNetConfig, network, f'{where}.network')
+
+
+def _diffusion(config: ConfigDict, grid: Grid) -> tuple[Stage, ...]:
+    first, section = _autoencoder(config, grid), config.diffusion
+    process = settings_from(DiffusionProcess, section.process, 'diffusion.process')
+    randomization = fluid_settings(config)
+    if config.method == 'icdm':
+        randomization = settings_from(CorruptionSettings, config.corruptions, 'corruptions')
+    if config.method == 'ldm':
+        randomization = None
+    method = LatentDiffusion(
+        autoencoder=first.method,
+        network=_unet(
+            config, section, 'diffusion', first.method.latent_shape, process.learned_variance
+        ),
+        process=process,
+        pairs=_pairs(config, grid, randomization),
+    )
+    return first, _stage(method, section)
+
+
+def _bridge(config: ConfigDict, grid: Grid) -> tuple[Stage, ...]:
+    first, section = _autoencoder(config, grid), config.bridge
+    method = LatentBridge(
+        autoencoder=first.method,
+        network=_unet(config, section, 'bridge', first.method.latent_shape),
+        process=settings_from(BridgeProcess, section.process, 'bridge.process'),
+        pairs=_pairs(config, grid, fluid_settings(config)),
+    )
+    return first, _stage(method, section)
+
+
+def _vae(config: ConfigDict, grid: Grid) -> tuple[Stage, ...]:
+    section = config.vae
+    method = VAEMethod(
+        network=settings_from(VAEConfig, {**section.network, 'shape': grid.shape}, 'vae.network'),
+        losses=settings_from(VAELoss, section.losses, 'vae.losses'),
+        pairs=_pairs(config, grid, None),
+    )
+    return (_stage(method, section),)
+
+
+def _restoration(config: ConfigDict, grid: Grid) -> tuple[Stage, ...]:
+    section, fluid = config.restoration, fluid_settings(config)
+    kind, channels = Regression, 1
+    if config.method == 'inpainting':
+        # A pair without a hole would teach it nothing.
+        kind, channels = Inpainting, 2
+        fluid = dataclasses.replace(fluid, diseased_probability=1.0)
+    network = {**section.network, 'in_channels': channels}
+    method = kind(
+        network=settings_from(ImageUNetConfig, network, 'restoration.network'),
+        losses=settings_from(RestorationLoss, section.losses, 'restoration.losses'),
+        pairs=_pairs(config, grid, fluid),
+    )
+    return (_stage(method, section),)
+
+
+METHODS: dict[str, Callable[[ConfigDict, Grid], tuple[Stage, ...]]] = {
+    'fluidjax': _bridge,
+    'conddiff': _diffusion,
+    'cldm': _diffusion,
+    'ldm': _diffusion,
+    'icdm': _diffusion,
+    'vae': _vae,
+    'regression': _restoration,
+    'inpainting': _restoration,
+}

@@ -1,0 +1,220 @@
+"""Training a configuration: all its stages, one after another, in the run's folder."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from fluidjax.base import cli, files
+from fluidjax.base.errors import UserError
+from fluidjax.base.settings import differences, load_config, save_config, settings_from
+from fluidjax.detect.anomaly_map import MapSettings
+from fluidjax.fluid.grid import Grid
+from fluidjax.runs.cohort import (
+    PURPOSES,
+    check_cohort_of,
+    derived_seed,
+    identity,
+    model_grid,
+    open_cohort,
+)
+from fluidjax.runs.feed import Feed, some_volumes
+from fluidjax.runs.progress_picture import painter
+from fluidjax.runs.stages import Stage, build_stages, fluid_settings
+from fluidjax.training import parallel
+from fluidjax.training.loop import Watch, is_done, state_template, train_stage
+from fluidjax.training.stopping import StopRequest
+from fluidjax.training.wandb_mirror import mirrored
+
+Params = dict[str, Any]
+
+
+def train(
+    config: ConfigDict,
+    workdir: Path,
+    wandb_project: str = '',
+    profile: int = 0,
+    saved: Callable[[], None] = lambda: None,
+) -> None:
+    """Train the stages of a configuration; skip what is done, resume what is not.
+
+    Writes `config.json`, `cohort.json`, `checkpoints/<stage>`, `metrics.jsonl` and TensorBoard
+    events. All settings are checked before anything is written or trained. Of several processes the
+    first one writes; the others need no access to its `workdir`.
+
+    Args:
+        config: the configuration.
+        workdir: the run's folder.
+        wandb_project: of Weights & Biases, which is told the metrics too; empty: none.
+        profile: dispatches of each stage to trace; 0: none.
+        saved: called after each checkpoint was written.
+
+    Raises:
+        UserError: a field that does not fit, data that cannot be read, a workdir that holds
+            another run or is being trained in, or a loss that is not finite.
+        Stopped: a signal asked for it; the run is saved.
+    """
+    with contextlib.ExitStack() as opened:
+        stop = opened.enter_context(StopRequest())
+        with parallel.together():
+            run = _open_run(config, workdir)
+            if parallel.is_first():
+                opened.enter_context(
+                    files.locked(
+                        workdir / '.lock',
+                        'another command trains in this folder; wait for it or '
+                        'choose another --workdir',
+                    )
+                )
+                _write_what_it_is(config, run[-1], workdir)
+            _tell_what_it_is(config, run)
+            mirror = opened.enter_context(
+                mirrored(wandb_project, workdir, config, [stage.method.stage for stage in run[0]])
+            )
+        watch = Watch(mirror=mirror, profile=profile, tell=_tell, saved=saved)
+        _train_stages(*run, config, workdir, stop, watch)
+
+
+def _tell(line: str) -> None:
+    if parallel.is_first():
+        cli.tell(line)
+
+
+def _open_run(config: ConfigDict, workdir: Path) -> tuple[tuple[Stage, ...], list[Feed], Any]:
+    """Stages, feeds and cohort of a configuration, all checked; nothing is written."""
+    grid = model_grid(config)
+    stages = build_stages(config, grid)
+    if parallel.is_first():
+        _refuse_another_run(config, workdir, grid)
+    settings_from(MapSettings, config.detect.map, 'detect.map')
+    for stage in stages:  # shapes that do not fit say so
+        state_template(stage.method.init, stage.method.trainable, stage.training)
+    layouts = [
+        parallel.layout_of(stage.training.batch_size, stage.training.accumulate) for stage in stages
+    ]
+    cohort = open_cohort(config)
+    feeds = [
+        Feed(cohort, layout, derived_seed(config.seed, purpose))
+        for layout, purpose in zip(layouts, PURPOSES)
+    ]
+    return stages, feeds, cohort
+
+
+def _write_what_it_is(config: ConfigDict, cohort: Any, workdir: Path) -> None:
+    check_cohort_of(workdir, cohort)
+    save_config(workdir / 'config.json', config)
+    files.write_json(workdir / 'cohort.json', identity(cohort))
+
+
+def _tell_what_it_is(config: ConfigDict, run: tuple) -> None:
+    _, feeds, cohort = run
+    _tell(
+        f'{config.method} on {cohort.name}: '
+        + ', '.join(f'{n} {split}' for split, n in cohort.sizes.items())
+        + '; '
+        + _devices(feeds[-1].layout)
+    )
+    if jax.default_backend() == 'tpu' and fluid_settings(config).scheme == 'flow_map':
+        _tell(
+            'fluid.scheme flow_map reads memory by gathers, which TPUs do slowly: '
+            '--config.fluid.scheme=koren carries the same lesions by stencils'
+        )
+
+
+def _devices(layout: parallel.Layout) -> str:
+    """What a run trains on, in words."""
+    kind, there = jax.devices()[0].platform, jax.device_count()
+    used = len(layout.devices) * layout.processes
+    if there == 1:
+        return f'1 {kind} device'
+    words = f'{used} {kind} devices, {layout.per_device} of {layout.batch_size} samples on each'
+    if layout.processes > 1:
+        words += f', {layout.processes} processes'
+    if used < there:
+        words += (
+            f' ({there - used} stay idle: a batch of {layout.batch_size} does not divide by '
+            f'{there})'
+        )
+    return words
+
+
+def _train_stages(
+    stages: tuple[Stage, ...],
+    feeds: list[Feed],
+    cohort: Any,
+    config: ConfigDict,
+    workdir: Path,
+    stop: StopRequest,
+    watch: Watch,
+) -> None:
+    last = stages[-1]
+    done = parallel.is_first() and is_done(
+        workdir / 'checkpoints' / last.method.stage, last.training
+    )
+    if parallel.from_first(done):
+        _tell(f'{workdir}: all stages are done')
+        return
+    trained: Params = {}
+    for stage, feed, purpose in zip(stages, feeds, PURPOSES):
+        method = stage.method
+
+        def prepare(params: Params) -> Params:
+            shared = {name: group for name, group in trained.items() if name in params}
+            return method.prepare({**params, **shared}, some_volumes(cohort))
+
+        shown = dataclasses.replace(
+            watch, validation=feed.validation, picture=_picture(stage, config, cohort)
+        )
+        trained |= train_stage(
+            method,
+            prepare,
+            feed,
+            stage.training,
+            workdir,
+            derived_seed(config.seed, purpose),
+            feed.layout,
+            stop,
+            shown,
+        )
+
+
+def _picture(stage: Stage, config: ConfigDict, cohort: Any) -> Any:
+    """How a stage shows a validation scan now and then, if it is to, in the first process."""
+    from data_pipelines import input_pipeline
+
+    if not stage.training.picture_every or not parallel.is_first():
+        return None
+    scan = next(input_pipeline.subjects(cohort, 'validation'))
+    return painter(stage.method, model_grid(config), fluid_settings(config), scan.image, scan.brain)
+
+
+def _refuse_another_run(config: ConfigDict, workdir: Path, grid: Grid) -> None:
+    """A workdir with checkpoints belongs to its configuration; only `detect` may change.
+
+    Fields that an older fluidjax did not know are taken at their defaults.
+    """
+    path = workdir / 'config.json'
+    if not path.is_file() or not (workdir / 'checkpoints').is_dir():
+        return
+    old, new = load_config(path), ConfigDict(config.to_dict())
+    changed = [name for name in differences(old, new) if not name.startswith('detect.')]
+    outside = [name for name in changed if name.partition('.')[0] in ('seed', 'size', 'cohort')]
+    if changed and (outside or not _same_stages(old, new, grid)):
+        raise UserError(
+            f'{workdir} holds a run with another configuration (it differs in '
+            f'{", ".join(changed[:4])}); choose another --workdir'
+        )
+
+
+def _same_stages(old: ConfigDict, new: ConfigDict, grid: Grid) -> bool:
+    """Whether two configurations come to the same methods, trained alike."""
+    try:
+        return build_stages(old, grid) == build_stages(new, grid)
+    except UserError:
+        return False

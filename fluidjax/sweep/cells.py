@@ -1,0 +1,275 @@
+"""The benchmark's cells: each trained, calibrated and scored on every test set, once.
+
+    WORKDIR/runs/NAME/seedN/      a run as `fluidjax.main` writes it
+    WORKDIR/scores/NAME/seedN.json    a line for every test case, and what it took
+    WORKDIR/scores/NAME/seedN.npz     slices of some cases, for the pictures
+
+All cells of a seed share the autoencoder: the first to need it trains it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from configs.methods import config_of
+from fluidjax.base import cli
+from fluidjax.base.files import write_bytes, write_text
+from fluidjax.base.subject import Subject
+from fluidjax.detect import evaluate
+from fluidjax.runs import thresholds
+from fluidjax.runs.cases import split_validation, with_simulated_lesions
+from fluidjax.runs.cohort import open_cohort
+from fluidjax.runs.detector import Detector, Output
+from fluidjax.runs.evaluate import curve_of, training_brains
+from fluidjax.runs.load import load_run
+from fluidjax.runs.train import train
+
+# Lesions of the test sets come from a seed that no run has: all cells see the same ones.
+TEST_SEED = 20250610
+PICTURED = 4  # cases of each test set
+# The cell whose detector also makes the rows that have learnt nothing.
+TRIVIAL_FROM = 'conddiff'
+Cells = Mapping[str, Mapping[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Folders:
+    """The user's own, each '' where not given.
+
+    Attributes:
+        healthy: healthy scans to test on.
+        patients: scans with lesion masks to test on.
+        lesions: lesion masks in MNI152 space, for the cells that train on such a bank.
+    """
+
+    healthy: str = ''
+    patients: str = ''
+    lesions: str = ''
+
+
+def run(cells: Cells, scale: str, seeds: Sequence[int], workdir: Path, folders: Folders) -> None:
+    """Train and score what is not there yet; see the module's docstring.
+
+    Args:
+        cells: of `configs.benchmark`, by name.
+        scale: size of the configurations.
+        seeds: of the runs.
+        workdir: where to write.
+        folders: the user's own.
+    """
+    for seed in seeds:
+        for number, (name, cell) in enumerate(cells.items(), 1):
+            path = scores_path(workdir, name, seed)
+            if path.is_file():
+                continue
+            cli.tell(f'seed {seed}, cell {number} of {len(cells)}: {name}')
+            if cell.get('bank') and not folders.lesions:
+                cli.tell('left out: it trains on real lesion masks; give their folder, --lesions')
+                continue
+            config = cell_config(cell, scale, seed, folders.lesions)
+            folder = workdir / 'runs' / slug(trained_name(name, cell)) / f'seed{seed}'
+            _train(config, folder, workdir / 'runs' / 'autoencoder' / f'seed{seed}')
+            scored = score_cell(name, cell, folder, judged_by(scale, seed), folders)
+            write_bytes(path.with_suffix('.npz'), scored.pop('pictures'))
+            write_text(
+                path,
+                json.dumps(
+                    evaluate.json_safe(
+                        {
+                            'cell': name,
+                            'seed': seed,
+                            'training_seconds': training_seconds(folder),
+                            **scored,
+                        }
+                    )
+                )
+                + '\n',
+            )
+
+
+def scores_path(workdir: Path, name: str, seed: int) -> Path:
+    """Where the scores of a cell are kept."""
+    return workdir / 'scores' / slug(name) / f'seed{seed}.json'
+
+
+def slug(name: str) -> str:
+    """A cell's name as a folder's: 'conddiff, T = 250' -> 'conddiff-t-250'."""
+    return re.sub('[^a-z0-9]+', '-', name.lower()).strip('-')
+
+
+def trained_name(name: str, cell: Mapping[str, Any]) -> str:
+    """The name of a cell's training; cells that differ in sampling alone share one."""
+    if not cell.get('sample'):
+        return name
+    changed = ' '.join(f'{k.rpartition(".")[2]} {v}' for k, v in cell.get('train', {}).items())
+    return f'{cell["method"]} {changed}'.strip()
+
+
+def cell_config(cell: Mapping[str, Any], scale: str, seed: int, lesions: str = '') -> ConfigDict:
+    """The configuration a cell is trained with.
+
+    Args:
+        lesions: folder of masks for a cell that trains on such a bank.
+    """
+    config = config_of(cell['method'], scale)
+    config.update_from_flattened_dict({**cell.get('train', {}), 'seed': seed})
+    if cell.get('bank'):
+        config.cohort.lesion_dir = lesions
+    return config
+
+
+def judged_by(scale: str, seed: int) -> ConfigDict:
+    """The configuration whose lesions validate and test every cell, however it was trained."""
+    config = config_of(TRIVIAL_FROM, scale)
+    config.seed = seed
+    return config
+
+
+def _train(config: ConfigDict, folder: Path, shared: Path) -> None:
+    """Train a cell, with the autoencoder of its seed where another cell has trained it."""
+    own = folder / 'checkpoints' / 'autoencoder'
+    if 'autoencoder' in config and shared.is_dir() and not own.is_dir():
+        beside = own.with_name('.autoencoder')
+        shutil.rmtree(beside, ignore_errors=True)
+        shutil.copytree(shared, beside)
+        beside.rename(own)
+    train(config, folder)
+    if 'autoencoder' in config and not shared.is_dir():
+        beside = shared.with_name(f'.{shared.name}')
+        shutil.rmtree(beside, ignore_errors=True)
+        shutil.copytree(own, beside)
+        beside.rename(shared)
+
+
+def training_seconds(folder: Path) -> float:
+    """What a run's training took, its interruptions left out; without a shared autoencoder's."""
+    seconds, last = 0.0, {}
+    for line in (folder / 'metrics.jsonl').read_text().splitlines():
+        logged = json.loads(line)
+        if 'seconds_per_step' not in logged:  # a validation loss
+            continue
+        done = logged['step'] - last.get(logged['stage'], 0)
+        seconds += max(done, 0) * logged['seconds_per_step']
+        last[logged['stage']] = logged['step']
+    return seconds
+
+
+def score_cell(
+    name: str, cell: Mapping[str, Any], folder: Path, judge: ConfigDict, folders: Folders
+) -> dict[str, Any]:
+    """Calibrate a trained cell and score it on every test set.
+
+    Args:
+        judge: see `judged_by`.
+
+    Returns:
+        'rows': a line for every test set, row of the table and case; 'curves': {test set: {row:
+        curve}}; 'calibration'; 'pictures': the bytes of an .npz with slices.
+    """
+    run = load_run(folder, cell.get('sample'))
+    cohort = open_cohort(judge)
+    detector = Detector(run, training_brains(cohort))
+    trivial = name == TRIVIAL_FROM
+
+    def outputs(cases: Sequence[Subject]) -> dict[str, Output]:
+        found = {name: detector.detect(cases)}
+        return found | (detector.trivial_rows(cases, darker) if trivial else {})
+
+    split = split_validation(judge, cohort, keep_half=False)
+    darker = thresholds.darker_on(split.validation)
+    chosen = thresholds.calibrate_rows(outputs(split.validation), split.validation)
+    rows, pictures, curves = [], {}, {}
+    for test_set, cases in test_sets(judge, cohort, split.bank, folders).items():
+        for row, output in outputs(cases).items():
+            rows += _scored(test_set, row, output, cases, chosen[row])
+            curves.setdefault(test_set, {})[row] = curve_of(output, cases)
+            if output.counterparts is not None:
+                pictures |= _slices(test_set, row, output, cases, chosen[row]['dice'])
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **pictures)
+    return {'rows': rows, 'curves': curves, 'calibration': chosen, 'pictures': buffer.getvalue()}
+
+
+def test_sets(
+    config: ConfigDict, cohort: Any, bank: np.ndarray | None, folders: Folders
+) -> dict[str, list[Subject]]:
+    """The cases to judge by, those of every cell alike; names as the tables show them."""
+    from data_pipelines import input_pipeline
+
+    own = list(input_pipeline.subjects(cohort, 'test'))
+    healthy = [_as_healthy(case) for case in own if case.healthy is not None]
+    sets = {
+        'training law': with_simulated_lesions(config, healthy, TEST_SEED, bank),
+        'other law': own,
+    }
+    if not folders.healthy:
+        return sets
+    other = ConfigDict(config.to_dict())
+    other.cohort.update(
+        {'name': 'nifti', 'data_dir': folders.healthy, 'test_dir': folders.patients}
+    )
+    other.seed = 0
+    people = open_cohort(other)
+    scans = [
+        case for split in ('train', 'validation') for case in input_pipeline.subjects(people, split)
+    ]
+    sets['other anatomy'] = with_simulated_lesions(config, scans, TEST_SEED, bank)
+    if 'test' in people.sizes:
+        sets['patients'] = list(input_pipeline.subjects(people, 'test'))
+    return sets
+
+
+def _as_healthy(case: Subject) -> Subject:
+    """A diseased test subject before its lesion."""
+    return dataclasses.replace(case, image=case.healthy, lesion=None)
+
+
+def _scored(
+    test_set: str, row: str, output: Output, cases: Sequence[Subject], rules: Mapping[str, float]
+) -> list[dict[str, Any]]:
+    counterparts = None if output.counterparts is None else list(output.counterparts)
+    maps = list(output.maps)
+    scored = evaluate.score_method(maps, counterparts, cases, rules['dice'], output.seconds)
+    of_all = {
+        'dice_global': evaluate.global_dice(maps, cases)['mean'],
+        'sensitivity_1fp': evaluate.sensitivity_at_fp(maps, cases)['mean'],
+    }
+    return [{**one, **of_all, 'cohort': test_set, 'method': row} for one in scored]
+
+
+def _slices(
+    test_set: str, row: str, output: Output, cases: Sequence[Subject], threshold: float
+) -> dict[str, np.ndarray]:
+    """Axial planes through the lesion's middle: scan, counterpart, map, truth `(4, n, x, y)`."""
+    shown = [number for number, case in enumerate(cases) if case.lesion is not None][:PICTURED]
+    planes = []
+    for number in shown:
+        case = cases[number]
+        z = int(np.argmax(np.sum(case.lesion, axis=(0, 1))))
+        planes.append(
+            [
+                volume[..., z]
+                for volume in (
+                    case.image,
+                    output.counterparts[number],
+                    output.maps[number],
+                    case.lesion,
+                )
+            ]
+        )
+    if not planes:
+        return {}
+    return {
+        f'{test_set}|{row}': np.asarray(planes, np.float32).swapaxes(0, 1),
+        f'{test_set}|{row}|threshold': np.float32(threshold),
+    }

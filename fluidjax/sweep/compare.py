@@ -1,0 +1,101 @@
+"""Is one method better than the others on the same subjects? Paired tests, corrected for many.
+
+Knows only rows of scores (`evaluate.score_method`, with `cohort` and, for repeated runs, `seed`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from fluidjax.base.errors import UserError
+
+Row = Mapping[str, Any]
+Comparison = dict[str, float | int | None]
+DIGITS = 12  # scores that differ only by rounding errors are equal
+
+
+def compare(
+    rows_by_method: Mapping[str, Sequence[Row]], score: str, reference: str
+) -> dict[str, Comparison]:
+    """Compare a reference method with every other one by a score, subject by subject.
+
+    Runs of several seeds are not more subjects: a subject's score is its mean over the seeds that
+    have one, and only then are methods paired by (cohort, name).
+
+    Args:
+      rows_by_method: {method: rows}. A row has `name`, the score, and may have `cohort` and `seed`.
+      score: a key of the rows, such as 'ap'. Subjects without it (None, NaN) are in no pair.
+      reference: the method the others are held against.
+
+    Returns:
+      {other method: {difference, p, p_holm, n}}: the mean of reference - method, the two-sided p
+      of Wilcoxon's signed-rank test (scipy; 1 if all differences are 0), the same after Holm's
+      correction over the methods, and the number of pairs. With no pair all but `n` are None.
+
+    Raises:
+      UserError: the reference is not among the methods, or a method has a subject twice for one
+        seed.
+    """
+    if reference not in rows_by_method:
+        raise UserError(
+            f"reference '{reference}': is not one of the methods {', '.join(rows_by_method)}"
+        )
+    values = {method: subject_scores(rows, score) for method, rows in rows_by_method.items()}
+    ours = values.pop(reference)
+    results = {method: _paired(ours, theirs) for method, theirs in values.items()}
+    corrected = holm([result['p'] for result in results.values()])
+    return {
+        method: {
+            'difference': result['difference'],
+            'p': result['p'],
+            'p_holm': p_holm,
+            'n': result['n'],
+        }
+        for (method, result), p_holm in zip(results.items(), corrected, strict=True)
+    }
+
+
+def subject_scores(rows: Sequence[Row], score: str) -> dict[tuple, float]:
+    """{(cohort, name): score, averaged over seeds} of the rows that have it.
+
+    Raises:
+      UserError: a subject is there twice for one seed.
+    """
+    seen, values = set(), {}
+    for row in rows:
+        subject, seed = (row.get('cohort'), row['name']), row.get('seed')
+        if (subject, seed) in seen:
+            raise UserError(
+                f"subject '{row['name']}': is there twice for one seed; "
+                'give the rows a cohort or a seed that tells them apart'
+            )
+        seen.add((subject, seed))
+        value = row.get(score)
+        if value is not None and math.isfinite(value):
+            values.setdefault(subject, []).append(float(value))
+    return {subject: float(np.mean(several)) for subject, several in values.items()}
+
+
+def _paired(ours: Mapping[tuple, float], theirs: Mapping[tuple, float]) -> Comparison:
+    pairs = [subject for subject in ours if subject in theirs]
+    if not pairs:
+        return {'difference': None, 'p': None, 'n': 0}
+    differences = np.round([ours[subject] - theirs[subject] for subject in pairs], DIGITS)
+    p = float(stats.wilcoxon(differences).pvalue) if differences.any() else 1.0
+    return {'difference': float(differences.mean()), 'p': p, 'n': len(pairs)}
+
+
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
+    """Holm's step-down correction; None stays None and does not count as a test."""
+    order = sorted((i for i, p in enumerate(p_values) if p is not None), key=p_values.__getitem__)
+    corrected: list[float | None] = [None] * len(p_values)
+    largest = 0.0
+    for rank, i in enumerate(order):
+        largest = max(largest, min(1.0, (len(order) - rank) * p_values[i]))
+        corrected[i] = largest
+    return corrected

@@ -1,0 +1,178 @@
+"""fluidjax from Python: images in, images out, on the scan's own voxels."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+import fluidjax
+from configs import ldm
+from fluidjax.base.errors import UserError
+
+
+@pytest.fixture(scope='module')
+def scan():
+    """The template as an oblique scan, voxels stored left to right, back to front."""
+    from data_pipelines import grids, mni_template, resampling
+
+    maps = mni_template.load_template(8.0)
+    turn = np.deg2rad(10)
+    axes = np.array(
+        [[-np.cos(turn), np.sin(turn), 0], [-np.sin(turn), -np.cos(turn), 0], [0, 0, 1.2]]
+    )
+    affine = np.eye(4)
+    affine[:3, :3] = 7.0 * axes
+    shape = (28, 32, 24)
+    centre = (np.array(shape) - 1) / 2
+    affine[:3, 3] = np.array(grids.MNI_BRAIN_CENTRE) - affine[:3, :3] @ centre
+    positions = grids.voxel_positions(shape, affine)
+    image = resampling.sample(maps.t1, maps.affine, positions)
+    brain = resampling.sample(maps.brain, maps.affine, positions) >= 0.5
+    return nib.Nifti1Image(np.where(brain, 1000 * image, 0).astype(np.float32), affine)
+
+
+@pytest.fixture(scope='module')
+def model(smoke_run):
+    return fluidjax.load(smoke_run)
+
+
+@pytest.fixture(scope='module')
+def found(model, scan):
+    return model.detect(scan)
+
+
+def test_importing_fluidjax_stays_light(checkout):
+    code = (
+        "import sys, fluidjax; dir(fluidjax); assert 'load' in dir(fluidjax); "
+        "assert not {'jax', 'tensorflow', 'numpy', 'nibabel'} & set(sys.modules); "
+        "assert not hasattr(fluidjax, 'lode'); fluidjax.load; "
+        "assert 'tensorflow' not in sys.modules"
+    )
+    subprocess.run([sys.executable, '-c', code], cwd=checkout, check=True)
+
+
+def test_a_detection_lies_on_the_scan(found, scan):
+    images = (found.healthy, found.anomaly_map, found.mask, found.brain_mask)
+    for image in images:
+        assert image.shape == scan.shape
+        np.testing.assert_array_equal(image.affine, scan.affine)
+    assert found.uncertainty is None and found.threshold == 0.1 and found.overlap > 0.8
+    brain = np.asarray(found.brain_mask.dataobj) > 0
+    truth = scan.get_fdata() > 0
+    assert 2 * (brain & truth).sum() / (brain.sum() + truth.sum()) > 0.9
+    mask = np.asarray(found.mask.dataobj)
+    assert mask.dtype == np.uint8 and mask.any() and not mask[~brain].any()
+    voxel_ml = abs(np.linalg.det(scan.affine[:3, :3])) / 1000
+    assert found.volume_ml == pytest.approx(mask.sum() * voxel_ml)
+
+
+def test_paths_and_images_and_lists_give_the_same(model, found, scan, tmp_path):
+    path = tmp_path / 'scan.nii.gz'
+    nib.save(scan, path)
+    four = nib.Nifti1Image(np.asarray(scan.dataobj)[..., None], scan.affine)
+    both = model.detect([path, four])
+    assert len(both) == 2
+    for one in both:
+        assert one.mask.shape == scan.shape
+        np.testing.assert_allclose(
+            one.anomaly_map.get_fdata(), found.anomaly_map.get_fdata(), atol=1e-5
+        )
+
+
+def test_a_threshold_in_numbers(model, scan):
+    assert not np.asarray(model.detect(scan, threshold=1e3).mask.dataobj).any()
+    with pytest.raises(UserError, match='is not one of'):
+        model.detect(scan, threshold='best')
+
+
+def test_a_package_detects_as_its_run_does(smoke_run, found, scan, tmp_path):
+    from fluidjax.runs import export
+
+    export.export(smoke_run, tmp_path / 'model.zip')
+    again = fluidjax.load(str(tmp_path / 'model.zip')).detect(scan)
+    np.testing.assert_array_equal(again.anomaly_map.dataobj, found.anomaly_map.dataobj)
+    assert again.threshold == found.threshold
+
+
+def test_what_cannot_be_used_is_said(model, scan, smoke_run, tmp_path):
+    for data, message in (
+        (np.full(scan.shape, np.nan), 'the image.*NaN'),
+        (np.zeros(scan.shape), 'the image.*zeros'),
+        (np.zeros((*scan.shape, 2)), 'the image'),
+    ):
+        with pytest.raises(UserError, match=message):
+            model.detect(nib.Nifti1Image(data.astype(np.float32), scan.affine))
+    with pytest.raises(UserError, match='no such file'):
+        model.detect(tmp_path / 'none.nii')
+    with pytest.raises(UserError, match='no such file'):
+        fluidjax.load(tmp_path / 'none')
+    run = tmp_path / 'run'
+    shutil.copytree(smoke_run, run)
+    (run / 'calibration.json').unlink()
+    with pytest.raises(UserError, match='has no threshold yet'):
+        fluidjax.load(run).detect(scan)
+    with pytest.raises(ValueError):  # users need not know our exception
+        fluidjax.load(run).detect(scan)
+
+
+def test_pseudo_pathology_is_repeatable_and_local(scan):
+    settings = {'perlin_periods': (2, 2, 2), 'velocity_scale': 50.0}
+    diseased, mask = fluidjax.pseudo_pathology(scan, 3, settings)
+    again, _ = fluidjax.pseudo_pathology(scan, 3, settings)
+    other, _ = fluidjax.pseudo_pathology(scan, 4, settings)
+    np.testing.assert_array_equal(diseased.dataobj, again.dataobj)
+    assert (np.asarray(diseased.dataobj) != np.asarray(other.dataobj)).any()
+    values, lesion = np.asarray(diseased.dataobj), np.asarray(mask.dataobj) > 0
+    original = np.asarray(scan.dataobj)
+    for image in (diseased, mask):
+        np.testing.assert_array_equal(image.affine, scan.affine)
+    assert values.dtype == np.float32 and lesion.any()
+    assert values[lesion].mean() < 0.8 * original[lesion].mean()
+    np.testing.assert_array_equal(values[original == 0], 0)
+
+
+def test_pseudo_pathology_is_what_randomize_writes(scan, tmp_path):
+    from fluidjax.fluid.settings import FluidSettings
+    from fluidjax.randomize import pairs
+
+    path = tmp_path / 'scan.nii'
+    nib.save(scan, path)
+    settings = FluidSettings(diseased_probability=1.0)
+    pairs.make(pairs.Request((str(path),), settings, 1, seed=2), tmp_path / 'out')
+    written = nib.load(tmp_path / 'out' / 'scan' / '001_diseased.nii.gz')
+    diseased, _ = fluidjax.pseudo_pathology(path, 2, settings)
+    np.testing.assert_allclose(diseased.dataobj, written.get_fdata(), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    'seed,settings,message',
+    [(-1, None, 'seed'), (0.5, None, 'seed'), (1, {'colour': 'red'}, 'colour')],
+)
+def test_settings_that_cannot_be_are_named(scan, seed, settings, message):
+    with pytest.raises(UserError, match=message):
+        fluidjax.pseudo_pathology(scan, seed, settings)
+
+
+def test_the_checkpoint_in_use_is_the_last_or_the_best(tmp_path):
+    from fluidjax.runs.load import _chosen_step
+    from fluidjax.training import checkpoint
+
+    with checkpoint.Writer(tmp_path / 'c') as writer:
+        for step, loss in ((2, 0.5), (4, 0.1), (6, 0.3), (8, 0.4)):
+            writer.save(step, {'w': np.zeros(2)}, loss)
+    checkpoint.save(tmp_path / 'unmeasured', 2, {'w': np.zeros(2)})
+    config = ldm.get_config('smoke')
+    assert _chosen_step(config, tmp_path / 'c') == 8
+    config.detect.checkpoint = 'best'
+    assert _chosen_step(config, tmp_path / 'c') == 4
+    assert _chosen_step(config, tmp_path / 'none') is None
+    with pytest.raises(UserError, match='detect.checkpoint.*no checkpoint with a validation'):
+        _chosen_step(config, tmp_path / 'unmeasured')
+    config.detect.checkpoint = 'first'
+    with pytest.raises(UserError, match='neither last nor best'):
+        _chosen_step(config, tmp_path / 'c')

@@ -1,0 +1,308 @@
+"""Model packages: what a run becomes, what comes back, and what a bad file is told."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+import zipfile
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from configs import ldm
+from fluidjax.base.errors import UserError
+from fluidjax.runs import card as model_card
+from fluidjax.runs import evaluate, export, thresholds
+from fluidjax.runs import package as package_file
+from fluidjax.runs.load import load_run
+
+
+@pytest.fixture(scope='module')
+def package(smoke_run, tmp_path_factory):
+    path = tmp_path_factory.mktemp('packages') / 'model.zip'
+    export.export(smoke_run, path)
+    return path
+
+
+def edited(package, path, replace=None, drop=(), add=(), compression=zipfile.ZIP_STORED):
+    """A copy of a package with other members."""
+    with zipfile.ZipFile(package) as old, zipfile.ZipFile(path, 'w', compression) as new:
+        for name in old.namelist():
+            if name not in drop:
+                new.writestr(name, (replace or {}).get(name, old.read(name)))
+        for name, content in add:
+            new.writestr(name, content)
+    return path
+
+
+def with_manifest(package, path, **changes):
+    with zipfile.ZipFile(package) as archive:
+        manifest = json.loads(archive.read('package.json'))
+    return edited(package, path, {'package.json': json.dumps(manifest | changes)})
+
+
+def test_a_package_holds_the_run(smoke_run, package):
+    old, new = load_run(smoke_run), load_run(package)
+    assert new.step == old.step and new.name == old.name and new.method == old.method
+    jax.tree.map(np.testing.assert_array_equal, new.params, old.params)
+    assert thresholds.load(package, new.name, new.step, 'fpr_1') == 0.1
+    changed = load_run(package, {'diffusion.process.sampler_steps': 1})
+    assert changed.config.diffusion.process.sampler_steps == 1
+
+
+def test_the_same_run_gives_the_same_bytes(smoke_run, package, tmp_path):
+    again = tmp_path / 'again.zip'
+    export.export(smoke_run, again)
+    assert again.read_bytes() == package.read_bytes()
+    assert not [p for p in tmp_path.iterdir() if p != again]
+
+
+def test_half_precision_halves_the_file_and_keeps_the_maps(smoke_run, package, tmp_path):
+    from fluidjax.base.subject import Subject
+    from fluidjax.runs.detector import Detector
+
+    small = tmp_path / 'half.zip'
+    line = export.export(smoke_run, small, half=True)
+    assert 'float16' in line and small.stat().st_size < 0.7 * package.stat().st_size
+    rng = np.random.default_rng(0)
+    brain = np.zeros((16, 16, 16), bool)
+    brain[4:12, 3:13, 4:12] = True
+    case = Subject(
+        's',
+        (rng.uniform(0.3, 0.9, brain.shape) * brain).astype(np.float32),
+        brain,
+        None,
+        None,
+        np.eye(4),
+    )
+    maps = [Detector(load_run(path)).detect([case]).maps for path in (package, small)]
+    assert maps[0].max() > 0.01
+    np.testing.assert_allclose(*maps, atol=0.01 * maps[0].max())
+
+
+def test_a_package_is_evaluated_as_its_run(smoke_run, package, tmp_path):
+    """A package names no scans; on the embedded cohort its scores are the run's own."""
+    config = json.loads(package_file.open_package(package).texts['config.json'])
+    config['cohort']['name'] = 'nifti'
+    of_scans = edited(package, tmp_path / 'own.zip', {'config.json': json.dumps(config)})
+    with pytest.raises(UserError, match='--data_dir=DIR.*--embedded'):
+        evaluate.run_evaluation(of_scans)
+    evaluate.run_evaluation(of_scans, False, tmp_path / 'package', {'name': 'template'})
+    evaluate.run_evaluation(smoke_run, False, tmp_path / 'run')
+    scores = [
+        json.loads((tmp_path / name / 'metrics.json').read_text())['template_smoke']
+        for name in ('package', 'run')
+    ]
+    for one in scores[0].values():
+        del one['seconds']
+    for row, entries in scores[0].items():
+        for score, entry in entries.items():
+            assert entry == scores[1][row][score], (row, score)
+
+
+def test_a_package_names_no_folder_of_the_machine(smoke_run, tmp_path):
+    run = tmp_path / 'run'
+    shutil.copytree(smoke_run, run)
+    config = json.loads((run / 'config.json').read_text())
+    config['cohort'] |= {
+        'name': 'nifti',
+        'data_dir': '/home/ada/scans',
+        'store': '/home/ada/store',
+        'lesion_dir': '/home/ada/masks',
+    }
+    config['autoencoder']['losses']['perceptual_weights'] = ['/home/ada/lpips.pth']
+    (run / 'config.json').write_text(json.dumps(config))
+    package = tmp_path / 'model.zip'
+    export.export(run, package)
+    assert b'/home/ada' not in package.read_bytes()
+    assert str(tmp_path).encode() not in package.read_bytes()
+    load_run(package)
+
+
+def test_the_card_tells_what_it_saw_and_how_to_make_it_again(smoke_run, tmp_path):
+    package = tmp_path / 'model.zip'
+    words = export.Words('Fourteen adults.', 'CC0.')
+    export.export(smoke_run, package, words=words)
+    card = package_file.open_package(package).texts['README.md']
+    for text in (
+        'not for diagnosis',
+        '8 train',
+        '0.250 (0.100 to 0.400)',
+        'Fourteen adults.',
+        'Weights: CC0.',
+        '--config=configs/ldm.py:smoke,cohort=template --workdir=RUN',
+    ):
+        assert text in card, text
+
+
+def test_the_training_command_makes_the_same_configuration(checkout, monkeypatch):
+    import shlex
+    import sys
+
+    from absl import flags
+    from ml_collections import config_flags
+
+    config = ldm.get_config('smoke,cohort=nifti,method=fluidjax')
+    config.cohort.data_dir = '/somewhere'
+    config.fluid.lesion_count, config.seed = (1, 3), 5
+    saved = ldm.ConfigDict(json.loads(json.dumps(config.to_dict())))
+    words = shlex.split(model_card.training_command(saved))
+    values = flags.FlagValues()
+    flags.DEFINE_string('workdir', '', '', flag_values=values)
+    made = config_flags.DEFINE_config_file('config', None, '', flag_values=values)
+    monkeypatch.chdir(checkout)
+    monkeypatch.setattr(sys, 'argv', words[2:])  # where ml_collections looks for overrides
+    values(words[2:])
+    assert made.value.to_dict() == {
+        **config.to_dict(),
+        'cohort': {**config.cohort.to_dict(), 'data_dir': 'HEALTHY'},
+    }
+
+
+def test_formats_of_other_versions(package, tmp_path, monkeypatch, capsys):
+    newer = with_manifest(package, tmp_path / 'new.zip', format=7, reader='3.1.0', fluidjax='3.2.0')
+    with pytest.raises(UserError, match='format 7.*install fluidjax 3.1.0 or newer'):
+        load_run(newer)
+    monkeypatch.setattr(package_file, 'OLDEST', 2)
+    monkeypatch.setattr(package_file, 'FORMAT', 2)
+    with pytest.raises(UserError, match='format 1, which .* no longer reads'):
+        load_run(package)
+    monkeypatch.setattr(package_file, 'OLDEST', 1)
+    other = with_manifest(package, tmp_path / 'other.zip', preprocessing={'version': 0})
+    load_run(other)
+    assert 'preprocessed by version 0' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    'change,message',
+    [
+        ({'drop': ['config.json']}, 'lacks config.json'),
+        ({'drop': ['model.safetensors', 'README.md']}, 'lacks model.safetensors, README.md'),
+        ({'add': [('../../evil.py', 'x')]}, "holds '../../evil.py'"),
+        ({'add': [('/etc/passwd', 'x')]}, "holds '/etc/passwd'"),
+        ({'add': [('weights.pkl', 'x')]}, 'no part of a model package'),
+        ({'replace': {'package.json': '[]'}}, 'no table in JSON'),
+        ({'replace': {'package.json': '{"format": "1"}'}}, 'names no format'),
+        ({'replace': {'package.json': '{"format": 1}'}}, 'does not say step'),
+        ({'replace': {'config.json': '{'}}, 'no table in JSON'),
+        ({'replace': {'config.json': '{"size": ["smoke"]}'}}, 'config.json'),
+        ({'replace': {'config.json': '{"size": "smoke"}'}}, 'lacks a field'),
+        ({'replace': {'cohort.json': b'\xff\xfe'}}, 'damaged'),
+        ({'replace': {'calibration.json': '{}'}}, None),
+        ({'replace': {'model.safetensors': b''}}, 'damaged'),
+        ({'replace': {'model.safetensors': b'\x08' + 7 * b'\0' + b'notjson!'}}, 'damaged'),
+        (
+            {'replace': {'model.safetensors': struct.pack('<Q', 1 << 60) + b'{}'}},
+            'damaged',
+        ),
+    ],
+)
+def test_a_bad_package_is_one_line(package, tmp_path, change, message):
+    bad = edited(package, tmp_path / 'bad.zip', **change)
+    if message is None:  # opens; its thresholds do not
+        run = load_run(bad)
+        with pytest.raises(UserError, match='holds no thresholds'):
+            thresholds.load(bad, run.name, run.step)
+        return
+    with pytest.raises(UserError, match=message) as raised:
+        load_run(bad)
+    assert str(bad) in str(raised.value) and '\n' not in str(raised.value)
+    assert {p.name for p in tmp_path.iterdir()} == {'bad.zip'}
+
+
+def test_damaged_bytes_are_noticed(package, tmp_path):
+    whole = package.read_bytes()
+    for name, content in (
+        ('cut', whole[: len(whole) // 2]),
+        ('text', b'hello'),
+        ('none', b''),
+        ('flipped', whole[:-20_000] + bytes([whole[-20_000] ^ 1]) + whole[-19_999:]),
+    ):
+        path = tmp_path / f'{name}.zip'
+        path.write_bytes(content)
+        with pytest.raises(UserError, match='damaged|not finite'):
+            load_run(path)
+    with pytest.raises(UserError, match='no such file'):
+        load_run(tmp_path / 'missing.zip')
+
+
+def test_bombs_are_refused_unread(package, tmp_path, monkeypatch):
+    bomb = edited(
+        package,
+        tmp_path / 'bomb.zip',
+        {'model.safetensors': bytes(50 << 20)},
+        compression=zipfile.ZIP_DEFLATED,
+    )
+    assert bomb.stat().st_size < 1 << 20
+    with pytest.raises(UserError, match='would unpack to 52,428,800 bytes'):
+        load_run(bomb)
+    monkeypatch.setattr(package_file, 'TEXT_LIMIT', 100)
+    with pytest.raises(UserError, match='would unpack'):
+        load_run(package)
+
+
+def test_a_recompressed_package_still_opens(package, tmp_path):
+    packed = edited(package, tmp_path / 'packed.zip', compression=zipfile.ZIP_DEFLATED)
+    load_run(packed)
+
+
+def test_weights_of_another_network_are_named(package, tmp_path):
+    with zipfile.ZipFile(package) as archive:
+        config = json.loads(archive.read('config.json'))
+    config['diffusion']['network']['channels'] = [16]
+    config['diffusion']['network']['num_head_channels'] = 16
+    bad = edited(package, tmp_path / 'bad.zip', {'config.json': json.dumps(config)})
+    with pytest.raises(UserError, match='has shape .* the configuration beside it makes'):
+        load_run(bad)
+    config['diffusion']['network']['num_res_blocks'] = 2
+    bad = edited(package, tmp_path / 'bad.zip', {'config.json': json.dumps(config)})
+    with pytest.raises(UserError, match='lacks .* tensor'):
+        load_run(bad)
+
+
+def test_weights_that_are_not_expected_are_named():
+    weights = {'a/kernel': np.ones((2, 3), np.float32), 'a/bias': np.zeros(3, np.float16)}
+    shapes = {name: array.shape for name, array in weights.items()}
+    content = safetensors.numpy.save(weights)
+    back = package_file._decoded(content, shapes, 'file')
+    assert all(array.dtype == np.float32 for array in back.values())
+    np.testing.assert_array_equal(back['a/kernel'], weights['a/kernel'])
+    for changed, message in (
+        ({**weights, 'b': np.ones(1, np.float32)}, 'holds 1 tensor.*e.g. b'),
+        ({'a/kernel': weights['a/kernel']}, 'lacks 1 tensor.*a/bias'),
+        ({**weights, 'a/bias': np.zeros(2, np.float32)}, r'shape \[2\].*\[3\]'),
+        ({**weights, 'a/bias': np.zeros(3, np.int32)}, 'type int32'),
+        ({**weights, 'a/bias': np.full(3, np.nan, np.float32)}, 'not finite'),
+    ):
+        with pytest.raises(UserError, match=message):
+            package_file._decoded(safetensors.numpy.save(changed), shapes, 'file')
+    with pytest.raises(UserError, match='damaged'):
+        package_file._decoded(content + b'x', shapes, 'file')
+
+
+def test_what_does_not_fit_float16_stays_float32():
+    for values in ([[1e6, 1.0]], [[1e-9, 2e-9]]):
+        assert package_file._stored(np.array(values, np.float32), True).dtype == np.float32
+    assert package_file._stored(np.ones((2, 2), np.float32), True).dtype == np.float16
+    assert package_file._stored(np.ones(2, np.float32), True).dtype == np.float32
+
+
+@pytest.mark.parametrize('out', ['model.npz', 'folder.zip'])
+def test_out_must_be_a_zip(smoke_run, tmp_path, out):
+    (tmp_path / 'folder.zip').mkdir()
+    with pytest.raises(UserError, match='must be a file that ends in .zip'):
+        export.export(smoke_run, tmp_path / out)
+
+
+def test_a_run_that_was_not_evaluated_is_told_so(smoke_run, tmp_path, capsys):
+    run = tmp_path / 'run'
+    shutil.copytree(smoke_run, run)
+    (run / 'calibration.json').unlink()
+    export.export(run, tmp_path / 'model.zip')
+    assert 'evaluate the run first' in capsys.readouterr().err
+    loaded = load_run(tmp_path / 'model.zip')
+    with pytest.raises(UserError, match='has no threshold yet'):
+        thresholds.load(tmp_path / 'model.zip', loaded.name, loaded.step)

@@ -1,0 +1,162 @@
+"""Thresholds kept beside the checkpoint, and the spread over counterparts of one scan."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from configs import ldm
+from fluidjax.base.errors import UserError
+from fluidjax.base.subject import Subject
+from fluidjax.runs import thresholds
+from fluidjax.runs.cohort import model_grid
+from fluidjax.runs.detector import Detector, Output
+from fluidjax.runs.load import Run
+
+CONFIG = ldm.get_config('smoke')
+GRID = model_grid(CONFIG)
+
+
+@pytest.fixture(scope='module')
+def cases():
+    """Two brains with a dark block each."""
+    brain = np.zeros(GRID.shape, bool)
+    brain[3:13, 3:13, 3:13] = True
+    made = []
+    for number in range(2):
+        lesion = np.zeros(GRID.shape, bool)
+        lesion[5:8, 5:8, 5 + number : 8 + number] = True
+        image = np.where(lesion, 0.1, 0.7 * brain).astype(np.float32)
+        made.append(Subject(f'case{number}', image, brain, lesion, None, np.diag([12.0] * 3 + [1])))
+    return made
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawing:
+    """A method whose counterparts are the scan and a constant more or less of it."""
+
+    needs_mask = False
+    num_counterparts: int = 2
+
+    def reconstruct(self, params, volumes, key):
+        return volumes + 0.1
+
+    def counterparts(self, params, volumes, key):
+        return jax.numpy.stack([volumes + 0.1, volumes + 0.3])
+
+
+def detector(method):
+    config = ldm.get_config('smoke')
+    config.detect.reference = 'scan'
+    config.detect.map.smoothing_mm = 0.0
+    return Detector(Run(config, GRID, method, {}, 7))
+
+
+def test_a_map_is_the_mean_over_counterparts_and_their_spread_its_uncertainty(cases):
+    output = detector(Drawing()).detect(cases)
+    inside = np.stack([case.brain for case in cases])
+    np.testing.assert_allclose(output.maps[inside], 0.2, atol=1e-6)
+    np.testing.assert_allclose(output.uncertainty[inside], 0.1, atol=1e-6)
+    assert not output.maps[~inside].any() and not output.uncertainty[~inside].any()
+    expected = np.stack([case.image for case in cases])[inside] + 0.2
+    np.testing.assert_allclose(output.counterparts[inside], expected, atol=1e-6)
+
+
+def test_one_counterpart_has_no_uncertainty(cases):
+    output = detector(Drawing(num_counterparts=1)).detect(cases)
+    assert output.uncertainty is None
+    np.testing.assert_allclose(output.maps[0][cases[0].brain], 0.1, atol=1e-6)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sided(Drawing):
+    """Sees lesions in the half of low x alone."""
+
+    num_counterparts: int = 1
+
+    def reconstruct(self, params, volumes, key):
+        low = jax.numpy.arange(volumes.shape[1])[:, None, None, None] < volumes.shape[1] // 2
+        return volumes + 0.2 * low
+
+
+def test_a_mirrored_scan_has_its_say(cases):
+    run = detector(Sided()).run
+    alone = Detector(run).detect(cases)
+    run.config.detect.mirror = True
+    both = Detector(run).detect(cases)
+    brain = cases[0].brain
+    assert alone.uncertainty is None and np.ptp(alone.maps[0][brain]) == pytest.approx(0.2)
+    np.testing.assert_allclose(both.maps[0][brain], 0.1, atol=1e-6)
+    np.testing.assert_allclose(both.uncertainty[0][brain], 0.1, atol=1e-6)
+
+
+@dataclasses.dataclass(frozen=True)
+class Autoencoder:
+    """Returns the scan and a little more."""
+
+    def reconstruct(self, params, volumes, key):
+        return volumes + 0.04
+
+
+@dataclasses.dataclass(frozen=True)
+class Coded(Drawing):
+    num_counterparts: int = 1
+    autoencoder: Autoencoder = Autoencoder()
+
+
+@pytest.mark.parametrize(
+    'reference,expected', [('scan', 0.1), ('autoencoder', 0.06), ('both', np.sqrt(0.1 * 0.06))]
+)
+def test_a_counterpart_is_held_against_the_chosen_reference(cases, reference, expected):
+    run = detector(Coded()).run
+    run.config.detect.reference = reference
+    output = Detector(run).detect(cases)
+    np.testing.assert_allclose(output.maps[0][cases[0].brain], expected, atol=1e-6)
+
+
+def test_an_autoencoder_is_asked_for_where_there_is_none():
+    config = ldm.get_config('smoke')
+    config.detect.reference = 'autoencoder'
+    with pytest.raises(UserError, match='detect.reference: conddiff has no autoencoder'):
+        Detector(Run(config, GRID, Drawing(), {}, 7))
+
+
+def test_dark_lesions_are_looked_for_in_the_dark(cases):
+    assert thresholds.darker_on(cases)
+    bright = [dataclasses.replace(c, image=np.where(c.lesion, 1.0, c.image)) for c in cases]
+    assert not thresholds.darker_on(bright)
+
+
+def test_thresholds_are_kept_with_their_step_and_found_again(cases, tmp_path):
+    maps = np.stack([np.where(case.lesion, 0.5, 0.1) for case in cases])
+    chosen = thresholds.calibrate_rows({'conddiff': Output(maps, None, 0.0)}, cases)
+    assert chosen['conddiff']['dice'] == pytest.approx(0.5)
+    thresholds.save(tmp_path, chosen, step=7)
+    assert thresholds.load(tmp_path, 'conddiff', 7) == pytest.approx(0.5)
+    # Healthy voxels all score 0.1: to mark at most 1 % of them, more is asked for.
+    assert 0.1 < thresholds.load(tmp_path, 'conddiff', 7, 'fpr_1') <= 0.5
+
+
+@pytest.mark.parametrize(
+    'row,step,rule,message',
+    [
+        ('conddiff', 8, 'dice', 'is of step 7, the run is at step 8'),
+        ('vae', 7, 'dice', 'no threshold dice of vae'),
+        ('conddiff', 7, 'fpr_1', 'no threshold fpr_1'),
+        ('conddiff', 7, 'best', "'best': is not one of dice"),
+    ],
+)
+def test_a_threshold_that_is_not_there_says_what_to_do(tmp_path, row, step, rule, message):
+    thresholds.save(tmp_path, {'conddiff': {'dice': 0.5, 'fpr_1': float('nan')}}, step=7)
+    assert json.loads((tmp_path / 'calibration.json').read_text())['step'] == 7  # NaN is null
+    with pytest.raises(UserError, match=message):
+        thresholds.load(tmp_path, row, step, rule)
+
+
+def test_a_run_that_was_not_evaluated_says_so(tmp_path):
+    with pytest.raises(UserError, match='fluidjax.eval'):
+        thresholds.load(tmp_path, 'conddiff', 7)
