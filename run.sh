@@ -77,12 +77,20 @@ setup() {
   echo "$wanted" >"$MARK"
 }
 
+lint() {
+  local ruff
+  ruff=$(grep -o 'ruff==[0-9.]*' setup.cfg)  # another version may format differently
+  "$PYTHON" -m ruff --version 2>/dev/null | grep -qx "ruff ${ruff#ruff==}" ||
+    "$PYTHON" -m pip install --quiet --disable-pip-version-check "$ruff"
+  "$PYTHON" -m ruff check . && "$PYTHON" -m ruff format --check .
+}
+
 verb=${1:-help}
 [ $# -gt 0 ] && shift
 case $verb in
   setup) setup; echo "ready: $("$PYTHON" -c 'import jax; print("JAX", jax.__version__, "on", jax.devices())' 2>/dev/null)" ;;
   test) setup; exec "$PYTHON" -m pytest "$@" ;;
-  lint) setup; "$PYTHON" -m ruff check . && exec "$PYTHON" -m ruff format --check . ;;
+  lint) setup; lint ;;
   help|-h|--help) usage ;;
   *) setup; exec "$PYTHON" -m fluidjax "$verb" "$@" ;;
 esac

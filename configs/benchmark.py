@@ -1,18 +1,20 @@
-"""The cells of the benchmark: a method, what is changed in its training, what in its sampling.
+"""The cells of the benchmark: a method, with changes of its training and of its sampling.
 
-A cell is `{'method': ..., 'train': {field: value}, 'sample': {field: value}}`, fields dotted as on
-the command line. Cells that differ in `sample` alone share one training. `'bank': True` trains on
-real lesion masks too, from a folder that the user gives.
+    fluidjax benchmark --scale=demo --seeds=0,1,2 --workdir=runs/benchmark
+
+A cell is `{'method': ..., 'train': {field: value}, 'sample': {field: value}}`; fields are dotted as
+on the command line. Cells that differ only in `sample` share one training. With `'bank': True` a
+cell also trains on real lesion masks, from a folder that the user gives.
 """
 
-# The paper's comparison. All are trained for the same number of steps on the same batches.
+# The paper's comparison. All methods are trained for the same number of steps on the same batches.
 COMPARISON = {
     name: {'method': name}
     for name in ('fluidjax', 'conddiff', 'cldm', 'ldm', 'icdm', 'vae', 'regression', 'inpainting')
 }
 
-# The paper's own settings at the benchmark's grid: noise prediction from uniform steps, a vector as
-# condition, 250 ancestral steps from a scan noised to step 250, residual against the scan.
+# The paper's own settings on the benchmark's grid: noise prediction at uniform time steps, a vector
+# as condition, 250 ancestral steps from the scan noised to step 250, residual to the scan.
 PUBLISHED_PROCESS = {
     'diffusion.network.condition': 'vector',
     'diffusion.network.position_bias': False,
@@ -27,7 +29,7 @@ PUBLISHED_SAMPLING = {
     'diffusion.process.sampler_steps': 250,
     'detect.reference': 'scan',
 }
-# Training that serves sampling from any step, not one step from pure noise.
+# Training for sampling from any step, instead of one step from pure noise.
 UNIFORM = {'diffusion.process.time_bias': 1.0}
 
 
@@ -41,12 +43,12 @@ def _start(step: int, count: int = 10, **others) -> dict:
 
 
 def _used_five_times(stage: str, pool: int = 4, steps: int = 1300) -> dict:
-    # All in multiples of five.
+    # All are multiples of five.
     fields = {'reuse': 5, 'pool': pool, 'steps': steps, 'log_every': 50, 'checkpoint_every': 200}
     return {f'{stage}.training.{name}': value for name, value in fields.items()}
 
 
-# Real masks as they lie, and the same carried by the flow; plain conddiff carries Perlin noise.
+# Real masks without transport; plain conddiff transports Perlin noise.
 RAW_MASKS = {
     'fluid.bank_probability': 1.0,
     'fluid.transport_time': (0.0, 0.0),
@@ -76,7 +78,7 @@ ABLATIONS = {
         'method': 'fluidjax',
         'train': _used_five_times('bridge'),
     },
-    # Two fifths of the encoding that the other cells do, where nearly all of a step's time goes.
+    # Encoding takes nearly all of the time of a step; this cell does two fifths of that of others.
     'fluidjax: latents used five times and twice the steps': {
         'method': 'fluidjax',
         'train': _used_five_times('bridge', 16, steps=2600),

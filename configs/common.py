@@ -1,24 +1,28 @@
-"""What the configurations of all methods share: the cohort, augmentation, lesions, the anomaly map.
+"""Sections that all methods share: the cohort, augmentation, lesions, and the anomaly map.
 
-After the colon of `--config=configs/FILE.py:...`, comma-separated, any of
-    paper | demo | smoke      size: 160^3 at 1 mm, 40x48x40 at 4 mm (minutes on a CPU), or seconds
+The argument after the colon of `--config=configs/FILE.py:ARGUMENT` is a comma-separated list of
+    paper | demo | smoke      size: 160^3 at 1 mm, 40x48x40 at 4 mm (minutes on a CPU), or 16^3 at
+                              12 mm (seconds, for tests)
     cohort=template|nifti     the embedded cohort, or your own scans (set config.cohort.data_dir)
 """
 
 from ml_collections import ConfigDict
 
 CHOICES = {'size': ('paper', 'demo', 'smoke'), 'cohort': ('template', 'nifti')}
-# A batch that eight devices can share, so that tests on simulated ones run as it is.
+# Eight samples, so that tests on eight simulated devices can share the batch.
 SMOKE_TRAINING = {'steps': 6, 'batch_size': 8, 'log_every': 2, 'checkpoint_every': 3}
 
 
 def common(method: str, size: str, cohort: str) -> ConfigDict:
-    """The shared sections. At the paper's size METHOD's published numbers; where the code and the
-    paper differ, what the code meant."""
+    """The shared sections.
+
+    At the paper's size these are the settings of arXiv:2506.10233; where the paper and its code
+    differ, those that the code intends.
+    """
     config = ConfigDict({'seed': 0, 'method': method, 'size': size})
-    # 0: fresh pairs at every step. n: as if n of each scan had been made once, the published way.
+    # 0: new pairs at every step; n: n fixed pairs per scan, as in the published code.
     config.stored_pairs = 0
-    # embedded: subjects of the embedded cohort that train beside scans of one's own.
+    # embedded: number of subjects of the embedded cohort to train on in addition to your own scans.
     config.cohort = ConfigDict(
         {
             'name': cohort,
@@ -89,7 +93,7 @@ def common(method: str, size: str, cohort: str) -> ConfigDict:
 
 
 def optimizer(learning_rate: float, **others) -> ConfigDict:
-    """AdamW as published: a constant rate, no weight decay, clipped."""
+    """AdamW as published: constant learning rate, no weight decay, clipped gradients."""
     published = {
         'warmup_steps': 0,
         'decay': 'constant',
@@ -101,7 +105,7 @@ def optimizer(learning_rate: float, **others) -> ConfigDict:
 
 
 def training(steps: int, batch_size: int, rates: ConfigDict, **others) -> ConfigDict:
-    """How long a stage is trained, and how often it tells and saves."""
+    """The length of a stage, and how often it writes metrics and checkpoints."""
     usual = {
         'ema_decay': 0.9999,
         'log_every': 100,
@@ -119,7 +123,7 @@ def training(steps: int, batch_size: int, rates: ConfigDict, **others) -> Config
 
 
 def demo_training(steps: int, learning_rate: float, **others) -> ConfigDict:
-    """A few minutes on two CPU cores, with a rate that rises and falls."""
+    """Training for a few minutes on two CPU cores; the learning rate rises and falls."""
     rates = optimizer(learning_rate, warmup_steps=40, decay='cosine', clip_norm=1.0, b2=0.99)
     usual = {
         'ema_decay': 0.99,
@@ -132,10 +136,10 @@ def demo_training(steps: int, learning_rate: float, **others) -> ConfigDict:
 
 
 def _shrink(config: ConfigDict) -> None:
-    """4 mm. README, "The demo", says what differs."""
+    """Settings at 4 and 12 mm; see docs/results.md, "How the demo differs from the paper"."""
     config.augment.update({'bias': 0.05})
     if config.cohort.name == 'template':
-        # Each of its subjects is a deformation already; a folder of few scans needs more.
+        # Its subjects are deformed already. A folder of few scans needs more augmentation.
         config.augment.update(
             {'rotation_degrees': 0.0, 'scaling': 0.0, 'shear': 0.0, 'displacement_mm': 0.0}
         )

@@ -1,7 +1,9 @@
-"""Pseudo-pathology for scans of your own: what `fluidjax randomize` draws.
+"""Settings of simulated lesions in scans of your own.
 
-Every field of `fluidjax.fluid.FluidSettings` (its docstring says what each means), as it stands but
-for one: every pair is diseased. Override any: --config.threshold=0.5 --config.strength='(0.3,1.0)'.
+    fluidjax randomize SCAN.nii.gz --out=pairs --config.strength='(0.3,1.0)'
+
+The fields are those of `fluidjax.fluid.FluidSettings`, whose docstring explains them, with their
+defaults, except that every pair has a lesion. Any can be overridden.
 """
 
 import dataclasses

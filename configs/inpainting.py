@@ -1,6 +1,10 @@
-"""Inpainting, told where the lesion is, an upper bound: `--config=configs/inpainting.py:demo`.
+"""Inpainting of the lesion, whose mask is given: an upper bound, not a detector.
 
-Arguments as in common.py.
+    fluidjax train --config=configs/inpainting.py:demo --workdir=runs/inpainting
+    fluidjax eval --workdir=runs/inpainting
+
+The argument is that of configs/common.py. At the size of the demo it takes some minutes on 2 CPU
+cores and reaches a Dice of 0.68 on the demo's test subjects (docs/results.md).
 """
 
 from ml_collections import ConfigDict

@@ -1,4 +1,4 @@
-"""Every method of the comparison with its configuration, for loops over all of them."""
+"""The configuration of any method by its name, for loops over all methods."""
 
 from ml_collections import ConfigDict
 
@@ -8,7 +8,7 @@ OWN_FILES = {'vae': vae, 'regression': regression, 'inpainting': inpainting}
 
 
 def config_of(method: str, argument: str = '') -> ConfigDict:
-    """The configuration of a method; the argument is a size and a cohort, as after the colon."""
+    """The configuration of a method; the argument is that of configs/common.py."""
     if method in OWN_FILES:
         return OWN_FILES[method].get_config(argument)
     return ldm.get_config(','.join(filter(None, (argument, f'method={method}'))))

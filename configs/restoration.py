@@ -1,4 +1,4 @@
-"""What direct regression and inpainting share: an image-space U-Net on the same pairs."""
+"""Shared by regression and inpainting: a U-Net on images, trained on the same pairs."""
 
 from ml_collections import ConfigDict
 

@@ -1,10 +1,11 @@
 """The brain in a whole head, by registration to the MNI152 brain and by intensity.
 
-The template has no skull, so the scalp is peeled off before the head is registered, from several
-starts: what is left of the dark skull then lies where the template is dark. The registration's
-scale is a few percent off nevertheless, as it hangs on the skull's thickness. So the tissue found
-in the template's brain and a wide margin is registered once more, as a brain alone; its map puts
-the template's brain where the tissue near its border then says what belongs to it.
+The template has no skull, so the scalp is removed before the head is registered, from several
+starts: the dark skull that remains then lies where the template is dark. The scale of this
+registration is still wrong by a few percent, as it depends on the thickness of the skull. So the
+tissue within the template's brain and a wide margin is registered once more, now without a skull.
+Tissue near the border of the template's brain in its new place then belongs to the brain or not by
+its intensity.
 """
 
 from __future__ import annotations
@@ -15,39 +16,39 @@ import numpy as np
 import SimpleITK as sitk
 from scipy import ndimage
 
-from data_pipelines import grids, head_mask, mni_template, registration, resampling, way_back
+from data_pipelines import grids, head_mask, mni_template, registration, resampling
 from data_pipelines.volume_io import Volume
 
-# The scalp: what lies this little below the head's surface.
+# The scalp: everything less than this below the surface of the head.
 PEEL_MM = 9.0
 FIXED_MARGIN_MM = 4.0
 START_LEVELS = ((2, 4.0),)
 # Starts: the brain's centre below the top of the head, with these shifts (mm) and nods (radians).
 CENTRE_BELOW_TOP_MM = 92.0
 STARTS = ((0.0, 0.0), (-20.0, 0.0), (20.0, 0.0), (0.0, 0.3), (0.0, -0.3))
-# Length and width of the head, scalp included, that go with the template's brain.
+# Width and length of the head, with scalp, that belong to the template's brain.
 MNI_HEAD_MM = np.array([158.0, 200.0])
 # Grid of the intensity-based step.
 GRID = grids.ModelGrid((96, 112, 96), (2.0, 2.0, 2.0))
 FLATTENING_MM = 12.0
 FLATTENINGS = 3
-# Tissue is sought this far outside the template's brain, in the two passes.
+# Tissue is searched up to this far outside the template's brain, in the two passes.
 REACH_MM = (12.0, 6.0)
-# Deeper inside the template's brain everything is brain, whatever its intensity (a lesion).
+# Deeper inside the template's brain everything is brain, of any intensity (a lesion).
 SURE_MM = (10.0, 3.0)
 OPENING_MM, CLOSING_MM = 3.0, 8.0
 
 
 @dataclasses.dataclass(frozen=True)
 class AtlasBrain:
-    """What the atlas finds.
+    """A brain found with the atlas.
 
     Attributes:
       brain: on the scan's voxels, (x, y, z) bool.
       scan_from_mni: MNI152 world -> scan world, (4, 4).
-      agreement: correlation of scan and template inside the brain, -1 to 1; T1w: above about 0.4.
+      agreement: correlation of scan and template inside the brain; above about 0.4 for T1w.
       volume_ml: of the brain in the scan.
-      overlap: Dice of the brain and the template's, seen through the map.
+      overlap: Dice of the brain and the template's, in MNI152 space.
     """
 
     brain: np.ndarray
@@ -57,11 +58,13 @@ class AtlasBrain:
     overlap: float
 
 
-def find_brain(scan: Volume) -> AtlasBrain | None:
-    """The brain in a whole head; None where there is no head, or no tissue where it is sought."""
-    coarse = head_mask.coarse_head(scan)
-    if coarse is None:
-        return None
+def find_brain(scan: Volume, coarse: head_mask.Coarse) -> AtlasBrain | None:
+    """The brain in a whole head; None if there is no tissue at the place of the brain.
+
+    Args:
+      scan: a whole head.
+      coarse: `head_mask.coarse_head` of it.
+    """
     image = scan.data - head_mask.air_level(scan.data)
     scan_from_mni = _register_head(coarse)
     for reach, sure in zip(REACH_MM, SURE_MM, strict=True):
@@ -77,7 +80,7 @@ def find_brain(scan: Volume) -> AtlasBrain | None:
 
 
 def _register_head(coarse: head_mask.Coarse) -> np.ndarray:
-    """scan_from_mni of the best of several starts."""
+    """scan_from_mni, (4, 4), from the best of several starts."""
     fixed, fixed_mask = _fixed_images()
     moving, points = _moving_image(coarse)
     with registration.one_thread():
@@ -97,7 +100,7 @@ def _register_head(coarse: head_mask.Coarse) -> np.ndarray:
 def _similarity(
     fixed: sitk.Image, fixed_mask: sitk.Image, moving: sitk.Image, start: sitk.Transform
 ) -> tuple[float, sitk.Transform]:
-    """The metric (lower is better) at the end, and the transform; infinity where it got lost."""
+    """The final metric (lower is better) and the transform; infinity if it left the scan."""
     method = registration.registration_method(
         fixed_mask, start, START_LEVELS, registration.SIMILARITY_STEP_MM
     )
@@ -126,21 +129,18 @@ def _starts(points: np.ndarray) -> list[sitk.Similarity3DTransform]:
 
 
 def _fixed_images() -> tuple[sitk.Image, sitk.Image]:
-    """Template and its brain with a margin, at registration resolution."""
-    spacing = registration.REGISTRATION_SPACING_MM
-    grid = grids.ModelGrid((48, 56, 48), (spacing,) * 3)
-    maps = mni_template.load_template(spacing)
-    read = lambda data: resampling.sample(data, maps.affine, grid.positions())
-    margin = _signed_distance(read(maps.brain) >= 0.5, spacing) <= FIXED_MARGIN_MM
-    sitk_image = registration.sitk_image
-    return sitk_image(read(maps.t1), grid), sitk_image(margin.astype(np.uint8), grid)
+    """The template, and its brain with a margin, on the grid of the registration."""
+    grid, sitk_image = registration.TEMPLATE_GRID, registration.sitk_image
+    maps = mni_template.on_grid(grid)
+    margin = _signed_distance(maps.brain >= 0.5, grid.spacing[0]) <= FIXED_MARGIN_MM
+    return sitk_image(maps.t1, grid), sitk_image(margin.astype(np.uint8), grid)
 
 
 def _moving_image(coarse: head_mask.Coarse) -> tuple[sitk.Image, np.ndarray]:
-    """The head without scalp on an axis-aligned grid in its own world; its points, world mm."""
+    """The head without scalp, axis-aligned in its own world; and the head's points, world mm."""
     points = np.argwhere(coarse.head) @ coarse.affine[:3, :3].T + coarse.affine[:3, 3]
     low, high = points.min(axis=0), points.max(axis=0)
-    low[2] = max(low[2], high[2] - 240.0)  # not the shoulders
+    low[2] = max(low[2], high[2] - 240.0)  # without the shoulders
     spacing = registration.REGISTRATION_SPACING_MM
     shape = tuple(int(n) for n in np.ceil((high - low + 40.0) / spacing) + 1)
     grid = grids.ModelGrid(shape, (spacing,) * 3, centre=tuple(((low + high) / 2).tolist()))
@@ -153,24 +153,23 @@ def _moving_image(coarse: head_mask.Coarse) -> tuple[sitk.Image, np.ndarray]:
 
 
 def _read(image: np.ndarray, affine: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """A volume on the 2 mm grid, 0 beyond its own borders."""
+    """A volume on the 2 mm grid, 0 beyond its borders."""
     smooth = resampling.antialias(image, affine, GRID.spacing[0])
     return resampling.sample(smooth, affine, grids.voxel_positions(GRID.shape, target))
 
 
 def _tissue(seen: np.ndarray, reach: float, sure: float) -> np.ndarray | None:
-    """The brain on the 2 mm grid: bool, or None where nothing like it is there.
+    """The brain on the 2 mm grid: bool, or None if there is too little tissue.
 
     Args:
-      seen: intensities.
-      reach: how far outside the template's brain it may extend, mm.
+      seen: intensities on that grid.
+      reach: how far it may extend outside the template's brain, mm.
       sure: how far inside the template's brain everything belongs to it, mm.
     """
     spacing = GRID.spacing[0]
-    maps = mni_template.load_template(spacing)
-    read = lambda data: resampling.sample(data, maps.affine, GRID.positions())
-    template, gm, wm, csf = (read(data) for data in (maps.brain, maps.gm, maps.wm, maps.csf))
-    distance = _signed_distance(template >= 0.5, spacing)
+    maps = mni_template.on_grid(GRID)
+    gm, wm, csf = maps.gm, maps.wm, maps.csf
+    distance = _signed_distance(maps.brain >= 0.5, spacing)
     inner = (distance < -4) & (seen > 0)
     if inner.sum() < 0.3 * (distance < -4).sum():
         return None
@@ -197,34 +196,33 @@ def _tissue(seen: np.ndarray, reach: float, sure: float) -> np.ndarray | None:
 
 
 def _local_level(seen: np.ndarray, where: np.ndarray) -> np.ndarray:
-    """Slowly varying intensity of the tissue, from around each voxel: the coil's shading."""
+    """Mean intensity of the tissue around each voxel, which varies slowly: the coil's shading."""
     sigma = FLATTENING_MM / GRID.spacing[0]
     top = np.percentile(seen[where], 99)
     weight = ndimage.gaussian_filter(where.astype(np.float32), sigma, truncate=3.0)
     total = ndimage.gaussian_filter(np.where(where, np.minimum(seen, top), 0), sigma, truncate=3.0)
     overall = float(np.median(seen[where]))
-    # Far from all tissue the overall level takes over.
+    # Far from all tissue this is the overall level.
     return np.maximum((total + 1e-3 * overall) / (weight + 1e-3), 0.2 * overall)
 
 
 def _on_scan(
     scan: Volume, seen: np.ndarray, brain: np.ndarray, scan_from_mni: np.ndarray
 ) -> AtlasBrain:
-    spacing = GRID.spacing[0]
-    maps = mni_template.load_template(spacing)
-    read = lambda data: resampling.sample(data, maps.affine, GRID.positions())
-    template = read(maps.brain) >= 0.5
+    """The brain on the 2 mm grid as a mask on the scan's voxels, and how good it is."""
+    maps = mni_template.on_grid(GRID)
+    template = maps.brain >= 0.5
     inside = brain & template & (seen > 0)
-    agreement = float(np.corrcoef(seen[inside], read(maps.t1)[inside])[0, 1])
-    found = way_back.to_scan(brain, scan_from_mni @ GRID.affine, scan)
-    volume = float(found.sum() * abs(np.linalg.det(scan.affine[:3, :3])) / 1000)
+    agreement = float(np.corrcoef(seen[inside], maps.t1[inside])[0, 1])
+    mask = resampling.to_scan(brain, scan_from_mni @ GRID.affine, scan)
+    volume = float(mask.sum() * abs(np.linalg.det(scan.affine[:3, :3])) / 1000)
     total = int(brain.sum() + template.sum())
     overlap = 2.0 * int((brain & template).sum()) / total
-    return AtlasBrain(found, scan_from_mni, agreement, volume, overlap)
+    return AtlasBrain(mask, scan_from_mni, agreement, volume, overlap)
 
 
 def _signed_distance(mask: np.ndarray, spacing: float) -> np.ndarray:
-    """mm to the border of a mask, negative inside."""
+    """Distance in mm to the border of a mask, negative inside."""
     edt = ndimage.distance_transform_edt
     return np.where(mask, -edt(mask, sampling=spacing), edt(~mask, sampling=spacing))
 

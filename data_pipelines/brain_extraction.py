@@ -1,4 +1,4 @@
-"""Which part of a scan is brain: given by the user, found by a tool on PATH, or by the atlas."""
+"""The brain in a scan: a mask of the user's, or found by a tool on PATH or with the atlas."""
 
 from __future__ import annotations
 
@@ -11,26 +11,28 @@ from pathlib import Path
 import numpy as np
 
 from data_pipelines import atlas_extraction, head_mask
-from data_pipelines.volume_io import Volume, load_volume, save_volume
+from data_pipelines.volume_io import Volume, check_same_shape, load_volume, save_volume
 from fluidjax.base.errors import UserError
 
 METHODS = ('auto', 'none', 'atlas', 'synthstrip', 'hd-bet')
 TOOLS = {'synthstrip': 'mri_synthstrip', 'hd-bet': 'hd-bet'}
 TOOL_TIMEOUT_S = 3600
-# What a brain that the atlas found must be like. Measured on two heads: correlation with the
-# template 0.49 and 0.68, Dice 0.96.
+# Limits for a brain found with the atlas. Measured on two heads: correlation with the template
+# 0.49 and 0.68, Dice 0.96.
 LEAST_AGREEMENT, LEAST_OVERLAP = 0.25, 0.85
 VOLUME_RANGE_ML = (600.0, 2200.0)
 ADVICE = 'give its brain mask (--brain), or install SynthStrip (mri_synthstrip) or HD-BET'
 
-is_whole_head = head_mask.is_whole_head
-
 
 @dataclasses.dataclass(frozen=True)
 class Extraction:
-    """Attributes: brain: (x, y, z) bool on the scan's voxels, or None: the scan is a brain
-    already. method: 'none', 'given', 'atlas', 'synthstrip' or 'hd-bet'. whole_head: whether the
-    scan shows a skull."""
+    """The brain of a scan.
+
+    Attributes:
+      brain: (x, y, z) bool on the scan's voxels; None if the scan is skull-stripped.
+      method: 'none', 'given', 'atlas', 'synthstrip' or 'hd-bet'.
+      whole_head: whether the scan shows a skull.
+    """
 
     brain: np.ndarray | None
     method: str
@@ -38,7 +40,7 @@ class Extraction:
 
 
 def check_method(method: str) -> None:
-    """Raises: UserError: not one of METHODS."""
+    """Raise a UserError unless the method is one of METHODS."""
     if method not in METHODS:
         raise UserError(
             f"brain extraction '{method}' is unknown; choose one of " + ', '.join(METHODS)
@@ -46,28 +48,29 @@ def check_method(method: str) -> None:
 
 
 def extract(scan: Volume, method: str = 'auto', brain: Volume | None = None) -> Extraction:
-    """The brain of a scan.
+    """Find the brain of a scan.
 
     Args:
       scan: a whole head, or a brain whose background is one constant.
-      method: 'auto': nothing for a skull-stripped scan, else the best there is; 'none': the scan
-        is skull-stripped; 'atlas', 'synthstrip', 'hd-bet': that way, whatever the scan.
-      brain: the user's mask on the scan's voxels, any value > 0 is brain; it goes before `method`.
+      method: 'auto': nothing for a skull-stripped scan, else the best that is installed; 'none':
+        the scan is skull-stripped; 'atlas', 'synthstrip', 'hd-bet': that one for any scan.
+      brain: the user's mask on the scan's voxels, any value > 0 is brain; replaces `method`.
 
     Raises:
-      UserError: unknown method, a mask of another shape or empty, a tool that is not there or
-        fails, or an atlas extraction that cannot be trusted.
+      UserError: unknown method, a mask of another shape or empty, a tool that is missing or
+        fails, or a result of the atlas that cannot be trusted.
     """
     check_method(method)
+    coarse = head_mask.coarse_head(scan)
+    whole_head = head_mask.is_whole_head(coarse)
     if brain is not None:
-        return Extraction(_given(scan, brain), 'given', is_whole_head(scan))
-    whole_head = is_whole_head(scan)
+        return Extraction(_given(scan, brain), 'given', whole_head)
     if method == 'auto':
         method = _best() if whole_head else 'none'
     if method == 'none':
         return Extraction(None, 'none', whole_head)
-    found = _by_atlas(scan) if method == 'atlas' else _by_tool(scan, method)
-    return Extraction(found, method, whole_head)
+    mask = _by_atlas(scan, coarse) if method == 'atlas' else _by_tool(scan, method)
+    return Extraction(mask, method, whole_head)
 
 
 def _best() -> str:
@@ -76,12 +79,7 @@ def _best() -> str:
 
 
 def _given(scan: Volume, brain: Volume) -> np.ndarray:
-    if brain.data.shape != scan.data.shape:
-        raise UserError(
-            f'{brain.path}: brain mask of shape {brain.data.shape} on a scan of shape '
-            f'{scan.data.shape} ({scan.path}); give a mask with one voxel for each voxel of the '
-            'scan'
-        )
+    check_same_shape(brain, scan, 'brain mask')
     mask = brain.data > 0
     if not mask.any() or mask.all():
         what = 'marks every voxel' if mask.all() else 'is empty'
@@ -91,30 +89,30 @@ def _given(scan: Volume, brain: Volume) -> np.ndarray:
     return mask
 
 
-def _by_atlas(scan: Volume) -> np.ndarray:
-    found = atlas_extraction.find_brain(scan)
-    doubt = 'no head was found' if found is None else _doubt(found)
+def _by_atlas(scan: Volume, coarse: head_mask.Coarse | None) -> np.ndarray:
+    result = None if coarse is None else atlas_extraction.find_brain(scan, coarse)
+    doubt = 'no head was found' if result is None else _doubt(result)
     if doubt:
         raise UserError(
             f'{scan.path}: the brain could not be separated from the head ({doubt}); ' + ADVICE
         )
-    return found.brain
+    return result.brain
 
 
-def _doubt(found: atlas_extraction.AtlasBrain) -> str:
-    """Why the brain found by the atlas cannot be trusted; '' if it can."""
+def _doubt(result: atlas_extraction.AtlasBrain) -> str:
+    """Why the brain found with the atlas cannot be trusted; '' if it can."""
     low, high = VOLUME_RANGE_ML
-    if not low <= found.volume_ml <= high:
-        return f'the piece found has {found.volume_ml:.0f} ml'
-    if not found.agreement >= LEAST_AGREEMENT:
-        return f'it resembles the T1w atlas too little: correlation {found.agreement:.2f}'
-    if found.overlap < LEAST_OVERLAP:
-        return f'it overlaps the MNI152 brain by only {found.overlap:.2f}'
+    if not low <= result.volume_ml <= high:
+        return f'the piece found has {result.volume_ml:.0f} ml'
+    if not result.agreement >= LEAST_AGREEMENT:
+        return f'it resembles the T1w atlas too little: correlation {result.agreement:.2f}'
+    if result.overlap < LEAST_OVERLAP:
+        return f'it overlaps the MNI152 brain by only {result.overlap:.2f}'
     return ''
 
 
 def _by_tool(scan: Volume, method: str) -> np.ndarray:
-    """The mask that a program on PATH makes of the scan."""
+    """The mask that a program on PATH computes from the scan."""
     program = shutil.which(TOOLS[method])
     if program is None:
         raise UserError(
@@ -128,7 +126,7 @@ def _by_tool(scan: Volume, method: str) -> np.ndarray:
             mask = Path(folder, 'mask.nii.gz')
             command = [program, '-i', str(head), '-m', str(mask)]
         else:
-            mask = stripped  # zero outside of the brain
+            mask = stripped  # zero outside the brain
             command = [program, '-i', str(head), '-o', str(stripped)]
         _call(command, scan.path)
         if not mask.is_file():

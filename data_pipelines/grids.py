@@ -1,9 +1,9 @@
-"""The grids the model works on: where each voxel of a preprocessed volume lies in MNI152 space.
+"""The grids of the model: where each voxel of a preprocessed volume lies in MNI152 space.
 
 A grid is a box of isotropic voxels, RAS+, centred on the bounding box of the MNI152 brain. The
-brain of nilearn's template (1 mm mask) spans 145 x 181 x 155 mm. `demo` (160 x 192 x 160 mm) and
-`smoke` (192 mm cube) hold all of it; the paper's 160 mm cube is 21 mm shorter than the brain in
-y, and so loses the frontal and occipital poles: 1.8 % of the brain's volume.
+brain of nilearn's template (1 mm mask) extends over 145 x 181 x 155 mm. `demo` (160 x 192 x 160 mm)
+and `smoke` (192 mm cube) contain all of it. The 160 mm cube of the paper is 21 mm shorter than the
+brain in y, so the frontal and occipital poles lie outside it: 1.8 % of the brain's volume.
 """
 
 from __future__ import annotations

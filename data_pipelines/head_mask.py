@@ -1,4 +1,4 @@
-"""What of a scan is not air, and whether it is a whole head or a brain without its skull."""
+"""The part of a scan that is not air, and whether it is a whole head or a brain without skull."""
 
 from __future__ import annotations
 
@@ -13,12 +13,11 @@ from data_pipelines.volume_io import Volume
 WORKING_SPACING_MM = 3.0
 # Below this fraction of the bright end a voxel is air, whatever its noise.
 AIR_FRACTION = 0.1
-# A skull is a dark shell below a brighter scalp: how deep it is looked for, and how dark it is,
-# as a fraction of what lies above it. Measured: 0.24 and 0.30 for two heads, and 0.86 to 1.00 for
-# 17 brains.
+# A skull is a dark shell below a brighter scalp. It is searched down to this depth, and must be
+# darker than this fraction of the scalp: 0.24 and 0.30 for two heads, 0.86 to 1.00 for 17 brains.
 SHELL_DEPTH_MM = 24.0
 SHELL_DARKNESS = 0.6
-# The face and the neck have no such shell: only this much below the top is looked at.
+# The face and the neck have no such shell: only this much below the top is examined.
 UPPER_HEAD_MM = 90.0
 # No skull-stripped brain is as large (ml).
 LARGEST_BRAIN_ML = 2400.0
@@ -30,7 +29,7 @@ class Coarse:
 
     Attributes:
       data: (x, y, z) float32, air near 0.
-      head: (x, y, z) bool: everything within the outer surface of what is not air.
+      head: (x, y, z) bool: everything within the outer surface of the head.
       affine: voxel -> the scan's world, mm.
       spacing: mm.
     """
@@ -42,13 +41,13 @@ class Coarse:
 
 
 def air_level(data: np.ndarray) -> float:
-    """A low intensity of the volume's faces: of air, even where tissue touches most of them."""
+    """Intensity of air: a low percentile of the volume's faces, most of which may show tissue."""
     faces = [np.take(data, (0, -1), axis=k).ravel() for k in range(3)]
     return float(np.percentile(np.concatenate(faces), 10))
 
 
 def coarse_head(scan: Volume) -> Coarse | None:
-    """The scan at about 3 mm with its head mask; None where nothing is brighter than air."""
+    """The scan at about 3 mm with its head mask; None if nothing is brighter than air."""
     sizes = resampling.voxel_sizes(scan.affine)
     spacing = max(WORKING_SPACING_MM, float(sizes.min()))
     shape = np.maximum(1, np.round(np.array(scan.data.shape) * sizes / spacing)).astype(int)
@@ -65,7 +64,7 @@ def coarse_head(scan: Volume) -> Coarse | None:
 
 
 def _head(data: np.ndarray) -> np.ndarray | None:
-    """The largest piece that is not air, holes filled in each plane (nose, ears, a cut neck)."""
+    """The largest component that is not air, with the holes of each plane filled (nose, ears)."""
     some = data[data > 0.02 * data.max()]
     if not some.size or data.max() <= 0:
         return None
@@ -80,12 +79,11 @@ def _head(data: np.ndarray) -> np.ndarray | None:
     return head[3:-3, 3:-3, 3:-3]
 
 
-def is_whole_head(scan: Volume) -> bool:
-    """Whether a scan shows a skull and scalp, rather than a brain alone.
+def is_whole_head(coarse: Coarse | None) -> bool:
+    """Whether a scan shows skull and scalp, and not only a brain; see `coarse_head`.
 
-    Looks, from the surface inwards, for a dark shell (skull) below a bright one (scalp).
+    A skull is a dark shell below a bright one (the scalp).
     """
-    coarse = coarse_head(scan)
     if coarse is None or not coarse.head.any():
         return False
     if coarse.head.sum() * coarse.spacing**3 / 1000 > LARGEST_BRAIN_ML:
@@ -94,7 +92,7 @@ def is_whole_head(scan: Volume) -> bool:
 
 
 def shell_darkness(coarse: Coarse) -> float:
-    """Least intensity, by depth below the surface, over the brightest above it; 1 for none."""
+    """Lowest ratio of the intensity at a depth to the brightest above it, at most 1."""
     depth = depth_below_surface(coarse)
     height = grids.voxel_positions(coarse.head.shape, coarse.affine)[..., 2]
     upper = coarse.head & (height > height[coarse.head].max() - UPPER_HEAD_MM)
@@ -107,6 +105,6 @@ def shell_darkness(coarse: Coarse) -> float:
 
 
 def depth_below_surface(coarse: Coarse) -> np.ndarray:
-    """(x, y, z) mm below the surface of the head; where the volume cuts it there is none."""
+    """Depth (x, y, z) in mm below the surface of the head; a face that cuts it is no surface."""
     inside = np.pad(coarse.head, 1, mode='edge')
     return ndimage.distance_transform_edt(inside)[1:-1, 1:-1, 1:-1] * coarse.spacing

@@ -1,7 +1,7 @@
-"""Opening image files that strangers made: NIfTI-1, NIfTI-2 (also as .hdr and .img) and MGH.
+"""Opening image files from any source: NIfTI-1, NIfTI-2 (also as .hdr and .img) and MGH.
 
-What a header claims is compared with what the file can hold before a voxel is read or a byte for
-them is set aside, and whatever is wrong becomes one line.
+The header is checked, and compared with the size of the file, before a voxel is read or memory is
+allocated for it. Every error is one line.
 """
 
 from __future__ import annotations
@@ -12,11 +12,9 @@ import gzip
 import math
 import os
 import stat
-import struct
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import nibabel as nib
 import numpy as np
@@ -27,62 +25,54 @@ from fluidjax.base.errors import UserError
 
 ENDINGS = ('.nii.gz', '.nii', '.mgz', '.mgh')
 PAIR_ENDINGS = ('.hdr', '.img')
-MAX_VOXELS = 500_000_000  # 2 GB once read; a head of 0.25 mm has 350 million
+MAX_VOXELS = 500_000_000  # 2 GB once read; a head with voxels of 0.25 mm has 350 million
 _PACKED_ENDINGS = ('.gz', '.mgz')
-_DEFLATE_LIMIT = 1032  # no zlib stream grows by more than this when unpacked
-_HEAD_BYTES = 544  # a NIfTI-2 header and its extension flag
-_NIFTI = {
-    348: (nib.Nifti1Header, nib.Nifti1Image, nib.Nifti1Pair, 344),
-    540: (nib.Nifti2Header, nib.Nifti2Image, nib.Nifti2Pair, 4),
-}
-_MGH_TYPES = {0: np.dtype('u1'), 1: np.dtype('i4'), 3: np.dtype('f4'), 4: np.dtype('i2')}
-_MGH_HEADER_BYTES = 284
+_DEFLATE_LIMIT = 1032  # no zlib stream grows by more than this factor when unpacked
+_HEADER_BYTES = 544  # the longest header, NIfTI-2, with its extension flag
 _POINTERS = (b'version https://git-lfs', b'/annex/objects/')
 
-
-class Claim(NamedTuple):
-    """What a header says of its file: the shape and type of its voxels, the bytes before them, and
-    the nibabel class that reads it."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    offset: int
-    kind: type[SpatialImage]
+Header = nib.Nifti1Header | nib.MGHImage.header_class
 
 
 def open_image(path: str | os.PathLike[str]) -> SpatialImage:
-    """The header of a file with one 3-D volume of real numbers; its voxels are not read.
+    """Open a file that contains one 3-D volume of real numbers; its voxels are not read yet.
 
     Args:
       path: .nii, .nii.gz, .mgz, .mgh, or either file of a NIfTI pair .hdr and .img.
 
     Raises:
-      UserError: the file is missing, a folder, unreadable, empty, truncated, none of these formats,
-        or its header claims anything but one volume that fits into the file and into memory.
+      UserError: the file is missing, a folder, unreadable, empty, truncated, in another format,
+        or its header describes anything but one volume that fits into the file and into memory.
     """
     path = Path(path)
-    header, voxels = _header_and_voxels(path)
-    size = {file: _file_size(file) for file in (header, voxels)}[voxels]
-    start, packed = _first_bytes(header)
-    claim = _claim(path, start, single=header == voxels)
+    header_file, voxel_file = _header_and_voxels(path)
+    sizes = {file: _file_size(file) for file in (header_file, voxel_file)}
+    start, packed = _first_bytes(header_file)
+    if ending_of(path).lower() in ('.mgz', '.mgh'):
+        header = _mgh_header(path, start)
+    else:
+        header = _nifti_header(path, start, single=header_file == voxel_file)
     _check_name(path, packed)
-    _check_claim(path, claim)
-    _check_room(voxels, claim, size, packed)
+    shape = tuple(map(int, header.get_data_shape()))
+    dtype = _dtype_of(path, header)
+    check_one_volume(path, shape, dtype)
+    needed = header.get_data_offset() + math.prod(shape) * dtype.itemsize
+    _check_size(voxel_file, needed, sizes[voxel_file], packed)
     try:
         with quiet_nibabel():
-            return claim.kind.from_filename(header)
+            return nib.load(header_file)
     except EOFError as error:
         raise UserError(f'{path}: is truncated; copy it again') from error
-    except Exception as error:  # nibabel lets through whatever gzip, zlib or struct raise.
+    except Exception as error:  # nibabel does not catch the errors of gzip, zlib and struct
+        text = ' '.join(str(error).split())[:120] or type(error).__name__
         raise UserError(
-            f'{path}: is not a readable NIfTI or MGH file ({_short(error)}); convert '
-            'or export it again'
+            f'{path}: is not a readable NIfTI or MGH file ({text}); convert or export it again'
         ) from error
 
 
 @contextlib.contextmanager
 def quiet_nibabel() -> Iterator[None]:
-    """nibabel prints what it mends in a header, once for each time that it looks at it."""
+    """Silence nibabel, which prints what it corrects in a header each time it looks at it."""
     before, logger.disabled = logger.disabled, True
     try:
         yield
@@ -91,7 +81,7 @@ def quiet_nibabel() -> Iterator[None]:
 
 
 def ending_of(path: str | os.PathLike[str]) -> str:
-    """The file's ending as its name has it, '' where it is not one of an image file."""
+    """The ending of a file's name, as it is spelled; '' if it is not one of an image file."""
     name = Path(path).name
     for ending in (*ENDINGS, *PAIR_ENDINGS):
         if name.lower().endswith(ending):
@@ -99,8 +89,36 @@ def ending_of(path: str | os.PathLike[str]) -> str:
     return ''
 
 
+def check_one_volume(name: str | Path, shape: tuple[int, ...], dtype: np.dtype) -> None:
+    """Check that an image is one 3-D volume of real numbers, of a size that can be read.
+
+    Args:
+      name: of the image, for messages.
+      shape, dtype: of its voxels.
+    """
+    if min(shape) < 1:
+        raise UserError(
+            f'{name}: its header gives the shape {shape}, which no scan has; export it again'
+        )
+    if len(shape) == 4 and shape[3] > 1:
+        raise UserError(
+            f'{name}: has shape {shape}, {shape[3]} volumes in one file; give a single 3-D volume'
+        )
+    if len(shape) not in (3, 4) or 1 in shape[:3]:
+        raise UserError(f'{name}: has shape {shape}; give a single 3-D volume')
+    if math.prod(shape) > MAX_VOXELS:
+        raise UserError(
+            f'{name}: its header gives the shape {shape}, more than the '
+            f'{MAX_VOXELS / 1e6:.0f} million voxels that are read; resample it'
+        )
+    if dtype.fields:
+        raise UserError(f'{name}: holds colours (RGB), not intensities; give the T1w scan itself')
+    if dtype.kind == 'c':
+        raise UserError(f'{name}: holds complex numbers; give the magnitude image')
+
+
 def _header_and_voxels(path: Path) -> tuple[Path, Path]:
-    """The file of the header and that of the voxels: the same one but for a pair."""
+    """The files of the header and of the voxels, which differ only for a pair."""
     ending = ending_of(path)
     if not ending and path.is_file():
         raise UserError(
@@ -114,12 +132,12 @@ def _header_and_voxels(path: Path) -> tuple[Path, Path]:
 
 
 def _file_size(path: Path) -> int:
-    """Bytes of a regular file that may be read."""
+    """The number of bytes of a regular file that may be read."""
     try:
-        found = os.stat(path)
-        if stat.S_ISDIR(found.st_mode):
+        status = os.stat(path)
+        if stat.S_ISDIR(status.st_mode):
             raise UserError(f'{path}: is a folder; give the file in it')
-        if not stat.S_ISREG(found.st_mode):  # opening a pipe would wait for ever
+        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
             raise UserError(f'{path}: is not a regular file; give a NIfTI or MGH file')
         with open(path, 'rb'):
             pass
@@ -136,42 +154,46 @@ def _file_size(path: Path) -> int:
                 f'{path}: is a symbolic link that leads back to itself; link it to the scan again'
             ) from None
         raise UserError(f'{path}: cannot be read ({error.strerror}); check the path') from None
-    if found.st_size == 0:
+    if status.st_size == 0:
         raise UserError(f'{path}: is an empty file (0 bytes); copy it again')
-    return found.st_size
+    return status.st_size
 
 
 def _first_bytes(path: Path) -> tuple[bytes, bool]:
-    """The unpacked beginning of a file, and whether it is packed by gzip."""
+    """The unpacked first bytes of a file, and whether it is packed by gzip."""
     with open(path, 'rb') as file:
-        start = file.read(_HEAD_BYTES)
+        start = file.read(_HEADER_BYTES)
     if start[:2] != b'\x1f\x8b':
         return start, False
     try:
         with gzip.open(path) as file:
-            return file.read(_HEAD_BYTES), True
+            return file.read(_HEADER_BYTES), True
     except EOFError as error:
         raise UserError(f'{path}: is truncated; copy it again') from error
     except (OSError, zlib.error) as error:
         raise UserError(f'{path}: is damaged, gzip cannot unpack it; copy it again') from error
 
 
-def _claim(path: Path, start: bytes, single: bool) -> Claim:
-    """What the first bytes of a header say; `single` where the voxels follow in the same file."""
-    if ending_of(path).lower() in ('.mgz', '.mgh'):
-        return _mgh_claim(path, start)
-    for order in '<>':
-        size = struct.unpack(order + 'i', start[:4].ljust(4, b'\0'))[0]
-        if size in _NIFTI:
-            return _nifti_claim(path, start, size, order, single)
-    raise _not_an_image(path, start)
+def _mgh_header(path: Path, start: bytes) -> Header:
+    header = nib.MGHImage.header_class(start.ljust(_HEADER_BYTES, b'\0'), check=False)
+    if header['version'] != 1:
+        raise _not_an_image(path, start)
+    return header
 
 
-def _nifti_claim(path: Path, start: bytes, size: int, order: str, single: bool) -> Claim:
-    header_class, image, pair, place = _NIFTI[size]
-    if len(start) < size:
+def _nifti_header(path: Path, start: bytes, single: bool) -> Header:
+    """The header of a NIfTI file; `single` if the voxels follow in the same file."""
+    padded = start.ljust(_HEADER_BYTES, b'\0')
+    if nib.AnalyzeHeader.may_contain_header(padded):  # NIfTI-1 but for the magic
+        kind = nib.Nifti1Header
+    elif nib.Nifti2Header.may_contain_header(padded):
+        kind = nib.Nifti2Header
+    else:
+        raise _not_an_image(path, start)
+    if len(start) < kind.sizeof_hdr:
         raise UserError(f'{path}: is truncated within its header; copy it again')
-    magic = start[place : place + 3]
+    header = kind(start[: kind.sizeof_hdr], check=False)
+    magic = header['magic'].item()[:3]
     if magic not in ((b'n+1', b'n+2') if single else (b'ni1', b'ni2')):
         if magic in (b'ni1', b'ni2'):
             raise UserError(f'{path}: is the header of a pair; name it .hdr, beside its .img')
@@ -179,67 +201,48 @@ def _nifti_claim(path: Path, start: bytes, size: int, order: str, single: bool) 
             f"{path}: has the magic {magic!r} where a NIfTI file has 'n+1'; is it "
             'Analyze 7.5, which cannot tell left from right? Convert it to NIfTI'
         )
-    header = header_class(start[:size], order, check=False)
-    sides = [int(n) for n in header['dim']]
-    if not 1 <= sides[0] <= 7:
+    if not 1 <= header['dim'][0] <= 7:
         raise UserError(
-            f'{path}: its header says that it has {sides[0]} dimensions; export it again'
+            f'{path}: its header gives {header["dim"][0]} dimensions; export it again'
         )
-    try:
-        dtype = header.get_data_dtype()
-    except (HeaderDataError, KeyError):
-        raise UserError(
-            f'{path}: has the data type {int(header["datatype"])}, which NIfTI does '
-            'not know; export it again'
-        ) from None
     offset = float(header['vox_offset'])
-    if not 0 <= offset < 2**40:  # also where it is not a number
+    if not 0 <= offset < 2**40:  # also false for NaN
         raise UserError(f'{path}: its header puts the voxels at byte {offset:g}; export it again')
-    return Claim(
-        tuple(sides[1 : sides[0] + 1]),
-        dtype,
-        int(offset) or (size + 4) * single,
-        image if single else pair,
-    )
+    return header
 
 
-def _mgh_claim(path: Path, start: bytes) -> Claim:
-    if len(start) < 28 or struct.unpack('>i', start[:4]) != (1,):
-        raise _not_an_image(path, start)
-    *sides, code = struct.unpack('>5i', start[4:24])
-    if code not in _MGH_TYPES:
+def _dtype_of(path: Path, header: Header) -> np.dtype:
+    try:
+        return header.get_data_dtype()
+    except (HeaderDataError, KeyError):
+        is_mgh = isinstance(header, nib.MGHImage.header_class)
+        code, kind = (header['type'], 'MGH') if is_mgh else (header['datatype'], 'NIfTI')
         raise UserError(
-            f'{path}: has the data type {code}, which MGH does not know; export it again'
-        )
-    shape = tuple(sides) if sides[3] != 1 else tuple(sides[:3])
-    return Claim(shape, _MGH_TYPES[code], _MGH_HEADER_BYTES, nib.MGHImage)
+            f'{path}: has the data type {code}, which {kind} does not know; export it again'
+        ) from None
 
 
 def _not_an_image(path: Path, start: bytes) -> UserError:
-    """Why bytes that are no header are none."""
+    """The error for a file that begins with something other than a header."""
     if any(pointer in start for pointer in _POINTERS):
         return UserError(
             f'{path}: is a pointer of git-annex or Git LFS, not the image; fetch it '
             '(git annex get, git lfs pull)'
         )
-    what = 'is a text file, not a readable NIfTI' if _is_text(start) else 'is not a readable NIfTI'
+    is_text = all(byte >= 32 or byte in b'\t\n\v\f\r' for byte in start)
+    what = 'is a text file, not a readable NIfTI' if is_text else 'is not a readable NIfTI'
     return UserError(
         f'{path}: {what} or MGH file; give a T1w scan as {", ".join(ENDINGS)} '
         '(DICOM: convert it with dcm2niix)'
     )
 
 
-def _is_text(start: bytes) -> bool:
-    """Whether no byte is one that texts, in any encoding, do not have."""
-    return all(byte >= 32 or byte in b'\t\n\v\f\r' for byte in start)
-
-
 def _check_name(path: Path, packed: bool) -> None:
-    """nibabel goes by the name when it unpacks."""
-    named = ending_of(path).lower()
-    if packed == named.endswith(_PACKED_ENDINGS):
+    """Check the ending, by which nibabel decides whether to unpack a file."""
+    ending = ending_of(path).lower()
+    if packed == ending.endswith(_PACKED_ENDINGS):
         return
-    right = {'.nii': '.nii.gz', '.nii.gz': '.nii', '.mgh': '.mgz', '.mgz': '.mgh'}.get(named)
+    right = {'.nii': '.nii.gz', '.nii.gz': '.nii', '.mgh': '.mgz', '.mgz': '.mgh'}.get(ending)
     if right is None:
         raise UserError(f'{path}: is compressed, its name says it is not; unpack it (gunzip)')
     raise UserError(
@@ -248,39 +251,10 @@ def _check_name(path: Path, packed: bool) -> None:
     )
 
 
-def _check_claim(path: Path, claim: Claim) -> None:
-    """One volume of real numbers, of a size that exists."""
-    shape = claim.shape
-    if min(shape) < 1:
+def _check_size(path: Path, needed: int, size: int, packed: bool) -> None:
+    """Check that a file of `size` bytes can hold the bytes that its header describes."""
+    if needed > size * (_DEFLATE_LIMIT if packed else 1):
         raise UserError(
-            f'{path}: its header gives the shape {shape}, which no scan has; export it again'
+            f'{path}: is truncated: {size} bytes cannot hold the {needed} that its '
+            'header describes; copy it again'
         )
-    if len(shape) == 4 and shape[3] > 1:
-        raise UserError(
-            f'{path}: has shape {shape}, {shape[3]} volumes in one file; give a single 3-D volume'
-        )
-    if len(shape) not in (3, 4) or 1 in shape[:3]:
-        raise UserError(f'{path}: has shape {shape}; give a single 3-D volume')
-    if math.prod(shape) > MAX_VOXELS:
-        raise UserError(
-            f'{path}: its header gives the shape {shape}, more than the '
-            f'{MAX_VOXELS / 1e6:.0f} million voxels that are read; resample it'
-        )
-    if claim.dtype.fields:
-        raise UserError(f'{path}: holds colours (RGB), not intensities; give the T1w scan itself')
-    if claim.dtype.kind == 'c':
-        raise UserError(f'{path}: holds complex numbers; give the magnitude image')
-
-
-def _check_room(path: Path, claim: Claim, size: int, packed: bool) -> None:
-    """The voxels that are claimed fit into the file."""
-    wanted = claim.offset + math.prod(claim.shape) * claim.dtype.itemsize
-    if wanted > size * (_DEFLATE_LIMIT if packed else 1):
-        raise UserError(
-            f'{path}: is truncated: {size} bytes cannot hold the {wanted} that its '
-            'header speaks of; copy it again'
-        )
-
-
-def _short(error: Exception) -> str:
-    return ' '.join(str(error).split())[:120] or type(error).__name__

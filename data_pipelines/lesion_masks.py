@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import tqdm
 
-from data_pipelines import grids, preprocess, scan_folders
+from data_pipelines import grids, resampling, scan_folders
 from data_pipelines.records import record
 from data_pipelines.volume_io import load_volume
 from fluidjax.base.errors import UserError
@@ -23,7 +23,7 @@ def lesion_record(path: Path, lesion_dir: str, grid: grids.ModelGrid) -> dict:
       UserError: it lies outside the MNI152 brain.
     """
     volume = load_volume(path)
-    mask = preprocess.resample_mask(volume.data > 0, volume.affine, grid.shape, grid.affine)
+    mask = resampling.resample_mask(volume.data > 0, volume.affine, grid.shape, grid.affine)
     if not mask.any():
         raise UserError(
             f'{path}: lies outside the MNI152 brain; the masks of lesion_dir must be in MNI space'

@@ -1,4 +1,4 @@
-"""summary.html of a prepared folder: counts, ages, failures with reasons, a look at every scan."""
+"""summary.html of a prepared folder: counts, ages, failures and a picture of each scan."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
+from string import Template
 
 import numpy as np
 from PIL import Image
@@ -16,12 +17,9 @@ from PIL import Image
 from data_pipelines import preprocess, record_cache, subject_splits
 from data_pipelines.nifti_source import LOW_OVERLAP, NiftiSource
 from data_pipelines.preparation import Outcome
+from fluidjax.base.files import asset
 
 THUMBNAIL_PIXELS = 120  # height of a row of slices
-_STYLE = """body{font:15px/1.45 system-ui,sans-serif;margin:2em auto;max-width:76em;padding:0 1em}
-table{border-collapse:collapse}td,th{padding:.2em .8em;text-align:left;border-bottom:1px solid #ddd}
-figure{display:inline-block;margin:.4em;padding:.3em;background:#111;color:#eee}
-figcaption{font-size:12px}.low{color:#fb6}code{background:#eee}"""
 
 
 def page(source: NiftiSource, outcomes: Sequence[Outcome]) -> str:
@@ -35,26 +33,21 @@ def page(source: NiftiSource, outcomes: Sequence[Outcome]) -> str:
         ('grid', f'{" x ".join(map(str, grid.shape))} voxels of {grid.spacing[0]:g} mm'),
         ('registration', source.registration),
     ]
-    failed = [outcome for outcome in outcomes if outcome.error]
-    parts = [
-        '<!DOCTYPE html><html lang="en"><meta charset="utf-8"><title>Prepared scans</title>'
-        f'<style>{_STYLE}</style><h1>Prepared scans</h1>',
-        _table(('', ''), [fact for fact in facts if fact[1]]),
-        '<h2>Splits</h2>',
-        _splits(outcomes, people),
-        f'<h2>Failures: {len(failed)} of {len(outcomes)} files</h2>'
-        if failed
-        else f'<p>All {len(outcomes)} files could be used.</p>',
-        _table(('file', 'why'), [(_path_of(o), o.error) for o in failed]) if failed else '',
-        '<h2>Scans on the model grid</h2><p>Axial, coronal and sagittal slice through the middle '
-        'of the brain; the lesion in orange. Right is right.</p>',
-        *(
-            _figure(outcome, source, people)
-            for outcome in outcomes
-            if outcome.record and outcome.split != 'lesions'
-        ),
-    ]
-    return '\n'.join(parts) + '</html>\n'
+    scans = [outcome for outcome in outcomes if outcome.record and outcome.split != 'lesions']
+    return Template(asset('data_pipelines', 'prepared.html')).substitute(
+        facts=_table(('', ''), [fact for fact in facts if fact[1]]),
+        splits=_splits(outcomes, people),
+        failures=_failures(outcomes),
+        scans='\n'.join(_figure(outcome, source, people) for outcome in scans),
+    )
+
+
+def _failures(outcomes: Sequence[Outcome]) -> str:
+    failed = [(_path_of(outcome), outcome.error) for outcome in outcomes if outcome.error]
+    if not failed:
+        return f'<p>All {len(outcomes)} files could be used.</p>'
+    head = f'<h2>Failures: {len(failed)} of {len(outcomes)} files</h2>'
+    return f'{head}\n{_table(("file", "why"), failed)}'
 
 
 def _splits(outcomes: Sequence[Outcome], people: dict) -> str:

@@ -1,58 +1,38 @@
-"""What may be wrong with a preprocessed scan: short warnings, and a picture to look at."""
+"""Quality of a preprocessed scan: short warnings, and a picture to look at."""
 
 from __future__ import annotations
 
 import io
 import textwrap
+from collections.abc import Mapping
 
 import numpy as np
 
 from data_pipelines import grids, mni_template, resampling
+from data_pipelines.mni_template import TissueLevel
 from data_pipelines.volume_io import Volume
 from fluidjax.base.subject import Preprocessed
 
-# Dice with the MNI152 brain. Measured: 0.92 and more for 17 brains.
+# Dice with the MNI152 brain; 17 real brains have 0.92 or more.
 LOW_OVERLAP = 0.85
 LARGE_BRAIN_ML = 2200.0
-# Of the brain's section with one face of the volume. A tight crop touches it with less.
+# Area of the brain on one face of the volume; a brain that is cropped tightly has less.
 CLIPPED_CM2 = 10.0
-_REFERENCE_GRID = grids.GRIDS['demo']
-# Template fractions from which a voxel of the reference grid counts as this tissue.
-_PURE = {'csf': 0.6, 'gm': 0.75, 'wm': 0.85}
+# Share of the template's tissue that must lie in the scan for its contrast to be judged.
+LEAST_SHARE = 0.25
 _PICTURE_MM, _PICTURE_HALF_MM = 1.0, np.array([100.0, 115.0, 100.0])
 
 
-def tissue_levels(
-    data: np.ndarray, affine: np.ndarray, scan_from_mni: np.ndarray
-) -> dict[str, float] | None:
-    """Median intensity where the template is fluid, grey and white matter: {'csf', 'gm', 'wm'}.
+def contrast_warnings(levels: Mapping[str, TissueLevel]) -> list[str]:
+    """A contrast other than T1w: CSF darker than grey matter, grey darker than white matter.
 
-    Args:
-      data: (x, y, z) of the brain, 0 elsewhere.
-      affine: voxel -> scan world; scan_from_mni: MNI152 world -> scan world.
-
-    Returns:
-      None where scan and template hardly meet.
+    There is no warning if the scan hardly overlaps with the template.
     """
-    maps = mni_template.load_template(_REFERENCE_GRID.spacing[0])
-    in_mni = _REFERENCE_GRID.positions()
-    levels = {}
-    for tissue, least in _PURE.items():
-        where = in_mni[resampling.sample(getattr(maps, tissue), maps.affine, in_mni) > least]
-        places = (where @ scan_from_mni[:3, :3].T + scan_from_mni[:3, 3]).astype(np.float32)
-        values = resampling.sample(data, affine, places)
-        values = values[values > 0]
-        if values.size < 0.25 * len(where):
-            return None
-        levels[tissue] = float(np.median(values))
-    return levels
-
-
-def contrast_warnings(levels: dict[str, float] | None) -> list[str]:
-    """T1w: fluid is darker than grey matter, and grey darker than white matter."""
-    if levels is None or levels['csf'] < levels['gm'] < levels['wm']:
+    medians = {tissue: level.median for tissue, level in levels.items()}
+    overlapping = min(level.share for level in levels.values()) >= LEAST_SHARE
+    if not overlapping or medians['csf'] < medians['gm'] < medians['wm']:
         return []
-    order = ' < '.join(sorted(('csf', 'gm', 'wm'), key=levels.__getitem__))
+    order = ' < '.join(sorted(medians, key=medians.__getitem__))
     return [
         f'contrast is not that of a T1w scan (intensities {order}, expected csf < gm < wm): '
         'give a T1w scan; results for another contrast mean nothing'
@@ -70,22 +50,22 @@ def overlap_warnings(overlap: float) -> list[str]:
 
 
 def head_warnings(whole_head: bool, method: str, brain_ml: float) -> list[str]:
-    """A head that is taken for a brain, or a brain too large to be one."""
+    """A whole head that is used as a brain, or a brain that is too large."""
     if whole_head and method == 'none':
         return [
-            'a whole head was taken for a brain: turn brain extraction on (auto), or give the '
-            "scan's brain mask"
+            'the scan shows a whole head, and is used as a brain: turn brain extraction on (auto), '
+            "or give the scan's brain mask"
         ]
     if brain_ml > LARGE_BRAIN_ML:
         return [
-            f'the brain has {brain_ml:.0f} ml, more than any brain: does its mask hold skull '
-            'or scalp?'
+            f'the brain has {brain_ml:.0f} ml, more than any brain: does its mask contain '
+            'skull or scalp?'
         ]
     return []
 
 
 def field_of_view_warnings(brain: np.ndarray, affine: np.ndarray) -> list[str]:
-    """A brain that the scan's own borders cut. `brain` is on all of the scan's voxels, RAS+."""
+    """A brain that the scan's borders cut; `brain` (x, y, z) is on all voxels of the scan."""
     sizes = resampling.voxel_sizes(affine)
     names = (('left', 'right'), ('back', 'front'), ('bottom', 'top'))
     cut = []
@@ -97,25 +77,33 @@ def field_of_view_warnings(brain: np.ndarray, affine: np.ndarray) -> list[str]:
     if not cut:
         return []
     return [
-        f"the scan's field of view cuts the brain ({', '.join(cut)}): what lies beyond is "
-        'taken for background'
+        f"the scan's field of view cuts the brain ({', '.join(cut)}): the part outside is "
+        'treated as background'
     ]
 
 
-def quality_figure(made: Preprocessed, grid: grids.ModelGrid, scan: Volume, dpi: int = 90) -> bytes:
-    """PNG of three planes by: the scan with the brain outlined, the model's image with the
-    template's brain and white matter outlined, and, after N4, the image before it.
+def quality_figure(
+    result: Preprocessed, grid: grids.ModelGrid, scan: Volume, dpi: int = 90
+) -> bytes:
+    """A picture of how a scan was brought onto the model's grid, PNG.
 
-    Right is right, the front of an axial plane is up, a sagittal plane looks to the right.
+    Rows: axial, coronal, sagittal plane. Columns: the scan with the brain outlined; the model's
+    image with the template's brain and white matter outlined; after N4 also the image before it.
+    The right of an axial plane is the subject's right, its front is up; a sagittal plane faces
+    right.
 
     Args:
-      made: what `preprocess` made of `scan` on `grid`.
+      result: of preprocessing `scan` on `grid`.
+      grid: the model's.
+      scan: its voxels.
       dpi: resolution.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # Slow to import, needed here
-    from matplotlib.figure import Figure  # alone.
+    from matplotlib.backends.backend_agg import (
+        FigureCanvasAgg,
+    )  # slow to import, and only used here
+    from matplotlib.figure import Figure
 
-    columns = 2 if made.before is None else 3
+    columns = 2 if result.before is None else 3
     figure = Figure(figsize=(3.2 * columns, 10.2), facecolor='black')
     axes = figure.subplots(
         3,
@@ -123,40 +111,43 @@ def quality_figure(made: Preprocessed, grid: grids.ModelGrid, scan: Volume, dpi:
         gridspec_kw=dict(left=0.01, right=0.99, bottom=0.09, top=0.95, wspace=0.02, hspace=0.03),
     )
     for row, axis in zip(axes, (2, 1, 0), strict=True):
-        _draw_row(row, made, grid, scan, axis)
+        _draw_row(row, result, grid, scan, axis)
     titles = ('scan, brain outlined', "model's image, atlas outlined", 'before N4')
     for place, title in zip(axes[0], titles, strict=False):
         place.set_title(title, color='white', fontsize=9)
-    _write_below(figure, made)
+    _write_below(figure, result)
     FigureCanvasAgg(figure)
     buffer = io.BytesIO()
     figure.savefig(buffer, format='png', dpi=dpi, facecolor='black')
     return buffer.getvalue()
 
 
-def _draw_row(row, made: Preprocessed, grid: grids.ModelGrid, scan: Volume, axis: int) -> None:
-    """One plane, read at 1 mm through the middle of the brain (off the midline: white matter)."""
+def _draw_row(row, result: Preprocessed, grid: grids.ModelGrid, scan: Volume, axis: int) -> None:
+    """Draw a plane, sampled at 1 mm, through the middle of the brain."""
     in_mni = _plane(axis)
-    to_scan = made.affine @ np.linalg.inv(grid.affine)
+    to_scan = result.affine @ np.linalg.inv(grid.affine)
     in_scan = (in_mni @ to_scan[:3, :3].T + to_scan[:3, 3]).astype(np.float32)
     maps = mni_template.load_template(1.0)
     on_model = lambda data: resampling.sample(data, grid.affine, in_mni)
     template = lambda data: resampling.sample(data, maps.affine, in_mni)
-    brain = on_model(made.brain)
+    brain = on_model(result.brain)
     head = resampling.sample(scan.data, scan.affine, in_scan)
     inside = head[brain >= 0.5]
     low, high = np.percentile(inside, (0.5, 99.5)) if inside.size else (head.min(), head.max())
     _show(row[0], head, axis, min(float(low), float(np.median(scan.data))), 1.15 * float(high))
     _outline(row[0], brain, '#ffb000', 1.2)
-    _show(row[1], on_model(made.image), axis, 0.0, 1.0)
+    _show(row[1], on_model(result.image), axis, 0.0, 1.0)
     _outline(row[1], template(maps.brain), '#19c8ff', 1.2)
     _outline(row[1], template(maps.wm), '#ff5fa2', 0.6)
-    if made.before is not None:
-        _show(row[2], on_model(made.before), axis, 0.0, 1.0)
+    if result.before is not None:
+        _show(row[2], on_model(result.before), axis, 0.0, 1.0)
 
 
 def _plane(axis: int) -> np.ndarray:
-    """MNI152 positions of a plane, (across, up, 3) mm."""
+    """MNI152 positions of a plane, (across, up, 3) mm.
+
+    The sagittal plane lies beside the midline, where there is white matter.
+    """
     centre = np.array(grids.MNI_BRAIN_CENTRE) + ((18.0, 0.0, 5.0) * (np.arange(3) == axis))
     ends = [
         np.arange(c - h, c + h + 0.5, _PICTURE_MM)
@@ -186,18 +177,18 @@ def _outline(axes, fraction: np.ndarray, colour: str, width: float) -> None:
         axes.contour(fraction.T, [0.5], colors=colour, linewidths=width)
 
 
-def _write_below(figure, made: Preprocessed) -> None:
-    """Numbers, and the warnings or that there are none."""
-    facts = f'brain: {made.extraction}; overlap with MNI152 {made.overlap:.2f}'
-    if made.before is not None:
-        facts += f'; N4 took out shading by a factor of {made.shading:.2f}'
-    warnings = made.warnings or ('no warnings',)
+def _write_below(figure, result: Preprocessed) -> None:
+    """Write the numbers and the warnings below the pictures."""
+    facts = f'brain: {result.extraction}; overlap with MNI152 {result.overlap:.2f}'
+    if result.before is not None:
+        facts += f'; N4 took out shading by a factor of {result.shading:.2f}'
+    warnings = result.warnings or ('no warnings',)
     lines = [line for text in (facts, *warnings) for line in textwrap.wrap(text, 105)]
     figure.text(
         0.02,
         0.08,
         '\n'.join(lines[:7]),
-        color='#ffb000' if made.warnings else 'white',
+        color='#ffb000' if result.warnings else 'white',
         fontsize=7.5,
         va='top',
     )

@@ -1,12 +1,12 @@
 """Affine registration of a skull-stripped scan to the MNI152 template (SimpleITK).
 
 Mattes mutual information over every voxel of the template's brain and a margin. A similarity
-transform started from the brains' centres and volumes comes first, then the affine one, coarse to
-fine; the affine one from the start, with free steps, was seen to run away on a rotated brain. One
-thread and no random sampling: the same scan gives the same bits.
+transform, initialised with the brains' centres and volumes, comes first, then the affine one,
+coarse to fine; without the similarity transform the affine one diverged on a rotated brain. On one
+thread and without random sampling the result is the same, to the bit, each time.
 
-SimpleITK's own convention is LPS. Here both images are handed over with RAS+ origins on
-axis-aligned grids, so its "physical space" is RAS+ throughout and no sign ever changes.
+SimpleITK uses LPS. Here both images have RAS+ origins and axis-aligned grids, so its "physical
+space" is RAS+ and no sign changes.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ HISTOGRAM_BINS = 32
 # Per level: shrink factor, smoothing in mm.
 SIMILARITY_LEVELS = ((2, 5.0),)
 AFFINE_LEVELS = ((2, 4.0), (1, 2.0))
-SIMILARITY_STEP_MM, AFFINE_STEP_MM = 4.0, 1.0  # Longest first step of a level.
+SIMILARITY_STEP_MM, AFFINE_STEP_MM = 4.0, 1.0  # longest first step of a level
 MAX_ITERATIONS = 100
+TEMPLATE_GRID = grids.ModelGrid((48, 56, 48), (REGISTRATION_SPACING_MM,) * 3)
 
 
 def register_to_mni(scan: np.ndarray, brain: np.ndarray, affine: np.ndarray) -> np.ndarray:
@@ -62,7 +63,7 @@ def register_to_mni(scan: np.ndarray, brain: np.ndarray, affine: np.ndarray) -> 
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """SimpleITK on one thread: sums in one order, repeatable bits."""
+    """SimpleITK on one thread, so that its sums are always in the same order."""
     threads = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
     try:
@@ -77,7 +78,7 @@ def registration_method(
     levels: tuple[tuple[int, float], ...],
     longest_step_mm: float,
 ) -> sitk.ImageRegistrationMethod:
-    """One registration; it optimises `transform` in place."""
+    """A registration, which optimises `transform` in place."""
     method = sitk.ImageRegistrationMethod()
     method.SetMetricAsMattesMutualInformation(HISTOGRAM_BINS)
     method.SetMetricFixedMask(fixed_mask)
@@ -102,7 +103,7 @@ def registration_method(
 
 
 def as_matrix(transform: sitk.AffineTransform) -> np.ndarray:
-    """x -> M (x - c) + t + c as a homogeneous matrix."""
+    """x -> M (x - c) + t + c as a homogeneous matrix, (4, 4)."""
     matrix = np.eye(4)
     matrix[:3, :3] = np.reshape(transform.GetMatrix(), (3, 3))
     centre = np.array(transform.GetCenter())
@@ -126,23 +127,20 @@ def _centre_and_volume(brain: np.ndarray, affine: np.ndarray) -> tuple[list[floa
 
 @functools.lru_cache(maxsize=1)
 def _fixed_images() -> tuple[sitk.Image, sitk.Image, list[float], float]:
-    """Template and its brain with a margin at registration resolution; centre and volume."""
-    spacing = REGISTRATION_SPACING_MM
-    grid = grids.ModelGrid((48, 56, 48), (spacing, spacing, spacing))
-    maps = mni_template.load_template(spacing)
-    positions = grid.positions()
-    read = lambda data: resampling.sample(data, maps.affine, positions)
-    brain = read(maps.brain) >= 0.5
-    margin = ndimage.distance_transform_edt(~brain, sampling=spacing) <= MARGIN_MM
+    """The template, its brain with a margin, the brain's centre (mm) and volume (mm3)."""
+    grid = TEMPLATE_GRID
+    maps = mni_template.on_grid(grid)
+    brain = maps.brain >= 0.5
+    margin = ndimage.distance_transform_edt(~brain, sampling=grid.spacing[0]) <= MARGIN_MM
     centre, volume = _centre_and_volume(brain, grid.affine)
-    fixed = sitk_image(read(maps.t1), grid)
+    fixed = sitk_image(maps.t1, grid)
     return fixed, sitk_image(margin.astype(np.uint8), grid), centre, volume
 
 
 def _moving_image(
     scan: np.ndarray, brain: np.ndarray, affine: np.ndarray
 ) -> tuple[sitk.Image, list[float], float]:
-    """The scan around its brain on an axis-aligned grid in its own world; centre and volume."""
+    """The scan around its brain, axis-aligned in its own world; the brain's centre and volume."""
     spacing = REGISTRATION_SPACING_MM
     centre, volume = _centre_and_volume(brain, affine)
     voxels = np.argwhere(brain)
@@ -151,6 +149,6 @@ def _moving_image(
     shape = tuple(int(n) for n in np.ceil((high - low) / spacing) + 1)
     grid = grids.ModelGrid(shape, (spacing,) * 3, centre=tuple(((low + high) / 2).tolist()))
     smooth = resampling.antialias(scan, affine, spacing)
-    # Intensities of the order of one, whatever the scanner's unit.
+    # Intensities of about 1, whatever the scanner's unit.
     smooth = smooth / np.percentile(scan[brain], 98)
     return sitk_image(resampling.sample(smooth, affine, grid.positions()), grid), centre, volume

@@ -17,28 +17,28 @@ FLAGS = flags.FlagValues()
 WORKDIR = flags.DEFINE_string(
     'workdir',
     None,
-    'Folder of a run of fluidjax.main, or a model package of one (fluidjax.export).',
+    'Folder of a trained run, or a model package (fluidjax export).',
     flag_values=FLAGS,
 )
 OUT = flags.DEFINE_string(
     'out',
     None,
-    "Folder to write to; the run's own without, and NAME-eval beside a package.",
+    "Folder to write to; by default the run's own, and NAME-eval beside a package.",
     flag_values=FLAGS,
 )
 SCANS = {
     name: flags.DEFINE_string(name, '', text, flag_values=FLAGS)
     for name, text in (
-        ('data_dir', 'Folder of healthy scans, instead of those it was trained on.'),
-        ('test_dir', "Folder of patients' scans with lesion masks, beside data_dir."),
-        ('lesion_dir', 'Folder of lesion masks in MNI152 space, beside data_dir.'),
-        ('store', 'Where they are kept on the model grid, as fluidjax.prepare wrote them.'),
+        ('data_dir', 'Folder of healthy scans, instead of those that it was trained on.'),
+        ('test_dir', "Folder of patients' scans with lesion masks, with --data_dir."),
+        ('lesion_dir', 'Folder of lesion masks in MNI152 space, with --data_dir.'),
+        ('store', 'Folder of preprocessed scans, as fluidjax prepare wrote it.'),
     )
 }
 EMBEDDED = flags.DEFINE_bool(
     'embedded',
     False,
-    'On the embedded cohort, whatever it was trained on: needs no scans.',
+    'Evaluate on the embedded cohort, whatever it was trained on; no scans are needed.',
     flag_values=FLAGS,
 )
 VOLUMES = flags.DEFINE_bool(
@@ -56,7 +56,7 @@ def main() -> None:
     scans = {name: flag.value for name, flag in SCANS.items() if flag.value}
     if EMBEDDED.value:
         if set(scans) - {'store'}:
-            raise cli.UserError('--embedded: needs no scans; leave out --data_dir and the like')
+            raise cli.UserError('--embedded: needs no scans; leave out --data_dir and --test_dir')
         scans['name'] = 'template'
     report = evaluate.run_evaluation(Path(WORKDIR.value).expanduser(), VOLUMES.value, out, scans)
     print(f'report: {report.absolute()}')

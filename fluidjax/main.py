@@ -5,10 +5,10 @@
     fluidjax train --config=configs/ldm.py:demo,cohort=nifti --workdir=runs/mine \\
         --config.cohort.data_dir=HEALTHY
 
-Trains all stages on all devices; skips what is done and resumes what is not. On SIGTERM it saves
-its state and exits with status 75, and the same command goes on. Several processes train one run
-where srun, mpirun, a TPU slice or Kubernetes started them, or with --coordinator, --processes and
---process. `python -m fluidjax.main` is the same command.
+Trains all stages on all devices; finished stages are skipped and unfinished ones resumed. On
+SIGTERM it saves its state and exits with status 75; the same command goes on. Several processes
+train one run if srun, mpirun, a TPU slice or Kubernetes started them, or with --coordinator,
+--processes and --process. `python -m fluidjax.main` is the same command.
 """
 
 from absl import flags
@@ -18,7 +18,7 @@ from fluidjax.base import cli
 from fluidjax.training import cluster
 
 FLAGS = flags.FlagValues()
-FLAGS.append_flag_values(cluster.FLAGS)
+cluster.define_flags(FLAGS)
 CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'Configuration file, e.g. configs/ldm.py:demo.', flag_values=FLAGS
 )
@@ -26,13 +26,13 @@ WORKDIR = flags.DEFINE_string(
     'workdir',
     None,
     'Folder of the run: checkpoints, metrics, and later the evaluation. '
-    'gs://BUCKET/FOLDER is fetched first, and what is new is copied there.',
+    'gs://BUCKET/FOLDER is fetched first, and new files are copied there.',
     flag_values=FLAGS,
 )
 WANDB = flags.DEFINE_string(
     'wandb',
     '',
-    'Project of Weights & Biases that is told the metrics too (pip install wandb).',
+    'Project of Weights & Biases to send the metrics to as well (pip install wandb).',
     flag_values=FLAGS,
 )
 PROFILE = flags.DEFINE_boolean(
@@ -52,7 +52,7 @@ def main() -> None:
             'train needs --config=FILE and --workdir=DIR, e.g. '
             '--config=configs/ldm.py:demo --workdir=runs/demo'
         )
-    cluster.join()  # before JAX is asked for devices, as these modules do
+    cluster.join(FLAGS)  # before JAX is used
     from fluidjax.runs.bucket import mirrored_folder
     from fluidjax.runs.train import train
     from fluidjax.training import parallel

@@ -54,9 +54,8 @@ def smoke_run(tmp_path_factory) -> Path:
     from fluidjax.runs.cohort import model_grid
     from fluidjax.runs.stages import build_stages
     from fluidjax.training import checkpoint
-    from fluidjax.training.compiling import run_once
-    from fluidjax.training.optimizer import make_optimizer
-    from fluidjax.training.state import create_state
+    from fluidjax.training.settings import make_optimizer
+    from fluidjax.training.state import create_state, run_once
 
     folder = tmp_path_factory.mktemp('runs') / 'smoke'
     config = ldm.get_config('smoke')

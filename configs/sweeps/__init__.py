@@ -1,1 +1,1 @@
-"""Lists of trials; `fluidjax sweep --config=configs/sweeps/NAME.py` runs one."""
+"""Sweeps, run by `fluidjax sweep --config=configs/sweeps/NAME.py`."""

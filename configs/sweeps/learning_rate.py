@@ -1,8 +1,8 @@
-"""Four learning rates of the diffusion U-Net, two seeds each: a grid.
+"""A grid of four learning rates of the diffusion U-Net and two seeds.
 
     fluidjax sweep --config=configs/sweeps/learning_rate.py:demo --workdir=runs/rates
 
-After the colon what follows that of configs/ldm.py.
+The argument after the colon is that of configs/ldm.py. Eight trials, each as long as a demo.
 """
 
 from ml_collections import ConfigDict

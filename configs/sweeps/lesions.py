@@ -1,6 +1,8 @@
-"""How the lesions of the training should look: random settings of their strength and texture.
+"""A random search over the appearance of the lesions in training.
 
-fluidjax sweep --config=configs/sweeps/lesions.py:demo --workdir=runs/lesions
+    fluidjax sweep --config=configs/sweeps/lesions.py:demo --workdir=runs/lesions
+
+Twelve trials, each as long as a demo.
 """
 
 from ml_collections import ConfigDict

@@ -1,6 +1,8 @@
-"""A search by Optuna, each trial knowing those before (pip install optuna).
+"""A search with Optuna, which chooses each trial by the earlier ones (pip install optuna).
 
-fluidjax sweep --config=configs/sweeps/search.py:demo --workdir=runs/search
+    fluidjax sweep --config=configs/sweeps/search.py:demo --workdir=runs/search
+
+Twenty trials, each as long as a demo.
 """
 
 from ml_collections import ConfigDict

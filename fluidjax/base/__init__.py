@@ -1,3 +1,3 @@
-"""What every room may use: errors, files, settings, command lines; knows nothing of fluidjax."""
+"""Errors, files, settings and command lines, for all other packages; it imports none of them."""
 
 __version__ = '0.1.0'

@@ -1,4 +1,4 @@
-"""What all commands share: flags, help, errors in one line, quiet libraries, a compilation cache.
+"""Shared by all commands: flags, help, errors in one line, quiet libraries, a compilation cache.
 
 A command is a module with a docstring that says what it does and gives examples, its own set of
 flags, `main`, and
@@ -25,18 +25,18 @@ CONFIG = 'config'  # the flag that names a configuration file, in every command 
 
 
 def quiet_libraries() -> None:
-    """Silence banners and keep compiled functions; call it before JAX or TensorFlow are imported."""
+    """Silence banners and cache compiled functions; call it before importing JAX or TensorFlow."""
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
     os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
     os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(cache_home() / 'xla'))
     os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '1')
-    flags.FLAGS(sys.argv[:1])  # libraries read absl's own flags, which nobody sets here
+    flags.FLAGS(sys.argv[:1])  # libraries read absl's own flags, which are not used here
     logging.set_verbosity(logging.ERROR)
     logging.set_stderrthreshold(logging.ERROR)
 
 
 def tell(message: str) -> None:
-    """Print a line to the terminal, where it does not mix with a command's output."""
+    """Print a line to standard error, separate from the output of a command."""
     print(message, file=sys.stderr, flush=True)
 
 
@@ -47,14 +47,14 @@ def run(
     default_config: str | None = None,
     interrupted: str = 'the same command continues from the last checkpoint',
 ) -> None:
-    """Run a command and exit with its status: 0, 2 for a mistake of the user's, 130 after Ctrl-C.
+    """Run a command and exit with its status: 0, 2 for a mistake of the user, 130 after Ctrl-C.
 
     Args:
         main: the command; called after the flags were read.
         flag_values: its flags.
         takes_arguments: whether `main` takes a list of the words that are not flags.
-        default_config: the configuration file to use where `--config` names none.
-        interrupted: what to tell a person who stops the command.
+        default_config: the configuration file without `--config`.
+        interrupted: the message after Ctrl-C.
     """
     quiet_libraries()
     try:
@@ -97,9 +97,8 @@ def numbers(name: str, words: list[str], kind: type) -> tuple:
     try:
         return tuple(kind(word) for word in words)
     except ValueError:
-        raise UserError(
-            f"--{name}: '{','.join(words)}' must be numbers, e.g. --{name} 160 160 160"
-        ) from None
+        number = 'whole numbers' if kind is int else 'numbers'
+        raise UserError(f"--{name}: '{','.join(words)}' must be {number}") from None
 
 
 def _parse(flag_values: flags.FlagValues, usage: str, default_config: str | None) -> list[str]:
@@ -115,7 +114,7 @@ def _parse(flag_values: flags.FlagValues, usage: str, default_config: str | None
     arguments = _join_words([_spelled(word, flag_values) for word in sys.argv], flag_values)
     if CONFIG in flag_values:
         arguments = _with_config_file(arguments, default_config)
-    given, sys.argv = sys.argv, arguments  # ml_collections looks there for fields to override
+    original, sys.argv = sys.argv, arguments  # ml_collections reads fields to override from it
     try:
         return flag_values(arguments)[1:]
     except UserError:
@@ -125,12 +124,12 @@ def _parse(flag_values: flags.FlagValues, usage: str, default_config: str | None
     except (flags.Error, TypeError, ValueError) as error:
         message = str(error)
     finally:
-        sys.argv = given
+        sys.argv = original
     raise UserError(_last_line(message))
 
 
 def _last_line(message: str) -> str:
-    """An error in the configuration file, which ml_collections quotes with its traceback."""
+    """The last line of a message; ml_collections quotes errors in a file with their traceback."""
     if 'Traceback' not in message:
         return message
     return message.strip().splitlines()[-1].partition(': ')[2]
@@ -177,9 +176,9 @@ def _with_config_file(arguments: list[str], default: str | None) -> list[str]:
     named, others, rest = None, arguments[:1], arguments[1:]
     while rest:
         word = rest.pop(0)
-        name, given, value = word.partition('=')
+        name, equals, value = word.partition('=')
         if name in (f'--{CONFIG}', f'-{CONFIG}'):
-            named = value if given else (rest.pop(0) if rest else '')
+            named = value if equals else (rest.pop(0) if rest else '')
         else:
             others.append(word)
     if named is None and default is None:
@@ -189,10 +188,10 @@ def _with_config_file(arguments: list[str], default: str | None) -> list[str]:
 
 
 def _no_field(text: str) -> str:
-    """What to say of a field that the configuration does not have; the error quotes its name."""
+    """The message about an unknown field, whose name the error of ml_collections quotes."""
     name = re.search(r'[\w.]+', text)
-    meant = re.search(r'Did you mean "(\w+)"', text)
-    advice = f'did you mean {meant[1]}?' if meant else 'the configuration file shows its fields'
+    near = re.search(r'Did you mean "(\w+)"', text)
+    advice = f'did you mean {near[1]}?' if near else 'the configuration file shows its fields'
     return f"the configuration has no field '{name[0] if name else text}'; {advice}"
 
 

@@ -1,4 +1,4 @@
-"""The exceptions that are no bugs: what a user can mend, and what a user asked for."""
+"""Exceptions that are not bugs: mistakes that a user can correct, and requests to stop."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ class UserError(ValueError):
 
 
 class Stopped(BaseException):
-    """A run that was asked to stop has saved itself; the same command goes on from there.
+    """A run was asked to stop and has saved its state; the same command goes on from there.
 
-    No `Exception`, as `KeyboardInterrupt` is none: what mends errors must let it through.
+    Like `KeyboardInterrupt` it is not an `Exception`, so that handlers of errors let it pass.
 
     Attributes:
         status: exit status of the command: `RESUME_ME` after SIGTERM, which schedulers can be told

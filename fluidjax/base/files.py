@@ -1,10 +1,11 @@
-"""Files that are whole or absent, and locks that end with the process that holds them."""
+"""Files that are complete or absent, JSON, and locks that end with their process."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import fcntl
+import importlib.resources
 import json
 import os
 import shutil
@@ -20,14 +21,19 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 def cache_home() -> Path:
-    """Where fluidjax keeps what can be made again: `$XDG_CACHE_HOME/fluidjax` or `~/.cache/fluidjax`."""
+    """The folder of caches, `$XDG_CACHE_HOME/fluidjax` or `~/.cache/fluidjax`."""
     return Path(os.environ.get('XDG_CACHE_HOME', Path.home() / '.cache')) / 'fluidjax'
 
 
-def write_text(path: str | Path, text: str) -> None:
-    """Write a text file so that a reader sees the old one or the new one, never a part of it.
+def asset(package: str, name: str) -> str:
+    """The text of a file in the `assets` folder of a package such as 'fluidjax.detect'."""
+    return importlib.resources.files(package).joinpath('assets', name).read_text('utf-8')
 
-    Folders are made as needed.
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file so that a reader sees the old file or the new one, never a part.
+
+    Folders are created as needed.
     """
     write_bytes(path, text.encode())
 
@@ -64,15 +70,15 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def parse_json(text: str | bytes, where: str, advice: str) -> dict[str, Any]:
-    """The object that a JSON text holds.
+    """The object in a JSON text.
 
     Args:
         text: the JSON.
         where: names the file in the message.
-        advice: what to do where it holds something else.
+        advice: what to do if it is something else.
 
     Raises:
-        UserError: it is not JSON, or not an object.
+        UserError: the text is not JSON, or not an object.
     """
     try:
         content = json.loads(text)
@@ -80,20 +86,20 @@ def parse_json(text: str | bytes, where: str, advice: str) -> dict[str, Any]:
         raise UserError(f'{where}: is not JSON ({error}); {advice}') from error
     if not isinstance(content, dict):
         raise UserError(
-            f'{where}: holds {type(content).__name__} where a JSON object is expected; {advice}'
+            f'{where}: contains {type(content).__name__} where a JSON object is expected; {advice}'
         )
     return content
 
 
 def read_json(path: Path, advice: str) -> dict[str, Any]:
-    """The object that a JSON file holds; see `parse_json`."""
+    """The object in a JSON file; see `parse_json`."""
     return parse_json(path.read_bytes(), str(path), advice)
 
 
 def take_lock(path: Path) -> IO[str] | None:
-    """Lock a file, which is made as needed; None where another process holds the lock.
+    """Lock a file, which is created as needed; None if another process has the lock.
 
-    The lock ends when the file is closed or when its process ends, for whatever reason.
+    The lock ends when the file is closed or the process ends, for whatever reason.
 
     Raises:
         UserError: the folder cannot be written to, or its file system has no locks.
@@ -126,14 +132,14 @@ def take_lock(path: Path) -> IO[str] | None:
 
 @contextlib.contextmanager
 def locked(path: Path, why: str) -> Iterator[None]:
-    """Hold a lock while the block runs.
+    """Lock a file while the block runs.
 
     Args:
         path: the lock file.
-        why: what the other process does and what the user can do, for the message.
+        why: the message if another process has the lock: what it does, what the user can do.
 
     Raises:
-        UserError: another process holds it; see also `take_lock`.
+        UserError: another process has the lock; see also `take_lock`.
     """
     file = take_lock(path)
     if file is None:
@@ -146,7 +152,7 @@ def locked(path: Path, why: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def locked_in_turn(path: Path) -> Iterator[None]:
-    """Wait for a lock, then hold it; without effect where the file system has no locks."""
+    """Wait for a lock and keep it while the block runs; no effect on file systems without locks."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open('a') as file:
         with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""Configurations: read from a file, compared, and turned into frozen dataclasses."""
+"""Configurations: reading and comparing them, and turning them into frozen dataclasses."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ TRAIN_AGAIN = 'train again'
 
 
 def check(holds: bool, where: str, value: Any, advice: str) -> None:
-    """See that a setting is within its limits.
+    """Check a setting.
 
     Args:
-        holds: whether it is.
+        holds: whether its value is allowed.
         where: its dotted name in the configuration, without `config.`.
         value: its value.
         advice: what it must be.
 
     Raises:
-        UserError: it is not: `config.WHERE: VALUE ADVICE`.
+        UserError: the value is not allowed: `config.WHERE: VALUE ADVICE`.
     """
     if not holds:
         raise UserError(f'config.{where}: {value!r} {advice}')
 
 
 def config_file(path: str) -> Path:
-    """The configuration file of a name: here, else in the installed package.
+    """Find a configuration file in the current folder, else in the installed package.
 
     Args:
         path: as a user writes it, `configs/ldm.py`.
@@ -58,13 +58,13 @@ def config_file(path: str) -> Path:
 
 
 def read_config_file(name: str) -> ConfigDict:
-    """The configuration that a file makes of its argument.
+    """The configuration that a file returns for its argument.
 
     Args:
         name: the file with its argument, `configs/ldm.py:demo,method=cldm`.
 
     Raises:
-        UserError: there is no such file, or it does not know the argument.
+        UserError: there is no such file, or it does not accept the argument.
     """
     path, _, argument = name.partition(':')
     spec = importlib.util.spec_from_file_location('fluidjax_config_file', config_file(path))
@@ -103,16 +103,15 @@ def parse_argument(argument: str | None, choices: Mapping[str, tuple[str, ...]])
 
 
 def settings_from(kind: type[T], values: Mapping[str, Any], where: str) -> T:
-    """A frozen dataclass from a mapping; nested dataclasses come from nested mappings.
+    """A frozen dataclass from a mapping; nested mappings become nested dataclasses.
 
     Args:
         kind: the dataclass.
         values: its fields; lists become tuples.
-        where: dotted place in the configuration, for the message; '' for the whole of it.
+        where: dotted name of the section, for messages; '' for the whole configuration.
 
     Raises:
-        UserError: a field that the dataclass does not have or that is missing, or a value where a
-            section is expected.
+        UserError: a field that is unknown or missing, or a value where a section is expected.
     """
     at = f'config.{where}' if where else 'config'
     if not isinstance(values, Mapping | ConfigDict):
@@ -149,7 +148,7 @@ def load_config(path: Path) -> ConfigDict:
     """Read the configuration that a run was trained with.
 
     Raises:
-        UserError: there is none, or it is not JSON.
+        UserError: there is no such file, or it is not JSON.
     """
     if not path.is_file():
         raise UserError(
@@ -160,7 +159,7 @@ def load_config(path: Path) -> ConfigDict:
 
 
 def parse_config(text: str, where: str) -> ConfigDict:
-    """A configuration from its JSON; `where` names the file in messages.
+    """A configuration from JSON; `where` names the file in messages.
 
     Raises:
         UserError: the text is not a configuration.
@@ -181,7 +180,7 @@ def differences(old: ConfigDict, new: ConfigDict, prefix: str = '') -> list[str]
 
 
 def field_of(config: ConfigDict, name: str) -> Any:
-    """The value of a dotted name, None where a part of it is absent."""
+    """The value of a dotted name, or None if a part of it is absent."""
     for part in name.split('.'):
         config = config.get(part) if config is not None else None
     return config

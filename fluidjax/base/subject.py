@@ -1,4 +1,4 @@
-"""A scan on the model's grid: as preprocessing gives it, and as cohorts and detectors take it."""
+"""Scans on the model's grid, as preprocessing returns them and cohorts and detectors use them."""
 
 from __future__ import annotations
 

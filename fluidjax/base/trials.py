@@ -1,4 +1,4 @@
-"""What a sweep tries: a configuration and the fields that its trials change.
+"""The definition of a sweep: a configuration, and the fields that its trials change.
 
 A file in `configs/sweeps/` returns `sweep(base, trials=grid({...}))`, or `random_search`, or
 `search={...}` for Optuna.
@@ -23,7 +23,7 @@ DEFAULT_SCORE = 'validation_ap'
 
 @dataclasses.dataclass(frozen=True)
 class Between:
-    """A number between two others, drawn evenly, or evenly in its logarithm."""
+    """A number from a range, drawn uniformly, or uniformly in its logarithm."""
 
     low: float
     high: float
@@ -32,29 +32,29 @@ class Between:
     def __post_init__(self) -> None:
         if not self.low < self.high or (self.log and self.low <= 0):
             raise UserError(
-                f'sweep: no range from {self.low} to {self.high}'
-                + (' in logarithms' if self.log else '')
+                f'sweep: {self.low} to {self.high} is not a range'
+                + (' of logarithms' if self.log else '')
             )
 
 
 @dataclasses.dataclass(frozen=True)
 class OneOf:
-    """One of some values, drawn evenly."""
+    """One of some values, drawn uniformly."""
 
     values: tuple[Any, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """What a sweep tries.
+    """The definition of a sweep.
 
     Attributes:
         base: a configuration file with its argument, 'configs/ldm.py:demo'.
-        trials: for each trial the fields it changes, dotted as on the command line.
-        search: for Optuna instead: fields and where they lie.
-        count: trials of the search.
-        score: what is best when largest: `validation_ap` or `validation_dice`, on the scans that
-            choose the thresholds, or a score of the test set, which then is none any more.
+        trials: for each trial the fields that it changes, dotted as on the command line.
+        search: instead of trials, for Optuna: fields with their ranges.
+        count: number of trials of the search.
+        score: the score to maximise: `validation_ap` or `validation_dice`, on the scans on which
+            thresholds are chosen, or a score of the test set, which is then no test set any more.
     """
 
     base: str
@@ -78,20 +78,19 @@ def sweep(
     """
     if bool(trials) == bool(search) or bool(search) != (count > 0):
         raise UserError('sweep: give trials, or search and count')
-    made = Sweep(
-        base, tuple(dict(trial) for trial in trials), tuple((search or {}).items()), count, score
-    )
-    return ConfigDict({'sweep': made})
+    changes = tuple(dict(trial) for trial in trials)
+    definition = Sweep(base, changes, tuple((search or {}).items()), count, score)
+    return ConfigDict({'sweep': definition})
 
 
 def grid(fields: Mapping[str, Sequence[Any]]) -> list[Fields]:
-    """Every combination of some values of each field; the last field changes first."""
+    """All combinations of some values of each field; the last field changes fastest."""
     every = itertools.product(*fields.values())
     return [dict(zip(fields, values, strict=True)) for values in every]
 
 
 def random_search(fields: Mapping[str, Between | OneOf], count: int, seed: int = 0) -> list[Fields]:
-    """Trials drawn at random; the same seed gives the same ones."""
+    """Random trials; the same seed gives the same ones."""
     rng = np.random.default_rng(seed)
 
     def draw(where: Between | OneOf) -> Any:

@@ -1,29 +1,31 @@
 """Measure speed and memory on this machine.
 
-    fluidjax bench --config=configs/ldm.py:demo            the parts of both training stages
+    fluidjax bench --config=configs/ldm.py:demo            the parts of a training step
     fluidjax bench train --config=configs/ldm.py:demo      training on 1, 2, 4, ... devices
     fluidjax bench train --aot=v5e:4x4                     the same, estimated by a TPU's compiler
-    fluidjax bench fluid --shape 160 160 160 --batch=4     transport of a lesion, each scheme
     fluidjax bench models --config=configs/ldm.py:demo     every network, forward and training step
-    fluidjax bench models --only=encode --shape 96 96 96 --dtype=float32
+    fluidjax bench models --only encode decode --shape 96 96 96 --dtype=float32
+    fluidjax bench fluid --shape 160 160 160 --batch=4     transport of a lesion, each scheme
     fluidjax bench map --shape 160 160 160                 from a counterpart to the anomaly map
 
-Milliseconds are medians; compilation is timed separately. With `fluid`, --config adds the share of
-a training step that the randomization takes. With --aot nothing is run, and no TPU is needed.
+Times are medians, without compilation. With --aot nothing is run, and no TPU is needed.
 """
 
-import json
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 from ml_collections import config_flags
 
 from fluidjax.base import cli
 
-SUBJECTS = ('parts', 'train', 'fluid', 'models', 'map')
 FLAGS = flags.FlagValues()
 CONFIG = config_flags.DEFINE_config_file(
-    'config', None, 'Configuration file, e.g. configs/ldm.py:demo.', flag_values=FLAGS
+    'config',
+    None,
+    'Configuration file, e.g. configs/ldm.py:demo; with fluid, also measure the share of '
+    'randomization in its training step.',
+    flag_values=FLAGS,
 )
 REPEATS = flags.DEFINE_integer(
     'repeats', 5, 'Timed calls of each part.', lower_bound=1, flag_values=FLAGS
@@ -38,16 +40,17 @@ SHAPE = cli.define_words(
 SPACING = cli.define_words(
     'spacing',
     None,
-    'fluid: voxel size in mm; one that fills 160 mm along the first axis without.',
+    'fluid, map: voxel size in mm; by default the first axis has 160 mm.',
     flag_values=FLAGS,
 )
-BATCH = flags.DEFINE_integer('batch', 4, 'fluid: volumes a call.', lower_bound=1, flag_values=FLAGS)
+BATCH = flags.DEFINE_integer(
+    'batch', 4, 'fluid: volumes per call.', lower_bound=1, flag_values=FLAGS
+)
 TIME = flags.DEFINE_float('time', 0.9, 'fluid: transport time.', lower_bound=0.0, flag_values=FLAGS)
 AOT = flags.DEFINE_string(
     'aot',
     None,
-    'models, train: compile for this TPU topology, e.g. '
-    'v5e:2x4, and run nothing; needs pip install libtpu.',
+    'models, train: only compile for this TPU topology, e.g. v5e:2x4; needs pip install libtpu.',
     flag_values=FLAGS,
 )
 DTYPE = flags.DEFINE_enum(
@@ -58,26 +61,29 @@ DTYPE = flags.DEFINE_enum(
     flag_values=FLAGS,
 )
 ONLY = cli.define_words(
-    'only', [], 'models, train: these rows alone, e.g. encode,decode.', flag_values=FLAGS
+    'only', [], 'models, train --aot: only these rows, e.g. encode decode.', flag_values=FLAGS
 )
-QUICK = flags.DEFINE_boolean(
-    'quick', False, 'fluid: three of the schemes alone.', flag_values=FLAGS
-)
+QUICK = flags.DEFINE_boolean('quick', False, 'fluid: only three of the schemes.', flag_values=FLAGS)
 
 
 def main(words: list[str]) -> None:
-    """Read the flags and measure."""
-    from fluidjax.base.files import write_text
+    """Measure one subject."""
+    from fluidjax.base.files import write_json
 
     subject, *more = words or ['parts']
-    if subject not in SUBJECTS or (more and not (subject in ('models', 'train') and ONLY.value)):
+    if subject not in SUBJECTS or more:
         raise cli.UserError(f"bench knows {', '.join(SUBJECTS)}, not '{' '.join(words)}'")
-    if subject in ('models', 'train'):
-        table = {'models': _models, 'train': _train}[subject]([*ONLY.value, *more])
-    else:
-        table = {'fluid': _fluid, 'map': _map, 'parts': _parts}[subject]()
+    if AOT.value and subject not in ('models', 'train'):
+        raise cli.UserError(
+            f'--aot: bench {subject} does not compile for TPUs; models and train do'
+        )
+    if AOT.value:
+        from fluidjax.bench import aot
+
+        aot.prepare(AOT.value)  # before anything imports JAX
+    table = SUBJECTS[subject]()
     if JSON.value:
-        write_text(Path(JSON.value).expanduser(), json.dumps(table, indent=2) + '\n')
+        write_json(Path(JSON.value).expanduser(), table)
 
 
 def _parts() -> dict:
@@ -85,55 +91,43 @@ def _parts() -> dict:
 
     if CONFIG.value is None:
         raise cli.UserError(
-            'bench needs --config=FILE, e.g. --config=configs/ldm.py:demo, or the word fluid'
+            f'bench needs --config=FILE, e.g. --config=configs/ldm.py:demo, or one of the words '
+            f'{", ".join(SUBJECTS)}'
         )
     return timer.time_all(CONFIG.value, REPEATS.value)
 
 
-def _train(only: list[str]) -> dict:
-    if AOT.value:
-        from fluidjax.bench import aot
-
-        aot.prepare(AOT.value)  # before anything imports JAX
+def _train() -> dict:
     from fluidjax.bench import training
 
-    config = CONFIG.value
-    if config is None:
-        from configs import ldm
-
-        config = ldm.get_config()
     if AOT.value:
-        return training.compile_for(config, AOT.value, only)
-    return training.measure(config, REPEATS.value)
+        return training.compile_for(_config(), AOT.value, ONLY.value)
+    return training.measure(_config(), REPEATS.value)
 
 
-def _models(only: list[str]) -> dict:
-    if AOT.value:
-        from fluidjax.bench import aot
-
-        aot.prepare(AOT.value)  # before anything imports JAX
+def _models() -> dict:
     from fluidjax.bench import networks
 
-    config = CONFIG.value
-    if config is None:
-        from configs import ldm
-
-        config = ldm.get_config()
     shape = cli.numbers('shape', SHAPE.value, int) if FLAGS['shape'].present else None
-    rows = networks.chosen_rows(networks.rows_of(config, shape, DTYPE.value), only)
+    rows = networks.rows_of(_config(), shape, DTYPE.value)
+    rows = networks.chosen_rows(rows, ONLY.value)
     if AOT.value:
         return networks.compile_for(rows, AOT.value)
     return networks.measure(rows, REPEATS.value)
+
+
+def _config() -> Any:
+    from configs import ldm
+
+    return ldm.get_config() if CONFIG.value is None else CONFIG.value
 
 
 def _fluid() -> dict:
     from fluidjax.bench import fluid, timer
     from fluidjax.fluid.grid import Grid
 
-    shape, spacing = _grid()
-    table = fluid.time_fluid(
-        Grid(shape, spacing), BATCH.value, TIME.value, REPEATS.value, QUICK.value
-    )
+    grid = Grid(*_shape_and_spacing())
+    table = fluid.time_fluid(grid, BATCH.value, TIME.value, REPEATS.value, QUICK.value)
     if CONFIG.value is not None:
         table['step'] = timer.time_step_shares(CONFIG.value, REPEATS.value)
     return table
@@ -142,18 +136,20 @@ def _fluid() -> dict:
 def _map() -> dict:
     from fluidjax.bench import timer
 
-    shape, spacing = _grid()
+    shape, spacing = _shape_and_spacing()
     if len(shape) != 3:
         raise cli.UserError(f'--shape: {shape} must be three numbers, e.g. --shape 160 160 160')
     return timer.time_map(shape, spacing, REPEATS.value)
 
 
-def _grid() -> tuple[tuple[int, ...], tuple[float, ...]]:
-    """Shape and voxel size of the flags."""
+def _shape_and_spacing() -> tuple[tuple[int, ...], tuple[float, ...]]:
     shape = cli.numbers('shape', SHAPE.value, int)
     if SPACING.value:
         return shape, cli.numbers('spacing', SPACING.value, float)
     return shape, (160.0 / max(shape[0], 1),) * len(shape)
+
+
+SUBJECTS = {'parts': _parts, 'train': _train, 'models': _models, 'fluid': _fluid, 'map': _map}
 
 
 def command() -> None:

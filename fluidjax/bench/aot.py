@@ -1,8 +1,8 @@
-"""Compiling for TPUs on a machine that has none: what a step needs there, before one is rented.
+"""Compiling for TPUs on a machine without one: memory and time of a program, ahead of time.
 
-The wheel `libtpu` holds the compiler. What it says of time is an estimate, not a timing: each
-instruction of the compiled program carries the cycles the scheduler reckons with, and their sum
-over the chip's clock is the time given here (copies that overlap with work are counted too).
+The wheel `libtpu` holds the compiler. Times are estimates: each instruction of the compiled program
+carries the cycles that the scheduler assumes, and their sum is divided by the chip's clock. Copies
+that overlap with computation are counted too.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from fluidjax.base.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """Published figures of one TPU chip, and how libtpu calls a machine of them.
+    """Published figures of one TPU chip, and libtpu's name for a machine of eight.
 
     Attributes:
         gigabytes: memory, GB (2^30 bytes).
         teraflops: peak in bfloat16, TFLOP/s.
         gigahertz: clock at which the matrix units reach that peak.
-        accelerator: type of a machine of eight.
-        interconnect: GB/s that it can send over all its links to other chips.
+        accelerator: libtpu's name of a machine of eight chips.
+        interconnect: GB/s over all links to other chips.
     """
 
     gigabytes: float
@@ -52,22 +52,22 @@ def chip_of(topology: str) -> Chip:
     """The chip of a topology such as 'v5e:2x4'.
 
     Raises:
-        UserError: it is none.
+        UserError: this is not a topology.
     """
     kind, _, shape = topology.partition(':')
     if kind not in CHIPS or not re.fullmatch(r'\d+x\d+(x\d+)?', shape):
         raise UserError(
-            f"--aot: '{topology}' is no TPU topology; give e.g. v5e:2x4, v5p:2x2x2 or "
+            f"--aot: '{topology}' is not a TPU topology; give e.g. v5e:2x4, v5p:2x2x2 or "
             f'v6e:2x4 (chips: {", ".join(CHIPS)})'
         )
     return CHIPS[kind]
 
 
 def prepare(topology: str) -> None:
-    """Set what libtpu and JAX read when they start; call it before JAX is used.
+    """Set the environment for libtpu and JAX; call it before JAX is used.
 
     Raises:
-        UserError: no such topology, or no libtpu.
+        UserError: there is no such topology, or libtpu is not installed.
     """
     chip = chip_of(topology)
     if importlib.util.find_spec('libtpu') is None:
@@ -88,16 +88,16 @@ def prepare(topology: str) -> None:
 
 
 def topology_devices(topology: str) -> list[Any]:
-    """The devices of a topology, to compile for; see `prepare`.
+    """The devices of a topology to compile for; call `prepare` before.
 
     Raises:
-        UserError: libtpu does not know it.
+        UserError: libtpu does not know the topology.
     """
     from jax.experimental import topologies
 
     try:
         return list(topologies.get_topology_desc(platform='tpu', topology_name=topology).devices)
-    except Exception as error:  # whatever libtpu raises
+    except Exception as error:  # libtpu's errors have no common class
         reason = str(error).strip().splitlines()[0]
         raise UserError(
             f"--aot: libtpu has no '{topology}' ({reason}); give e.g. v5e:2x4"
@@ -105,13 +105,13 @@ def topology_devices(topology: str) -> list[Any]:
 
 
 def estimate(compiled: Any, chip: Chip) -> dict[str, float]:
-    """What the compiler reckons with, for one device of a compiled program.
+    """The compiler's estimates for one device of a compiled program.
 
     Returns:
-        `seconds` and the part of them in `convolution_seconds` (with matmuls) and `copy_seconds`
-        (moving data without computing), NaN where the program does not say; `share_of_peak`,
-        the floating-point operations over what the chip could do in that time; `ideal_seconds`,
-        XLA's own cost model, which knows no copies, NaN where it is not sensible.
+        `seconds`, of which `convolution_seconds` in convolutions and matmuls and `copy_seconds` in
+        moving data, NaN if the program cannot be read; `share_of_peak`, its floating-point
+        operations over those that the chip could do in that time; `ideal_seconds` of XLA's cost
+        model, which has no copies, NaN if it is not positive.
     """
     cost = compiled.cost_analysis() or {}
     try:
@@ -133,12 +133,12 @@ def estimate(compiled: Any, chip: Chip) -> dict[str, float]:
 
 
 def _instructions(text: str) -> Iterator[tuple[float, str, bool]]:
-    """Cycles, operation, and whether it multiplies on the matrix unit, of all that is run.
+    """Cycles, name, and whether it runs on the matrix unit, of each instruction that is run.
 
-    Bodies of loops count as often as they run, where the program says how often.
+    The body of a loop counts as often as it runs, if the program says how often.
     """
     bodies, entry = _computations(text)
-    waiting = [(entry, 1)]  # an empty program has no entry, and yields nothing
+    waiting = [(entry, 1)]  # the entry of an empty program is not in `bodies`
     while waiting:
         name, times = waiting.pop()
         for line in bodies.get(name, ()):
@@ -155,7 +155,7 @@ def _instructions(text: str) -> Iterator[tuple[float, str, bool]]:
 
 
 def _computations(text: str) -> tuple[dict[str, list[str]], str]:
-    """The lines of every computation of an HLO module, and the name of the first to run."""
+    """The lines of every computation of an HLO module, and the name of its entry."""
     bodies, name, entry = {}, '', ''
     for line in text.splitlines():
         head = re.match(r'(ENTRY )?%?([\w.\-]+) \(.*\{$', line)

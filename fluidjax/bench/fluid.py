@@ -1,4 +1,4 @@
-"""What carrying a lesion costs and how far it errs, scheme by scheme, beside a copy of memory."""
+"""Time, memory traffic and error of each scheme that transports a lesion."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from fluidjax.base import cli
-from fluidjax.bench.timer import time_part
+from fluidjax.bench.timer import Table, this_machine, time_part
 from fluidjax.fluid import flow
 from fluidjax.fluid.draws import draw_pair
 from fluidjax.fluid.grid import Grid
@@ -30,10 +30,18 @@ ROWS = (
     ('koren', 'ssp_rk3', 'float32', 16.0),
 )
 QUICK_ROWS = ROWS[:3]
+TABLE = Table(
+    34,
+    ('ms/volume', 'milliseconds_per_volume', '10.1f'),
+    ('RHS', 'right_hand_sides', '6d'),
+    ('MB moved', 'megabytes_moved', '10.0f'),
+    ('of copy', 'share_of_copy_bandwidth', '9.1%'),
+    ('error', 'there_and_back_error', '8.3f'),
+)
 
 
 def settings_of(row: tuple[str, str, str, float], time: float) -> FluidSettings:
-    """The settings of a row, every lesion carried for the same time."""
+    """The settings of a row, with one transport time for all lesions."""
     scheme, integrator, storage, border = row
     return FluidSettings(
         scheme=scheme,
@@ -45,10 +53,10 @@ def settings_of(row: tuple[str, str, str, float], time: float) -> FluidSettings:
 
 
 def least_bytes(settings: FluidSettings, grid: Grid) -> float:
-    """The array traffic a scheme cannot avoid for one volume, every array read or written once.
+    """The bytes that a scheme must move for one volume, if each array is read or written once.
 
     A stage of a step reads P and the speeds and writes P; the stages of SSP-RK3 after the first
-    read the step's start as well. The map reads P0, writes P, and writes and reads the
+    also read the step's start. The flow map reads P0, writes P, and writes and reads the
     displacement; tracing moves position and speed of each node.
     """
     voxels, d = math.prod(grid.shape), grid.ndim
@@ -73,7 +81,7 @@ def copy_bandwidth(grid: Grid, batch: int, repeats: int) -> float:
 
 
 class Lesions(NamedTuple):
-    """What every scheme carries: seeds (batch, x, y (, z)), the keys of their flows, the brain."""
+    """The lesions to transport: seeds (batch, x, y (, z)), the keys of their flows, the brain."""
 
     P0: jax.Array
     keys: jax.Array
@@ -81,7 +89,7 @@ class Lesions(NamedTuple):
 
 
 def seeded(grid: Grid, batch: int) -> Lesions:
-    """Perlin seeds in an ellipsoid that fills most of the volume."""
+    """Perlin seeds in an ellipsoidal brain that fills most of the volume."""
     axes = jnp.meshgrid(*(jnp.linspace(-1, 1, n) for n in grid.shape), indexing='ij')
     brain = sum(x**2 for x in axes) < 0.9
     settings = FluidSettings()
@@ -102,10 +110,10 @@ def time_scheme(
     repeats: int,
     bandwidth: float,
 ) -> dict[str, Any]:
-    """One row: what velocity and transport cost, and the error of going there and back.
+    """Measure one scheme: the time of velocity and transport, and the error of a way and back.
 
-    The error is the mass misplaced after a lesion was carried for the time and then back along the
-    same flow, over twice its mass: 0 is exact.
+    The error is the mass that is misplaced after a lesion was transported along a flow and back
+    again, over twice its mass: 0 is exact.
     """
     settings = settings_of(row, time)
 
@@ -116,11 +124,8 @@ def time_scheme(
     timed = time_part(carry, *lesions, repeats=repeats)
     moved = least_bytes(settings, grid)
     milliseconds = timed['milliseconds'] / len(lesions.keys)
-    stages = (
-        STAGES['rk4'] * settings.map_steps(grid)
-        if settings.scheme == 'flow_map'
-        else settings.num_stages(grid)
-    )
+    by_map = settings.scheme == 'flow_map'
+    stages = STAGES['rk4'] * settings.map_steps(grid) if by_map else settings.num_stages(grid)
     return {
         'scheme': settings.scheme,
         'integrator': settings.integrator,
@@ -136,7 +141,7 @@ def time_scheme(
 
 
 def _there_and_back(lesions: Lesions, grid: Grid, settings: FluidSettings, time: float) -> float:
-    """Of the first lesion. A stepping scheme goes back with the velocity's sign changed."""
+    """The error of the first lesion. A stepping scheme goes back by the negative velocity."""
     key, P0 = lesions.keys[0], lesions.P0[0]
 
     @jax.jit
@@ -153,7 +158,7 @@ def _there_and_back(lesions: Lesions, grid: Grid, settings: FluidSettings, time:
 
 
 def time_pairs(lesions: Lesions, grid: Grid, repeats: int) -> dict[str, float]:
-    """Whole pairs as training draws them: seed, flow, transport, painting."""
+    """Time whole pairs as training draws them: seed, flow, transport, painting."""
     batch = len(lesions.keys)
     images = jnp.broadcast_to((0.7 * lesions.brain)[None, ..., None], (batch, *grid.shape, 1))
 
@@ -170,47 +175,42 @@ def time_pairs(lesions: Lesions, grid: Grid, repeats: int) -> dict[str, float]:
 def time_fluid(
     grid: Grid, batch: int, time: float, repeats: int, quick: bool = False
 ) -> dict[str, Any]:
-    """Every scheme on one grid, printed as it comes.
+    """Measure every scheme on one grid, and print a table.
 
     Args:
         grid: geometry.
-        batch: volumes a call.
-        time: transport time, the paper's unit.
+        batch: volumes per call.
+        time: transport time, in the unit of arXiv:2506.10233.
         repeats: timed calls.
         quick: only the first three schemes.
     """
-    bandwidth = copy_bandwidth(grid, batch, repeats)
-    device = jax.devices()[0]
+    bandwidth, machine = copy_bandwidth(grid, batch, repeats), this_machine()
     shape = ' x '.join(map(str, grid.shape))
     cli.tell(
-        f'{shape} voxels, batch {batch}, {device.platform} ({device.device_kind}), carried '
-        f'for {time} with V x 500, velocity included; copy {bandwidth / 1e9:.1f} GB/s\n'
-        f'{"scheme":34s}{"ms/volume":>10s}{"RHS":>6s}{"MB moved":>10s}{"of copy":>9s}'
-        f'{"error":>8s}'
+        f'{shape} voxels, batch {batch}, {machine["device"]}, transported for {time} with V x 500, '
+        f'velocity included; copying memory: {bandwidth / 1e9:.1f} GB/s'
     )
+    TABLE.print_head('scheme')
     lesions, schemes = seeded(grid, batch), []
     for row in QUICK_ROWS if quick else ROWS:
-        made = time_scheme(row, grid, lesions, time, repeats, bandwidth)
-        schemes.append(made)
-        border = 'open' if row[3] == 0 else f'confined, {row[3]:g} mm'
-        name = f'{row[0]} {row[1] if row[0] != "flow_map" else ""} {border}' + (
-            '' if row[2] == 'float32' else ' bf16'
-        )
-        cli.tell(
-            f'{" ".join(name.split()):34s}{made["milliseconds_per_volume"]:10.1f}'
-            f'{made["right_hand_sides"]:6d}{made["megabytes_moved"]:10.0f}'
-            f'{made["share_of_copy_bandwidth"]:9.1%}{made["there_and_back_error"]:8.3f}'
-        )
+        schemes.append(time_scheme(row, grid, lesions, time, repeats, bandwidth))
+        TABLE.print_row(_name_of(row), schemes[-1])
     pairs = time_pairs(lesions, grid, repeats)
-    cli.tell(f'{"whole pair (seed, flow, painting)":34s}{pairs["milliseconds_per_volume"]:10.1f}')
+    TABLE.print_row('whole pair (seed, flow, painting)', pairs)
     return {
         'shape': grid.shape,
         'spacing': grid.spacing,
         'batch': batch,
         'time': time,
-        'device': f'{device.platform} {device.device_kind}',
-        'jax': jax.__version__,
+        **machine,
         'copy_gigabytes_per_second': bandwidth / 1e9,
         'schemes': schemes,
         'pair': pairs,
     }
+
+
+def _name_of(row: tuple[str, str, str, float]) -> str:
+    scheme, integrator, storage, border = row
+    words = [scheme] if scheme == 'flow_map' else [scheme, integrator]
+    words.append('open' if border == 0 else f'confined, {border:g} mm')
+    return ' '.join([*words, 'bf16'] if storage == 'bfloat16' else words)

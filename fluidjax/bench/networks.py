@@ -1,15 +1,13 @@
-"""What the networks of a configuration cost: parameters, operations, memory and time of each.
+"""The networks of a configuration: parameters, operations, memory and time of each.
 
-On the backend that is there they are compiled and timed; for a TPU topology (`fluidjax.bench.aot`) they
-are compiled alone, and the compiler's estimates stand for the times. Batch 1 a device.
+On this machine they are compiled and timed. For a TPU topology (`fluidjax.bench.aot`) they are only
+compiled, and the compiler's estimates are shown. Batch 1 per device.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
-import statistics
 import time
 from collections.abc import Callable
 from typing import Any
@@ -21,6 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fluidjax.base import cli
 from fluidjax.bench import aot
+from fluidjax.bench.timer import Table, median_seconds, this_machine
 from fluidjax.diffusion.losses import denoising_loss
 from fluidjax.diffusion.schedule import linear_schedule, q_sample
 from fluidjax.fluid.grid import Grid
@@ -30,13 +29,33 @@ from fluidjax.models.conv import target_backend
 from fluidjax.models.discriminator import Discriminator
 from fluidjax.models.unet import UNet, UNetConfig
 from fluidjax.runs.cohort import model_grid
-from fluidjax.training.optimizer import make_optimizer
-from fluidjax.training.settings import StageSettings
+from fluidjax.training.settings import StageSettings, make_optimizer
 from fluidjax.training.state import create_state
 from fluidjax.training.steps import make_train_step
 
 AXIS = 'device'
 CONDITIONS = {'plain': 'none', 'concat': 'concat', 'vector': 'vector'}
+MEASURED = Table(
+    22,
+    ('parameters', 'parameters', '12,d'),
+    ('TF', 'teraflop', '9.3f'),
+    ('GB', 'gigabytes', '8.2f'),
+    ('ms', 'milliseconds', '12.1f'),
+    ('compile s', 'compile_seconds', '11.1f'),
+)
+ESTIMATED = Table(
+    22,
+    ('parameters', 'parameters', '12,d'),
+    ('TF', 'teraflop', '8.2f'),
+    ('arg GB', 'argument_gigabytes', '8.2f'),
+    ('temp GB', 'temporary_gigabytes', '8.2f'),
+    ('GB', 'gigabytes', '8.2f'),
+    ('of chip', 'share_of_memory', '9.0%'),
+    ('ms', 'milliseconds', '9.1f'),
+    ('of peak', 'share_of_peak', '9.0%'),
+    ('conv', 'convolution_share', '6.0%'),
+    ('copy', 'copy_share', '6.0%'),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,8 +65,8 @@ class Row:
     Attributes:
         params: shapes of all its parameters, by name.
         function: `(state, batch, key) -> (state, anything)` of one device, inside a mapped axis.
-        batch: shapes of one device's share.
-        start: state from parameters; a forward pass has the parameters themselves.
+        batch: shapes of one device's share of the batch.
+        start: makes the state from the parameters; for a forward pass they are the same.
         donate: whether the state is replaced, as in training.
     """
 
@@ -64,9 +83,9 @@ def rows_of(
     """Every network of a latent method, and its training steps.
 
     Args:
-        config: a configuration of both stages.
-        shape: the volumes' grid; None: the configuration's.
-        dtype: of the computation; None: the configuration's.
+        config: a configuration with an autoencoder and a U-Net.
+        shape: of the volumes; None for the configuration's grid.
+        dtype: of the computation; None for the configuration's.
 
     Raises:
         UserError: the configuration has no autoencoder and U-Net.
@@ -166,11 +185,17 @@ def _unet_rows(name: str, network: UNetConfig, z: Any, training: StageSettings) 
 def training_row(
     loss: Callable, trainable: tuple[str, ...], params: Any, batch: Any, training: StageSettings
 ) -> Row:
-    """The step of a loss on new samples, gradient, update and average over devices."""
+    """A training step on new samples: loss, gradient, average over the devices, update."""
     optimizer = make_optimizer(training.optimizer, training.steps, trainable)
     step = make_train_step(loss, optimizer, training, AXIS)
-    batch = {**batch, 'first': _spec(1, dtype=jnp.int32)}
-    return Row(params, step, batch, lambda p: create_state(p, trainable, optimizer), donate=True)
+
+    def row_step(state: Any, batch: Any, key: jax.Array) -> Any:
+        return step(state, batch['samples'], batch['first'].reshape(()), key)
+
+    batch = {'samples': batch, 'first': _spec(1, dtype=jnp.int32)}
+    return Row(
+        params, row_step, batch, lambda p: create_state(p, trainable, optimizer), donate=True
+    )
 
 
 def _spec(*shape: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
@@ -182,7 +207,7 @@ def _key() -> Any:
 
 
 def compile_row(row: Row, devices: list[Any]) -> Any:
-    """The computation compiled for devices, the state replicated and the batch spread over them."""
+    """Compile a row for devices, with its state on each of them and its batch spread over them."""
     mesh = Mesh(np.array(devices), (AXIS,))
     whole, spread = PartitionSpec(), PartitionSpec(AXIS)
     function = jax.shard_map(
@@ -213,12 +238,12 @@ def compile_row(row: Row, devices: list[Any]) -> Any:
 
 
 def count(params: Any) -> int:
-    """Numbers in a tree of arrays or their shapes."""
+    """The number of values in a tree of arrays or shapes."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
 
 
 def needs(row: Row, compiled: Any) -> dict[str, float]:
-    """Parameters, operations and bytes of a compiled computation, for one device."""
+    """Parameters, operations and memory of a compiled row, for one device."""
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
     arguments = memory.argument_size_in_bytes
     results = memory.output_size_in_bytes - memory.alias_size_in_bytes
@@ -233,7 +258,7 @@ def needs(row: Row, compiled: Any) -> dict[str, float]:
 
 
 def some_numbers(shapes: Any) -> Any:
-    """Small normal numbers in the shapes of a tree."""
+    """Small normal numbers with the shapes of a tree."""
     rng = np.random.default_rng(0)
     return jax.tree.map(
         lambda leaf: jnp.asarray(0.02 * rng.standard_normal(leaf.shape, np.float32), leaf.dtype),
@@ -242,27 +267,28 @@ def some_numbers(shapes: Any) -> Any:
 
 
 def time_row(row: Row, compiled: Any, repeats: int) -> float:
-    """Median seconds of a call after one to warm up."""
+    """Median seconds of a call."""
     state = row.start(some_numbers(row.params))
     batch = jax.tree.map(
         lambda x: 0.5 + jnp.abs(x) if jnp.issubdtype(x.dtype, jnp.floating) else x,
         some_numbers(row.batch),
     )
-    key, times = jax.random.key(0), []
-    for _ in range(repeats + 1):
-        began = time.perf_counter()
-        after, rest = compiled(state, batch, key)
-        jax.block_until_ready((after, rest))
-        times.append(time.perf_counter() - began)
-        state = after if row.donate else state
-    return statistics.median(times[1:])
+    key = jax.random.key(0)
+
+    def call() -> Any:
+        nonlocal state
+        result = compiled(state, batch, key)
+        state = result[0] if row.donate else state
+        return result
+
+    return median_seconds(call, repeats)
 
 
 def chosen_rows(rows: dict[str, Row], only: list[str]) -> dict[str, Row]:
-    """The rows named, all where none is.
+    """The rows of some names, or all rows for no names.
 
     Raises:
-        UserError: no such row.
+        UserError: there is no row of a name.
     """
     for name in only:
         if name not in rows:
@@ -271,71 +297,50 @@ def chosen_rows(rows: dict[str, Row], only: list[str]) -> dict[str, Row]:
 
 
 def measure(rows: dict[str, Row], repeats: int) -> dict[str, dict[str, float]]:
-    """Compile and time rows on the first device that is there; print each as it comes."""
-    device = jax.devices()[0]
+    """Compile and time rows on the first device, and print a table."""
+    machine, device = this_machine(), jax.devices()[0]
     cli.tell(
-        f'{device.platform} ({device.device_kind}), batch 1; TF: 1e12 operations; GB: '
-        'arguments, results and temporaries\n'
-        f'{"":22s}{"parameters":>12s}{"TF":>9s}{"GB":>8s}{"ms":>12s}{"compile s":>11s}'
+        f'{machine["device"]}, batch 1; TF: 1e12 operations; GB: arguments, results and temporaries'
     )
+    MEASURED.print_head()
     table = {}
     for name, row in rows.items():
         began = time.perf_counter()
         compiled = compile_row(row, [device])
         compile_seconds = time.perf_counter() - began
-        made = table[name] = needs(row, compiled) | {
+        table[name] = needs(row, compiled) | {
             'compile_seconds': compile_seconds,
             'milliseconds': 1000.0 * time_row(row, compiled, repeats),
         }
-        cli.tell(
-            f'{name:22s}{made["parameters"]:12,d}{made["teraflop"]:9.3f}'
-            f'{made["gigabytes"]:8.2f}{made["milliseconds"]:12.1f}{compile_seconds:11.1f}'
-        )
-    return {
-        'device': f'{device.platform} {device.device_kind}',
-        'jax': jax.__version__,
-        'rows': table,
-    }
+        MEASURED.print_row(name, table[name])
+    return {**machine, 'rows': table}
 
 
-def compile_for(
-    rows: dict[str, Row], topology: str, context: Callable[[], Any] = contextlib.nullcontext
-) -> dict[str, Any]:
-    """Compile rows for a TPU topology, run nothing, and print what they need of one chip.
-
-    Args:
-        context: entered around tracing, e.g. `lambda: conv_algorithm('direct')`.
-    """
+def compile_for(rows: dict[str, Row], topology: str) -> dict[str, Any]:
+    """Compile rows for a TPU topology without running them, and print a table for one chip."""
     chip, devices = aot.chip_of(topology), aot.topology_devices(topology)
     cli.tell(
         f'{topology}, {len(devices)} chips of {chip.gigabytes:.0f} GB, batch 1 on each; '
-        'estimates of the compiler, nothing was run\n'
-        f'{"":22s}{"parameters":>12s}{"TF":>8s}{"arg GB":>8s}{"temp GB":>8s}{"GB":>8s}'
-        f'{"of chip":>9s}{"ms":>9s}{"of peak":>9s}{"conv":>6s}{"copy":>6s}'
+        'estimates of the compiler, nothing was run'
     )
+    ESTIMATED.print_head()
     table = {}
     for name, row in rows.items():
         try:
-            with target_backend('tpu'), context():
+            with target_backend('tpu'):
                 compiled = compile_row(row, devices)
         except jax.errors.JaxRuntimeError as error:
             table[name] = {'error': str(error).strip().splitlines()[0]}
             cli.tell(f'{name:22s} does not compile: {table[name]["error"][:150]}')
             continue
-        table[name] = needs(row, compiled) | aot.estimate(compiled, chip)
-        table[name]['share_of_memory'] = 1e9 * table[name]['gigabytes'] / 2**30 / chip.gigabytes
-        cli.tell(_estimate_line(name, table[name]))
+        needed, estimated = needs(row, compiled), aot.estimate(compiled, chip)
+        share = 1e9 * needed['gigabytes'] / 2**30 / chip.gigabytes
+        table[name] = {**needed, **estimated, 'share_of_memory': share}
+        seconds = estimated['seconds']
+        shown = {
+            'milliseconds': 1000.0 * seconds,
+            'convolution_share': estimated['convolution_seconds'] / seconds,
+            'copy_share': estimated['copy_seconds'] / seconds,
+        }
+        ESTIMATED.print_row(name, table[name] | shown)
     return {'topology': topology, 'jax': jax.__version__, 'rows': table}
-
-
-def _estimate_line(name: str, made: dict[str, float]) -> str:
-    seconds = made['seconds']
-    share = lambda value: '-' if math.isnan(value) else f'{value:.0%}'  # noqa: E731
-    shown = '-' if math.isnan(seconds) else f'{1000.0 * seconds:.1f}'
-    return (
-        f'{name:22s}{made["parameters"]:12,d}{made["teraflop"]:8.2f}'
-        f'{made["argument_gigabytes"]:8.2f}{made["temporary_gigabytes"]:8.2f}'
-        f'{made["gigabytes"]:8.2f}{made["share_of_memory"]:9.0%}{shown:>9s}'
-        f'{share(made["share_of_peak"]):>9s}{share(made["convolution_seconds"] / seconds):>6s}'
-        f'{share(made["copy_seconds"] / seconds):>6s}'
-    )

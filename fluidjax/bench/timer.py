@@ -1,12 +1,13 @@
-"""How long the parts of a configuration take on the backend that is there."""
+"""Timing on the devices of this machine, and the parts of a configuration timed one by one."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -17,30 +18,68 @@ from fluidjax.detect.anomaly_map import PUBLISHED, closest_shift, median_filter,
 from fluidjax.fluid.randomize import randomize_batch
 from fluidjax.runs.cohort import model_grid
 from fluidjax.runs.stages import build_stages, fluid_settings
-from fluidjax.training.compiling import run_once
+from fluidjax.training.state import run_once
+
+
+class Table:
+    """A table on the terminal, printed row by row as the numbers come.
+
+    Args:
+        width: of the column of names.
+        columns: heading, key and format of each number, `('ms', 'milliseconds', '10.1f')`.
+    """
+
+    def __init__(self, width: int, *columns: tuple[str, str, str]) -> None:
+        self._width = width
+        self._columns = [(*column, int(re.match(r'\d+', column[2])[0])) for column in columns]
+
+    def print_head(self, name: str = '') -> None:
+        """Print the headings."""
+        cells = [f'{heading:>{width}s}' for heading, _, _, width in self._columns]
+        cli.tell(f'{name:{self._width}s}' + ''.join(cells))
+
+    def print_row(self, name: str, values: Mapping[str, float]) -> None:
+        """Print a row; numbers that are NaN are shown as '-', missing ones not at all."""
+        cells = []
+        for _, key, spec, width in self._columns:
+            value = values.get(key)
+            known = value is not None and not math.isnan(value)
+            text = f'{value:{spec}}' if known else '' if value is None else '-'
+            cells.append(f'{text:>{width}s}')
+        cli.tell((f'{name:{self._width}s}' + ''.join(cells)).rstrip())
+
+
+def this_machine() -> dict[str, str]:
+    """The device that is timed, and the version of JAX."""
+    device = jax.devices()[0]
+    return {'device': f'{device.platform} ({device.device_kind})', 'jax': jax.__version__}
+
+
+def median_seconds(call: Callable[[], Any], repeats: int) -> float:
+    """Median time of a call until its arrays are ready, after one call that does not count."""
+    times = []
+    for _ in range(repeats + 1):
+        began = time.perf_counter()
+        jax.block_until_ready(call())
+        times.append(time.perf_counter() - began)
+    return statistics.median(times[1:])
 
 
 def time_part(function: Callable, *arguments: Any, repeats: int) -> dict[str, float]:
-    """Compile a function, then the median of its timed calls; XLA's count of its operations."""
+    """The median time of a function's calls, its time to compile, and XLA's count of operations."""
     began = time.perf_counter()
     compiled = jax.jit(function).lower(*arguments).compile()
     compile_seconds = time.perf_counter() - began
-    jax.block_until_ready(compiled(*arguments))
-    times = []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        jax.block_until_ready(compiled(*arguments))
-        times.append(1000.0 * (time.perf_counter() - began))
     flops = (compiled.cost_analysis() or {}).get('flops', math.nan)
     return {
-        'milliseconds': statistics.median(times),
+        'milliseconds': 1000.0 * median_seconds(lambda: compiled(*arguments), repeats),
         'compile_seconds': compile_seconds,
         'teraflop': float(flops) / 1e12,
     }
 
 
 class Bench:
-    """The stages of a configuration with random parameters and brains, ready to be timed."""
+    """The stages of a configuration with random brains and parameters to time them with."""
 
     def __init__(self, config: Any) -> None:
         self.grid = model_grid(config)
@@ -56,72 +95,72 @@ class Bench:
         lesions = jnp.zeros(shape, jnp.uint8).at[(slice(None), *part)].set(1)
         return {'image': image, 'brain': jnp.ones_like(image), 'lesions': lesions}
 
+    def randomize(self, batch: dict[str, jax.Array], key: jax.Array) -> Any:
+        """The fluid randomization of a batch."""
+        return randomize_batch(
+            key, batch['image'], batch['brain'], self.grid, self.fluid, batch['lesions']
+        )
 
-def gradient_of(method: Any) -> Callable:
-    """The gradient of a method's loss by what it trains: (trained, frozen, batch, key)."""
+
+def gradient_of(loss: Callable) -> Callable:
+    """The gradient of a method's loss, a function of (trained, frozen, batch, key)."""
 
     def gradient(trained: Any, frozen: Any, batch: Any, key: jax.Array) -> Any:
-        return jax.grad(lambda p: method.loss({**frozen, **p}, batch, key)[0])(trained)
+        return jax.grad(lambda p: loss({**frozen, **p}, batch, key)[0])(trained)
 
     return gradient
 
 
 def split(method: Any, params: Any) -> tuple[Any, Any]:
-    """Parameters a method trains, and the others."""
+    """The parameters that a method trains, and the others."""
     trained = {name: params[name] for name in method.trainable}
     return trained, {n: group for n, group in params.items() if n not in method.trainable}
 
 
 def time_all(config: Any, repeats: int) -> dict[str, dict[str, float]]:
-    """Every part of all stages on random brains of the configuration's grid."""
+    """Time the parts of all stages on random brains of the configuration's grid."""
     bench = Bench(config)
     key, parts = bench.key, {}
     for stage in bench.stages:
         method, batch = stage.method, bench.batch(stage.training.batch_size)
         size, params = len(batch['image']), run_once(method.init, key)
-        if hasattr(method, 'pairs'):
+        if method.pairs is not None:
             parts[f'draw {size} pairs'] = (method.pairs, batch, key)
         parts[f'{method.stage} gradient, batch {size}'] = (
-            gradient_of(method),
+            gradient_of(method.loss),
             *split(method, params),
             batch,
             key,
         )
-    if hasattr(method, 'autoencoder'):
+    if method.autoencoder is not None:
         parts[f'encode {size}'] = (method.autoencoder.encode, params, batch['image'])
     one = batch['image'][:1]
-    told = [one] if method.needs_mask else []
-    parts['reconstruct 1'] = (method.reconstruct, params, one, key, *told)
+    mask = [one] if method.needs_mask else []
+    parts['reconstruct 1'] = (method.reconstruct, params, one, key, *mask)
     return _time_parts(parts, repeats)
 
 
 def time_step_shares(config: Any, repeats: int) -> dict[str, Any]:
-    """A training step of the last stage with and without fluid randomization.
+    """Time a training step of the last stage with and without fluid randomization.
 
-    Without, the pairs are healthy; all else is the same: augmentation, encoding of both images,
-    U-Net, gradient. The share is what the step with it takes longer; where that drowns in the
-    timer's scatter, the randomization timed alone is the better number, and both are given.
+    Without it the pairs are healthy, and all else is the same: augmentation, encoding of both
+    images, U-Net, gradient. The difference is one measure of the share of randomization. If it is
+    smaller than the timer's scatter, the randomization timed by itself is the better one.
     """
     bench = Bench(config)
     method, training = bench.stages[-1].method, bench.stages[-1].training
-    pairs = getattr(method, 'pairs', None)
+    pairs = method.pairs
     if pairs is None or pairs.randomization is None:
         raise cli.UserError(f'config.method: {config.method} is trained without randomization')
     plain = dataclasses.replace(method, pairs=dataclasses.replace(pairs, randomization=None))
     batch = bench.batch(training.batch_size)
     groups = split(method, run_once(method.init, bench.key))
     size = len(batch['image'])
-
-    def alone(batch: dict[str, jax.Array], key: jax.Array) -> Any:
-        return randomize_batch(
-            key, batch['image'], batch['brain'], bench.grid, bench.fluid, batch['lesions']
-        )
-
     table = _time_parts(
         {
-            f'randomization alone, batch {size}': (alone, batch, bench.key),
-            f'step without, batch {size}': (gradient_of(plain), *groups, batch, bench.key),
-            f'step with, batch {size}': (gradient_of(method), *groups, batch, bench.key),
+            f'randomization only, batch {size}': (bench.randomize, batch, bench.key),
+            f'step without, batch {size}': (gradient_of(plain.loss), *groups, batch, bench.key),
+            f'step with, batch {size}': (gradient_of(method.loss), *groups, batch, bench.key),
         },
         repeats,
     )
@@ -129,15 +168,15 @@ def time_step_shares(config: Any, repeats: int) -> dict[str, Any]:
     shares = {'share_by_difference': (with_it - without) / with_it, 'share_alone': only / with_it}
     cli.tell(
         f'share of the step: {shares["share_by_difference"]:.2%} by difference, '
-        f'{shares["share_alone"]:.2%} timed alone'
+        f'{shares["share_alone"]:.2%} timed by itself'
     )
     return table | shares
 
 
 def time_map(shape: tuple[int, int, int], spacing: tuple[float, ...], repeats: int) -> dict:
-    """From a scan and its counterpart, both on the device, to the anomaly map: the published steps.
+    """Time the published steps from a scan and its counterpart to the anomaly map.
 
-    Also the largest part of them apart, and the memory beside arguments and result, in MB.
+    Also times the two largest steps by themselves, and measures the temporary memory in MB.
     """
     keys = jax.random.split(jax.random.key(0))
     scan, counterpart = (jax.random.uniform(key, shape) for key in keys)
@@ -150,23 +189,18 @@ def time_map(shape: tuple[int, int, int], spacing: tuple[float, ...], repeats: i
     table = _time_parts(
         {name: (function, scan, counterpart, brain) for name, function in steps.items()}, repeats
     )
-    memory = (
-        jax.jit(steps['anomaly map, as published'])
-        .lower(scan, counterpart, brain)
-        .compile()
-        .memory_analysis()
-    )
+    lowered = jax.jit(steps['anomaly map, as published']).lower(scan, counterpart, brain)
+    memory = lowered.compile().memory_analysis()
     table['temporary_megabytes'] = memory.temp_size_in_bytes / 1e6
     cli.tell(f'temporary memory of the map: {table["temporary_megabytes"]:.0f} MB')
     return table
 
 
 def _time_parts(parts: dict[str, tuple], repeats: int) -> dict[str, dict[str, float]]:
+    shown = Table(34, ('ms', 'milliseconds', '12.1f'), ('compile s', 'compile_seconds', '12.1f'))
+    shown.print_head()
     table = {}
     for name, (function, *arguments) in parts.items():
         table[name] = time_part(function, *arguments, repeats=repeats)
-        cli.tell(
-            f'{name:34s}{table[name]["milliseconds"]:12.1f} ms'
-            f'{table[name]["compile_seconds"]:10.1f} s to compile'
-        )
+        shown.print_row(name, table[name])
     return table

@@ -1,9 +1,9 @@
 """From a scan and its healthy counterpart to an anomaly map, on the device.
 
-In: two volumes (x, y, z) in [0, 1], a brain mask, the voxel size in mm. Out: one map (x, y, z),
-zero outside the (eroded) brain. All lengths are in mm, so that one setting means the same at every
-resolution. Source: the post-processing of arXiv:2506.10233, whose order of steps is kept:
-residual, division by the maximum, mask, median filter. `PUBLISHED` reproduces it at 1 mm and 160^3.
+Takes two volumes (x, y, z) in [0, 1], a brain mask and the voxel size in mm; returns a map
+(x, y, z), zero outside the (eroded) brain. All lengths are in mm, so that a setting means the same
+at every resolution. Source: the post-processing of arXiv:2506.10233 in its order: residual,
+division by the maximum, mask, median filter. `PUBLISHED` reproduces it at 1 mm and 160^3.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Spacing = tuple[float, float, float]
 SIGNS = ('absolute', 'darker', 'brighter')
 KINDS = ('residual', 'ssim')
 SSIM_C1, SSIM_C2 = 0.01**2, 0.03**2  # Wang et al. 2004, for intensities in [0, 1]
-LEVELS = 65535.0  # of the median filter's values
+LEVELS = 65535.0  # distinct values in the median filter
 FWHM_PER_SIGMA = 2.0 * np.sqrt(2.0 * np.log(2.0))
 
 
@@ -37,11 +37,11 @@ class MapSettings:
       max_shift_voxels: each voxel is compared with the best of (2n+1)^3 shifts of the counterpart;
         0 compares voxel with voxel, the published value is 2.
       sign: 'absolute', or only where the scan is 'darker' or 'brighter' than its counterpart.
-      normalise: divide by the map's maximum, as published. A threshold then means another thing in
-        every scan and does not carry over from validation subjects.
+      normalise: divide by the map's maximum, as published. A threshold then means something else
+        in every scan, and one chosen on validation subjects does not apply.
       median_voxels: edge of the final median filter, odd; 0 filters nothing, published is 5.
       kind: 'residual', or 'ssim': 1 - the local structural similarity of scan and counterpart,
-        which sees a lost texture where the mean is right; `sign` does not apply to it.
+        which also measures texture; `sign` does not apply to it.
       ssim_mm: full width at half maximum of its Gaussian window, in mm.
     """
 
@@ -73,29 +73,11 @@ PUBLISHED = MapSettings(
 )
 
 
-def brain_mask(scan: jax.Array, threshold: float = 0.01, fill_holes: bool = True) -> jax.Array:
-    """The brain (x, y, z) bool of a skull-stripped scan in [0, 1], taken from the scan itself.
-
-    The published code thresholds the healthy image, which a real scan does not have. A lesion may
-    be as black as the background, so voxels with brain on both sides along all three axes count as
-    brain; `fill_holes=False` is the plain threshold.
-    """
-    brain = scan > threshold
-    if not fill_holes:
-        return brain
-    inside = jnp.ones_like(brain)
-    for axis in range(scan.ndim):
-        before = lax.cummax(brain.astype(jnp.int8), axis=axis)
-        after = lax.cummax(brain.astype(jnp.int8), axis=axis, reverse=True)
-        inside &= (before * after) > 0
-    return brain | inside
-
-
 def closest_shift(scan: jax.Array, counterpart: jax.Array, max_shift_voxels: int) -> jax.Array:
     """Per voxel, the value among all shifts of `counterpart` that is closest to `scan`.
 
     Circular shifts of -n..n voxels per axis, the first axis slowest; the first shift wins a tie.
-    A scan over the shifts: two volumes are alive at a time, not (2n+1)^3.
+    It loops over the shifts, so that two volumes are in memory at a time, not (2n+1)^3.
     """
     n = max_shift_voxels
     if n == 0:
@@ -137,7 +119,7 @@ def _blur(values: jax.Array, spacing: Spacing, fwhm_mm: float) -> jax.Array:
 def smooth_inside(
     values: jax.Array, mask: jax.Array, spacing: Spacing, fwhm_mm: float
 ) -> jax.Array:
-    """Gaussian smoothing that sees only the voxels of `mask` (x, y, z) bool; zero outside it.
+    """Gaussian smoothing of only the voxels of `mask` (x, y, z) bool; zero outside it.
 
     The smoothed values are divided by the smoothed mask, so the rim does not fade: a constant
     stays that constant.
@@ -173,7 +155,7 @@ def dissimilarity(
 ) -> jax.Array:
     """(1 - SSIM) / 2 of each voxel's neighbourhood in the brain, (x, y, z) in [0, 1].
 
-    Structural similarity of Wang et al. 2004 with a Gaussian window that sees the brain alone.
+    Structural similarity of Wang et al. 2004 with a Gaussian window over the brain's voxels only.
     """
     mean = functools.partial(smooth_inside, mask=brain, spacing=spacing, fwhm_mm=window_mm)
     a, b = mean(scan), mean(counterpart)
@@ -189,8 +171,8 @@ def median_filter(volume: jax.Array, size: int) -> jax.Array:
 
     As scipy.ndimage.median_filter, of values rounded to 1/65535 of the volume's maximum: they are
     then 16-bit integers, and the median's bits are found from the highest down by counting the
-    neighbours below, plane by plane. Nothing is sorted, and memory is one plane's. A volume that
-    holds a NaN or an infinity comes back as it is.
+    neighbours below, plane by plane: without sorting, and with the memory of one plane. A volume
+    with a NaN or an infinity is returned unchanged.
     """
     reach, rank = size // 2, size**3 // 2
     _, ny, nz = volume.shape
@@ -206,15 +188,15 @@ def median_filter(volume: jax.Array, size: int) -> jax.Array:
             slab[i, j : j + ny, k : k + nz] for i, j, k in itertools.product(range(size), repeat=3)
         ]
 
-        def set_bit(number: jax.Array, found: jax.Array) -> jax.Array:
-            candidate = found | (jnp.uint16(1 << 15) >> number.astype(jnp.uint16))
+        def set_bit(number: jax.Array, median: jax.Array) -> jax.Array:
+            candidate = median | (jnp.uint16(1 << 15) >> number.astype(jnp.uint16))
             below = sum((value < candidate).astype(counter) for value in neighbours)
-            return jnp.where(below <= rank, candidate, found)
+            return jnp.where(below <= rank, candidate, median)
 
         return lax.fori_loop(0, 16, set_bit, jnp.zeros((ny, nz), jnp.uint16))
 
-    found = lax.map(filter_plane, jnp.arange(volume.shape[0]))
-    return jnp.where(jnp.isfinite(peak), found * step, volume)
+    medians = lax.map(filter_plane, jnp.arange(volume.shape[0]))
+    return jnp.where(jnp.isfinite(peak), medians * step, volume)
 
 
 def residual_map(
@@ -224,15 +206,14 @@ def residual_map(
     spacing: Spacing,
     settings: MapSettings,
 ) -> jax.Array:
-    """The anomaly map (x, y, z) of one scan: large where the scan is unlike its counterpart.
+    """The anomaly map (x, y, z) of one scan: large where the scan differs from its counterpart.
 
-    Pure; jit it with `spacing` and `settings` static, vmap it over the first three (or call
-    `residual_maps`). A NaN inside the brain stays one (the scores then say so), outside it is
-    dropped.
+    `spacing` and `settings` are static under jit; `residual_maps` is the batched version. A NaN
+    inside the brain stays a NaN (the scores are then undefined), outside it becomes 0.
 
     Args:
       scan, counterpart: (x, y, z) in [0, 1], the scan and its healthy reconstruction.
-      brain: (x, y, z) bool, see `brain_mask`.
+      brain: (x, y, z) bool.
       spacing: voxel size in mm per axis, a tuple of floats.
       settings: see `MapSettings`.
 

@@ -1,8 +1,8 @@
-"""The trivial rows of every table: what a map scores that has learnt nothing.
+"""Baselines without training, for every table.
 
-A plain intensity threshold has beaten published models; the residual to the mean of the training
-brains (`mean_brain`, then `anomaly_map.residual_map`), and that residual in units of the training
-brains' spread (a z-score), are hard ones at few training steps.
+A plain intensity threshold has beaten published models. The residual to the mean of the training
+brains, and that residual in units of the training brains' standard deviation (a z-score), are hard
+to beat with few training steps.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import numpy as np
 
 from fluidjax.base.errors import UserError
 
+LEAST_SPREAD = 0.05  # where all training brains are equal (the background), a z-score has no unit
+
 
 def intensity_map(scan: np.ndarray, brain: np.ndarray, darker: bool) -> np.ndarray:
     """The intensity itself as anomaly map, (x, y, z) float32, zero outside the brain.
@@ -20,20 +22,11 @@ def intensity_map(scan: np.ndarray, brain: np.ndarray, darker: bool) -> np.ndarr
     Args:
       scan: (x, y, z) in [0, 1].
       brain: (x, y, z) bool.
-      darker: whether lesions are dark (score 1 - intensity) or bright (score intensity); which of
-        the two a cohort wants is chosen on validation subjects.
+      darker: whether lesions are dark (score 1 - intensity) or bright (score intensity); chosen on
+        validation subjects.
     """
     scan = np.clip(np.asarray(scan, np.float32), 0.0, 1.0)
     return np.where(np.asarray(brain).astype(bool), 1.0 - scan if darker else scan, np.float32(0))
-
-
-# Where all training brains are alike (the background), a z-score would divide by nothing.
-LEAST_SPREAD = 0.05
-
-
-def mean_brain(images: Iterable[np.ndarray]) -> np.ndarray:
-    """Mean (x, y, z) float32 of training images on one grid; they are taken one by one."""
-    return mean_and_spread(images)[0]
 
 
 def mean_and_spread(images: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -47,14 +40,14 @@ def mean_and_spread(images: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarra
         image = np.asarray(image, np.float64)
         if total is not None and total.shape != image.shape:
             raise UserError(
-                f'mean brain: training image {count} has shape {image.shape}, the ones '
-                f'before it {total.shape}: bring all to one grid first'
+                f'mean brain: training image {count} has shape {image.shape}, the ones before it '
+                f'{total.shape}; bring all onto one grid first'
             )
         total = image if total is None else total + image
         squares = image**2 if squares is None else squares + image**2
         count += 1
     if total is None:
-        raise UserError('mean brain: there are no training images: check the training split')
+        raise UserError('mean brain: there are no training images; check the training split')
     mean = total / count
     spread = np.sqrt(np.maximum(squares / count - mean**2, LEAST_SPREAD**2))
     return mean.astype(np.float32), spread.astype(np.float32)

@@ -1,4 +1,4 @@
-"""Thresholds of a method from its maps of validation subjects, by overlap or by false alarms."""
+"""A method's thresholds from its maps of validation subjects, by overlap or by false alarms."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from fluidjax.base.subject import Subject
 from fluidjax.detect import metrics
-from fluidjax.detect.evaluate import Subject, region_of
+from fluidjax.detect.evaluate import scorable
 
 FALSE_PER_CENT = (1, 5, 10)
 
 
 def thresholds(maps: Sequence[np.ndarray], cases: Sequence[Subject]) -> dict[str, float]:
-    """The thresholds a method can be used at; a voxel is marked where its score is >= one.
+    """The thresholds of a method; a voxel is marked where its score is >= the threshold.
 
     Args:
       maps: an anomaly map (x, y, z) per case.
@@ -26,32 +27,25 @@ def thresholds(maps: Sequence[np.ndarray], cases: Sequence[Subject]) -> dict[str
         over the cases, are marked.
       NaN where there is no lesion or no healthy voxel to choose by.
     """
-    known = [
-        (np.asarray(m), np.asarray(case.lesion).astype(bool), region_of(case))
-        for m, case in zip(maps, cases, strict=True)
-        if case.lesion is not None
-    ]
-    known = [one for one in known if np.isfinite(one[0][one[2]]).all()]
-    healthy = [m[region & ~lesion] for m, lesion, region in known]
+    known = [case[:3] for case in scorable(maps, cases)]
+    healthy = [one[region & ~lesion] for one, lesion, region in known]
     pooled = np.sort(np.concatenate(healthy)) if healthy else np.empty(0)
     single = any(one.dtype == np.float32 for one in healthy)
-    found = {'dice': metrics.threshold_for(*zip(*known)) if known else metrics.NAN}
-    return found | {
-        f'fpr_{per_cent}': _at_rate(pooled, per_cent, single) for per_cent in FALSE_PER_CENT
-    }
+    rates = {f'fpr_{rate}': _at_rate(pooled, rate, single) for rate in FALSE_PER_CENT}
+    return {'dice': metrics.threshold_for(*zip(*known)) if known else metrics.NAN, **rates}
 
 
 def _at_rate(ascending: np.ndarray, per_cent: int, single: bool) -> float:
     """The smallest number that at most `per_cent` % of the values reach.
 
-    It lies just above the highest value that must stay unmarked, and its ties with it. "Just above"
-    in single precision where a map has that: a smaller step would round back onto the value.
+    It lies just above the highest value that must stay unmarked, as must all values equal to it;
+    just above in single precision if a map has it, in which a smaller step would be rounded off.
     """
     if not ascending.size:
         return metrics.NAN
-    marked = ascending.size * per_cent // 100  # at most so many; integers, so no rounding
+    marked = ascending.size * per_cent // 100  # the largest number allowed
     unmarked = ascending[ascending.size - marked - 1]
     kind = np.float32 if single else np.float64
-    if unmarked == 0:  # what lies between is denormal, and an accelerator takes it for 0
+    if unmarked == 0:  # the next number is denormal, which accelerators take for 0
         return float(np.finfo(kind).tiny)
     return float(np.nextafter(kind(unmarked), kind(np.inf)))

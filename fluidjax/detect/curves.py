@@ -1,7 +1,7 @@
 """Curves of a method over all thresholds, pooled over subjects, in few points.
 
-numpy. Maps of methods differ in what they measure, so thresholds cannot share an axis; the share of
-voxels marked at a threshold can, and is what the curves run over.
+numpy. Maps of methods have different units, so their thresholds cannot share an axis; the share of
+voxels marked at a threshold can.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ Curve = dict[str, list[float]]
 
 def _pooled(maps, truths, regions) -> tuple[np.ndarray, np.ndarray]:
     """Scores and truth of the voxels of all subjects whose map is finite and whose lesion is known
-    (it may be empty: what is marked there counts against precision)."""
+    (it may be empty: voxels marked there lower the precision)."""
     scores, labels = [], []
     for anomaly_map, truth, region in zip(maps, truths, regions, strict=True):
         if truth is None:
@@ -31,8 +31,8 @@ def _pooled(maps, truths, regions) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _spread(hits: np.ndarray, marked: np.ndarray, points: int) -> np.ndarray:
-    """Indices of at most `points` thresholds: half of them even in recall, half even in the
-    logarithm of what is marked, where recall hardly moves; the first and the last among them."""
+    """Indices of at most `points` thresholds, with the first and the last: half of them evenly
+    spaced in recall, half in the logarithm of the voxels marked, where recall hardly changes."""
     if hits.size <= points:
         return np.arange(hits.size)
     half = points // 2

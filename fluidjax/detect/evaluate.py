@@ -1,8 +1,8 @@
-"""Scores per subject, their summary with intervals, and the two files they end in.
+"""Scores per subject, their summary with intervals, and the files they are written to.
 
-numpy; knows no models: a method is here a list of anomaly maps and, where it has them, of healthy
-counterparts. `metrics.json` is {cohort: {method: {score: {mean, ci_low, ci_high, n}}}} with the
-scores of `fluidjax.detect.scores`; undefined values are null.
+numpy; a method is given by a list of anomaly maps and, if it has them, of healthy counterparts.
+`metrics.json` is {cohort: {method: {score: {mean, ci_low, ci_high, n}}}} with the scores of
+`fluidjax.detect.scores`; undefined values are null.
 """
 
 from __future__ import annotations
@@ -13,41 +13,22 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from fluidjax.base.files import write_text
+from fluidjax.base.subject import Subject
 from fluidjax.detect import lesions, metrics
 from fluidjax.detect.scores import COHORT_SCORES, SCORES
 
-MIN_LESION_ML = 0.1  # predicted components below this are no finding
+MIN_LESION_ML = 0.1  # smaller predicted components are ignored
 LESION_SCORES = ('lesion_precision', 'lesion_recall', 'lesion_f1')
 SIZE_EDGES_ML = (10.0, 50.0)
 RESAMPLES = 1000
 LEVEL = 0.95
 Row = dict[str, Any]
 Entry = dict[str, float | int | None]
-
-
-class Subject(Protocol):
-    """A test subject on the model's grid, RAS+ voxel order. Volumes are (x, y, z).
-
-    Attributes:
-      name: for the tables.
-      image: the scan in [0, 1].
-      brain: bool.
-      lesion: bool, or None where nobody drew it; all False means known to be healthy.
-      healthy: the image without its lesion in [0, 1], or None where nobody knows it.
-      affine: (4, 4), voxel indices to mm.
-    """
-
-    name: str
-    image: np.ndarray
-    brain: np.ndarray
-    lesion: np.ndarray | None
-    healthy: np.ndarray | None
-    affine: np.ndarray
 
 
 def voxel_ml(affine: np.ndarray) -> float:
@@ -58,10 +39,23 @@ def voxel_ml(affine: np.ndarray) -> float:
 def region_of(subject: Subject) -> np.ndarray:
     """Where voxels are scored, (x, y, z) bool: the brain, and lesion voxels outside it.
 
-    A lesion as dark as the background can fall out of the brain mask; it must count as missed.
+    A brain mask may leave out a lesion as dark as the background; it must count as missed.
     """
     brain = np.asarray(subject.brain).astype(bool)
     return brain if subject.lesion is None else brain | np.asarray(subject.lesion).astype(bool)
+
+
+def scorable(
+    maps: Sequence[np.ndarray], subjects: Sequence[Subject]
+) -> list[tuple[np.ndarray, np.ndarray, np.ndarray, Subject]]:
+    """The (map, lesion, region, subject) of the subjects whose lesion is known and whose map is
+    finite where it is scored; lesion and region are bool."""
+    known = [
+        (np.asarray(one), np.asarray(subject.lesion).astype(bool), region_of(subject), subject)
+        for one, subject in zip(maps, subjects, strict=True)
+        if subject.lesion is not None
+    ]
+    return [case for case in known if np.isfinite(case[0][case[2]]).all()]
 
 
 def score_map(
@@ -98,14 +92,14 @@ def score_counterpart(counterpart: np.ndarray, subject: Subject) -> Row:
     """
     counterpart, scan = np.asarray(counterpart), np.asarray(subject.image)
     brain, lesion = np.asarray(subject.brain).astype(bool), np.asarray(subject.lesion).astype(bool)
-    # Inside the lesion there is no truth; equal there, it does not leak through SSIM's window.
+    # Inside the lesion the truth is unknown; equal values there do not change SSIM outside.
     outside = _likeness(counterpart, np.where(lesion, counterpart, scan), brain & ~lesion)
     row = outside | {f'{score}_outside': value for score, value in outside.items()}
     row['healthy_changed'] = metrics.healthy_changed(counterpart, scan, brain & ~lesion)
     if subject.healthy is None:
         return row | {'contrast_removed': metrics.NAN}
     healthy = np.asarray(subject.healthy)
-    # Outside the brain mask counterparts are zero by construction: not the model's doing.
+    # Outside the brain mask counterparts are zero by construction, whatever the model.
     removed = metrics.contrast_removed(counterpart, scan, healthy, brain & lesion)
     return row | _likeness(counterpart, healthy, brain) | {'contrast_removed': removed}
 
@@ -130,14 +124,14 @@ def score_method(
     Args:
       maps: an anomaly map (x, y, z) per subject.
       counterparts: the healthy counterparts (x, y, z), or None for a method without.
-      subjects: see `Subject`. One without a lesion mask gets None for every score but `seconds`.
-      threshold: chosen on validation subjects (`metrics.threshold_for`); None or NaN if there was
-        no way to choose one, then the scores at the threshold are None.
+      subjects: one without a lesion mask gets None for every score but `seconds`.
+      threshold: chosen on validation subjects (`metrics.threshold_for`); None or NaN if none could
+        be chosen, then the scores at the threshold are None.
       seconds: per scan, or one number for all.
       min_lesion_ml: predicted components below this volume are ignored in the lesion scores.
 
     Returns:
-      Per subject a row: name, lesion_ml, and every score but `COHORT_SCORES`; JSON-safe.
+      A row per subject: name, lesion_ml, and every score but `COHORT_SCORES`; JSON-safe.
     """
     seconds = [seconds] * len(subjects) if seconds is None or np.ndim(seconds) == 0 else seconds
     counterparts = [None] * len(subjects) if counterparts is None else counterparts
@@ -163,7 +157,7 @@ def _interval(samples: np.ndarray) -> tuple[float, float]:
 
 
 def _entry(statistic: Callable[[np.ndarray], np.ndarray], n: int, seed: int) -> Entry:
-    """A statistic of the chosen subjects (..., n) -> (...) with its bootstrap interval."""
+    """A statistic of chosen subjects, (..., n) -> (...), with its bootstrap interval."""
     if n == 0:
         return {'mean': None, 'ci_low': None, 'ci_high': None, 'n': 0}
     mean = float(statistic(np.arange(n)))
@@ -184,17 +178,15 @@ def bootstrap_mean(values: Iterable[float | None], seed: int = 0) -> Entry:
 
 
 def global_dice(maps: Sequence[np.ndarray], subjects: Sequence[Subject], seed: int = 0) -> Entry:
-    """`dice_global`: pooled Dice at the threshold that suits this test set best.
+    """`dice_global`: pooled Dice at the best threshold for this test set.
 
     The interval resamples subjects at that threshold. Subjects without a mask or with a map that
     is not finite are left out.
     """
     usable = [
-        (np.asarray(m)[region_of(s)], np.asarray(s.lesion)[region_of(s)].astype(bool))
-        for m, s in zip(maps, subjects, strict=True)
-        if s.lesion is not None
+        (anomaly_map[region], lesion[region])
+        for anomaly_map, lesion, region, _ in scorable(maps, subjects)
     ]
-    usable = [(scores, truth) for scores, truth in usable if np.isfinite(scores).all()]
     if not any(truth.any() for _, truth in usable):
         return _entry(np.mean, 0, seed)
     threshold = metrics.threshold_for(*zip(*usable))
@@ -216,39 +208,29 @@ def sensitivity_at_fp(
 ) -> Entry:
     """Share of all true lesions found with at most so many false regions per scan on average.
 
-    A point of the free-response ROC (FROC): of `lesions.SWEEP` thresholds, taken as quantiles of
-    all scores pooled, the one that finds most lesions within the limit; 0 if none keeps it. A
+    A point of the free-response ROC (FROC): of `lesions.SWEEP` thresholds, which are quantiles of
+    all scores pooled, the one that finds most lesions within the limit; 0 if all exceed it. A
     marked region is a hit if `lesions.HIT_SHARE` of it is lesion, else one marked brain would find
     everything. The interval resamples subjects at that threshold.
 
     Args:
       maps: an anomaly map (x, y, z) per subject. Subjects without a mask or with a map that is not
         finite are left out; healthy ones count for their false regions.
-      subjects: see `Subject`.
+      subjects: of the maps.
       false_per_scan: the limit.
       min_lesion_ml: marked regions below this volume are ignored.
       seed: of the bootstrap.
     """
-    usable = [
-        (np.asarray(m), s, region_of(s))
-        for m, s in zip(maps, subjects, strict=True)
-        if s.lesion is not None
-    ]
-    usable = [one for one in usable if np.isfinite(one[0][one[2]]).all()]
-    if not any(np.any(s.lesion) for _, s, _ in usable):
+    usable = scorable(maps, subjects)
+    if not any(lesion.any() for _, lesion, _, _ in usable):
         return _entry(np.mean, 0, seed)
-    thresholds = lesions.sweep_thresholds([m[region] for m, _, region in usable])
-    counts = np.stack(
-        [  # (subjects, thresholds, (found, missed, false))
+    thresholds = lesions.sweep_thresholds([one[region] for one, _, region, _ in usable])
+    counts = np.stack(  # (subjects, thresholds, (found, missed, false))
+        [
             lesions.sweep_counts(
-                m,
-                np.asarray(s.lesion).astype(bool),
-                region,
-                thresholds,
-                voxel_ml(s.affine),
-                min_lesion_ml,
+                one, lesion, region, thresholds, voxel_ml(subject.affine), min_lesion_ml
             )
-            for m, s, region in usable
+            for one, lesion, region, subject in usable
         ]
     )
     allowed = counts[..., 2].sum(axis=0) <= false_per_scan * len(usable)
@@ -263,7 +245,7 @@ def sensitivity_at_fp(
 
 
 def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    """NaN where a resample drew healthy subjects alone; the interval leaves it out."""
+    """NaN where a resample drew only healthy subjects; the interval leaves it out."""
     return np.where(whole > 0, part / np.maximum(whole, 1), np.nan)
 
 
@@ -274,8 +256,8 @@ def summarise(
 
     Args:
       rows: from `score_method`.
-      dice_global: from `global_dice`; it cannot be had from the rows.
-      sensitivity: from `sensitivity_at_fp`, as `sensitivity_1fp`; nor can it.
+      dice_global: from `global_dice`; it does not follow from the rows.
+      sensitivity: from `sensitivity_at_fp`, becomes `sensitivity_1fp`; the same.
     """
     summary = {score: bootstrap_mean(row.get(score) for row in rows) for score in SCORES}
     of_cohort = {'dice_global': dice_global, 'sensitivity_1fp': sensitivity}
@@ -288,7 +270,7 @@ def by_size(rows: Sequence[Row], edges_ml: Sequence[float] = SIZE_EDGES_ML) -> d
     """Rows by the volume of their lesions: {'below 10 ml': rows, '10 to 50 ml': ..., ...}.
 
     Args:
-      rows: from `score_method`. Those without a mask or without a lesion are in no stratum.
+      rows: from `score_method`. Rows without a mask or without a lesion are in no stratum.
       edges_ml: ascending, in ml; a volume at an edge belongs to the stratum above it.
 
     Raises:
@@ -309,15 +291,8 @@ def by_size(rows: Sequence[Row], edges_ml: Sequence[float] = SIZE_EDGES_ML) -> d
     return strata
 
 
-def summarise_by_size(
-    rows: Sequence[Row], edges_ml: Sequence[float] = SIZE_EDGES_ML
-) -> dict[str, dict[str, Entry]]:
-    """{stratum: {score: {mean, ci_low, ci_high, n}}} of one method and cohort; see `by_size`."""
-    return {name: summarise(chosen) for name, chosen in by_size(rows, edges_ml).items()}
-
-
 def json_safe(value: Any) -> Any:
-    """The same value in what JSON knows: numpy numbers as numbers, NaN and infinity as None."""
+    """The same value in JSON's types: numpy numbers as numbers, NaN and infinity as None."""
     if isinstance(value, Mapping):
         return {str(key): json_safe(item) for key, item in value.items()}
     if isinstance(value, (list, tuple, np.ndarray)):

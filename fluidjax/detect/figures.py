@@ -15,8 +15,9 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from fluidjax.base.subject import Subject
 from fluidjax.detect import slices
-from fluidjax.detect.evaluate import Subject, region_of
+from fluidjax.detect.evaluate import region_of
 
 TRUTH_COLOUR, FOUND_COLOUR = '#19c8ff', '#ffb000'
 BAR_COLOURS = ('#2b6ca3', '#e08a2e')
@@ -30,14 +31,14 @@ LETTERS = {'color': '#c8d2de', 'fontsize': 8}
 
 @dataclasses.dataclass(frozen=True)
 class Panel:
-    """What one method made of one subject, to be pictured.
+    """The results of one method for one subject, to be drawn.
 
     Attributes:
       cohort, method: as in metrics.json.
-      subject: see `evaluate.Subject`.
+      subject: the scan.
       counterpart: (x, y, z) in [0, 1], or None for a method without.
       anomaly_map: (x, y, z).
-      threshold: where the map is cut; None draws no outline.
+      threshold: of the map's outline; None draws no outline.
       others: {method: anomaly map} of other methods for the small strip below.
     """
 
@@ -59,7 +60,7 @@ def to_png(figure: Figure, dpi: int = 80) -> bytes:
 
 
 def upper_value(volume: np.ndarray, region: np.ndarray, percentile: float = 99.5) -> float:
-    """The value shown brightest: a percentile inside the region; 1 where there is none."""
+    """The value shown brightest: a percentile inside the region; 1 for an empty region."""
     values = np.asarray(volume)[np.asarray(region).astype(bool)]
     values = values[np.isfinite(values)]
     top = float(np.percentile(values, percentile)) if values.size else 0.0
@@ -159,11 +160,11 @@ def _colour_bar(figure: Figure, place: tuple[float, ...], scale: float) -> None:
 
 
 def subject_figure(panel: Panel, scale: float | None = None, dpi: int = 100) -> bytes:
-    """PNG of one subject: three planes by scan, counterpart, anomaly map, and outlines on the scan.
+    """PNG of one subject: scan, counterpart, map, and outlines on the scan, in three planes.
 
     Args:
       panel: see `Panel`; the planes are chosen by `view_of`.
-      scale: upper end of the map's colours (`map_scale` of all panels); default: this map's own.
+      scale: upper end of the map's colours (`map_scale` of all panels); by default of this map.
       dpi: resolution.
     """
     subject, view, grey = panel.subject, view_of(panel), _grey(panel.subject)
@@ -190,8 +191,8 @@ def subject_figure(panel: Panel, scale: float | None = None, dpi: int = 100) -> 
 
 def _draw_outlines(axes, panel: Panel, plane: slices.Plane, view: slices.View) -> None:
     if panel.threshold is not None and math.isfinite(panel.threshold):
-        found = (np.asarray(panel.anomaly_map) >= panel.threshold) & region_of(panel.subject)
-        draw_outline(axes, found, plane, view, FOUND_COLOUR, width=2.2)
+        mask = (np.asarray(panel.anomaly_map) >= panel.threshold) & region_of(panel.subject)
+        draw_outline(axes, mask, plane, view, FOUND_COLOUR, width=2.2)
     if panel.subject.lesion is not None:
         draw_outline(axes, panel.subject.lesion, plane, view, TRUTH_COLOUR)
 
@@ -199,10 +200,10 @@ def _draw_outlines(axes, panel: Panel, plane: slices.Plane, view: slices.View) -
 def _legend(figure: Figure, panel: Panel) -> None:
     truth = 'true lesion' if panel.subject.lesion is not None else 'no lesion mask is known'
     cut = panel.threshold is not None and math.isfinite(panel.threshold)
-    found = f'map ≥ {panel.threshold:.3g}' if cut else 'no threshold'
+    marked = f'map ≥ {panel.threshold:.3g}' if cut else 'no threshold'
     handles = [
         Line2D([], [], color=TRUTH_COLOUR, label=truth),
-        Line2D([], [], color=FOUND_COLOUR, label=found),
+        Line2D([], [], color=FOUND_COLOUR, label=marked),
     ]
     figure.legend(
         handles=handles, loc='lower right', ncols=2, frameon=False, fontsize=9, labelcolor='white'
@@ -308,8 +309,8 @@ def curve_figure(
 
 
 def _index_at(curve: Mapping[str, np.ndarray], threshold: float | None) -> int | None:
-    """The curve's point at a threshold: the last whose own is at least that (they fall); None
-    where nothing is marked there."""
+    """The curve's point at a threshold: the last with at least that threshold (they fall); None
+    where nothing is marked at it."""
     if threshold is None or not math.isfinite(threshold):
         return None
     at_least = int((curve['threshold'] >= threshold * (1 - 1e-5)).sum())

@@ -1,8 +1,7 @@
-"""Whole lesions instead of voxels: which were found, and how many marked regions are false.
+"""Scores of whole lesions instead of voxels: lesions found and missed, regions marked falsely.
 
-numpy on the host. A lesion and a marked region are 26-connected components of a mask. A marked
-region is a hit or false, a true lesion found or missed; see `lesion_counts` for the rule. Undefined
-scores are NaN.
+numpy. Lesions and marked regions are 26-connected components of a mask. A marked region is a hit or
+false, a true lesion found or missed; see `lesion_counts` for the rule. Undefined scores are NaN.
 """
 
 from __future__ import annotations
@@ -13,15 +12,15 @@ from typing import NamedTuple
 import numpy as np
 from scipy import ndimage
 
-# scipy labels a scan in a millisecond. panoptica 2.1 was tried and does not fit: it pins numpy
-# below 2.3, brings pandas and plotly, and matches one to one by IoU, so that a lesion found in two
-# pieces, or two lesions found as one, would count as missed.
+# The library panoptica 2.1 does not fit: it pins numpy below 2.3, needs pandas and plotly, and
+# matches one to one by IoU, so that a lesion found in two pieces, or two lesions found as one,
+# would count as missed.
 
 NAN = float('nan')
 FULL_CONNECTIVITY = np.ones((3, 3, 3), bool)  # 26 neighbours
 SWEEP = 40  # thresholds of `sweep_thresholds`
-SWEEP_SHARES = (1e-4, 0.5)  # of all voxels marked, from the strictest threshold to the laxest
-HIT_SHARE = 0.1  # see `lesion_counts`; the overlap nnDetection and PI-CAI ask of a detection
+SWEEP_SHARES = (1e-4, 0.5)  # of all voxels that the highest and the lowest threshold mark
+HIT_SHARE = 0.1  # see `lesion_counts`; as in nnDetection and PI-CAI
 
 
 class LesionCounts(NamedTuple):
@@ -67,7 +66,7 @@ def _counts(
     min_hit_share: float,
 ) -> LesionCounts:
     labels, number = ndimage.label(predicted, FULL_CONNECTIVITY)
-    marked = labels[predicted]  # all else is about the marked voxels alone: far fewer
+    marked = labels[predicted]  # only the marked voxels matter, which are far fewer
     under = true_labels[predicted]
     size = np.bincount(marked, minlength=number + 1)
     inside = np.bincount(marked[under > 0], minlength=number + 1)
@@ -101,21 +100,13 @@ def lesion_scores(
     }
 
 
-def lesion_f1(
-    predicted: np.ndarray, truth: np.ndarray, voxel_ml: float, min_lesion_ml: float = 0.0
-) -> float:
-    """2 found / (2 found + missed + false); NaN where nothing is true. See `lesion_scores`."""
-    return lesion_scores(predicted, truth, voxel_ml, min_lesion_ml)['lesion_f1']
-
-
 def sweep_thresholds(scores: Sequence[np.ndarray], number: int = SWEEP) -> np.ndarray:
     """At most `number` thresholds, ascending, that mark `SWEEP_SHARES` of all the scores pooled.
 
     Args:
       scores: finite, any shape; one array per scan.
-      number: of thresholds. They are scores that occur; their shares are evenly spaced in the
-        logarithm, since what matters happens among the few highest voxels. Equal ones fall
-        together.
+      number: of thresholds. They are scores that occur, and equal ones are one threshold; their
+        shares are evenly spaced in the logarithm, since the few highest voxels matter most.
     """
     pooled = np.sort(np.concatenate([np.ravel(one) for one in scores]))
     if not pooled.size:

@@ -1,9 +1,9 @@
-"""Scores of one anomaly map against its lesion mask, and of a healthy counterpart.
+"""Scores of one anomaly map, and of one healthy counterpart.
 
-numpy on the host. A score that is not defined is NaN, never an exception: no lesion in the truth
-(Dice, AP, AUROC), no healthy voxel (FPR, AUROC), an empty region, or a map that holds a
-NaN or an infinity. A voxel is predicted where its score is >= the threshold. Voxel scores take
-arrays of any shape and a `region` (bool, same shape; default everything) they are computed in.
+numpy. A score that is not defined is NaN, not an exception: no lesion in the truth (Dice, AP,
+AUROC), no healthy voxel (FPR, AUROC), an empty region, or a map with a NaN or an infinity. A voxel
+is predicted where its score is >= the threshold. Voxel scores take arrays of any shape and
+optionally the `region` (bool, same shape) in which they are computed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 NAN = float('nan')
 MAX_PSNR = 100.0  # of two identical images, in dB; keeps means finite
 SSIM_WINDOW = 7
-MIN_CONTRAST = 1e-3  # a quarter of a grey level of 256: a lesion that nobody sees
+MIN_CONTRAST = 1e-3  # a quarter of a grey level of 256, which is invisible
 
 
 def _in_region(scores, truth, region) -> tuple[np.ndarray, np.ndarray]:
@@ -38,7 +38,7 @@ def best_dice(
 ) -> tuple[float, float]:
     """The largest Dice over all thresholds, and the (highest) threshold that reaches it.
 
-    Every distinct score is tried, from one sort: Dice = 2 TP / (predicted + true).
+    All distinct scores are tried with one sort: Dice = 2 TP / (predicted + true).
     """
     scores, truth = _in_region(scores, truth, region)
     if not _rankable(scores, truth):
@@ -73,7 +73,7 @@ def overlap_counts(
 def average_precision(
     scores: np.ndarray, truth: np.ndarray, region: np.ndarray | None = None
 ) -> float:
-    """Area under the precision-recall curve as scikit-learn sums it (no interpolation)."""
+    """Area under the precision-recall curve, as in scikit-learn (no interpolation)."""
     scores, truth = _in_region(scores, truth, region)
     return float(average_precision_score(truth, scores)) if _rankable(scores, truth) else NAN
 
@@ -89,7 +89,7 @@ def auroc(scores: np.ndarray, truth: np.ndarray, region: np.ndarray | None = Non
 def false_positive_rate(
     scores: np.ndarray, truth: np.ndarray, threshold: float, region: np.ndarray | None = None
 ) -> float:
-    """FP / (FP + TN) at a threshold; defined without a lesion too.
+    """FP / (FP + TN) at a threshold; also defined without a lesion.
 
     The published code counts `score > threshold` here and `>=` in its Dice; ours is `>=` in both.
     """
@@ -105,10 +105,10 @@ def threshold_for(
     truths: Sequence[np.ndarray],
     regions: Sequence[np.ndarray] | None = None,
 ) -> float:
-    """The one threshold that maximises the Dice of all voxels of all subjects pooled.
+    """The threshold that maximises the Dice of all voxels of all subjects pooled.
 
     Chosen on validation subjects it gives `dice_validated`; chosen on the test set, `dice_global`.
-    Subjects whose map is not finite are left out; NaN where no lesion remains.
+    Subjects whose map is not finite are left out; NaN if no lesion remains.
     """
     regions = [None] * len(maps) if regions is None else regions
     pairs = [_in_region(*subject) for subject in zip(maps, truths, regions, strict=True)]
@@ -157,10 +157,10 @@ def ssim(image: np.ndarray, reference: np.ndarray, region: np.ndarray) -> float:
 def contrast_removed(
     counterpart: np.ndarray, scan: np.ndarray, healthy: np.ndarray, lesion: np.ndarray
 ) -> float:
-    """Share of a lesion's contrast that is gone from the counterpart.
+    """Share of a lesion's contrast that the counterpart no longer has.
 
     1 - mean|counterpart - healthy| / mean|scan - healthy| inside `lesion` (bool): 1 for the healthy
-    image itself, 0 for a copy of the scan, negative for what is worse than the scan. NaN where the
+    image itself, 0 for a copy of the scan, negative if it is worse than the scan. NaN where the
     lesion has no contrast (below `MIN_CONTRAST`).
     """
     contrast = l1(scan, healthy, lesion)
@@ -180,6 +180,6 @@ def _double(image: np.ndarray) -> np.ndarray:
 
 
 def _bounding_box(region: np.ndarray, margin: int) -> tuple[slice, ...]:
-    """Around the region: what lies further away than a window does not change its values."""
+    """A box around the region; voxels further away than the margin do not change its SSIM."""
     box = ndimage.find_objects(region.astype(np.int8))[0]
     return tuple(slice(max(side.start - margin, 0), side.stop + margin) for side in box)

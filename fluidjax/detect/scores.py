@@ -1,17 +1,17 @@
-"""The scores of the tables: their names, their direction, and a plain sentence on each."""
+"""The scores of the tables: their names, their direction, and an explanation of each."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import NamedTuple
 
-COHORT_SCORES = ('dice_global', 'sensitivity_1fp')  # of a whole test set; no row has them
-# A lesion with over nine tenths of its contrast left looks like the scan's.
+COHORT_SCORES = ('dice_global', 'sensitivity_1fp')  # of a whole test set, not of a subject
+# A lesion with over nine tenths of its contrast left looks as in the scan.
 COPY_CONTRAST = 0.1
-# A copy through a decoder changes that much too: an L1 of 0.015 (UNA's table) is a few per cent of
-# a brain's mean intensity, the demo's autoencoder at 4 mm changes 6 %.
+# Copies by a decoder also change: an L1 of 0.015 (UNA's table) is a few per cent of a brain's mean
+# intensity, and the demo's autoencoder at 4 mm changes 6 %.
 COPY_CHANGE = 0.1
-# An all-zero counterpart has 1; half way there more of the brain is gone than any lesion takes.
+# An all-zero counterpart has 1; at half of that, more of the brain is lost than in any lesion.
 BLANK_CHANGE = 0.5
 
 
@@ -30,21 +30,21 @@ SCORES: dict[str, Score] = {
         1,
         3,
         'Overlap of the thresholded map with the true lesion, 0 to 1, at a threshold chosen on '
-        'validation subjects. The headline: it is what a new scan would get.',
+        'validation subjects. The main score: what to expect for a new scan.',
     ),
     'dice_global': Score(
         'Dice (global)',
         1,
         3,
-        'Dice of all voxels of all test subjects pooled, at the one threshold that suits this test '
-        'set best. Optimistic: the threshold has seen the truth.',
+        'Dice of all voxels of all test subjects pooled, at the best threshold for this test set. '
+        'Optimistic: the threshold is chosen with the truth.',
     ),
     'dice_oracle': Score(
         'Dice (oracle)',
         1,
         3,
-        'Dice at the best threshold of each scan, averaged. An upper bound no user can reach; '
-        'many papers report this one.',
+        'Dice at the best threshold of each scan, averaged. An upper bound that no user can reach, '
+        'although many papers report it.',
     ),
     'ap': Score(
         'AP',
@@ -90,7 +90,7 @@ SCORES: dict[str, Score] = {
         3,
         'Share of all true lesions of the test set that are found where the threshold allows one '
         'false region per scan on average. A region counts as a hit if a tenth of it or more is '
-        'lesion. Optimistic like the global Dice: the threshold has seen the truth.',
+        'lesion. Optimistic like the global Dice: the threshold is chosen with the truth.',
     ),
     'l1': Score(
         'L1',
@@ -140,14 +140,14 @@ SCORES: dict[str, Score] = {
 
 
 def verdict(summary: Mapping[str, Mapping]) -> str:
-    """What is wrong with a method's counterparts at first sight.
+    """What is obviously wrong with a method's counterparts.
 
     Args:
       summary: {score: {mean, ...}} of one method, from `evaluate.summarise`.
 
     Returns:
-      'blank' if healthy tissue is not kept either; 'copies the scan' if neither the lesion nor
-      healthy tissue is changed; '' if neither, or if the scores that tell are unknown.
+      'blank' if healthy tissue is lost too; 'copies the scan' if neither the lesion nor healthy
+      tissue is changed; '' in all other cases, or if the scores are unknown.
     """
     removed, changed = (
         (summary.get(score) or {}).get('mean') for score in ('contrast_removed', 'healthy_changed')

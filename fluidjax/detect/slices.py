@@ -1,4 +1,4 @@
-"""Planes of an RAS+ volume, the way a person looks at them.
+"""Planes of an RAS+ volume for pictures.
 
 Volumes are (x, y, z) with x to the subject's right, y to the front, z up. Pictures are
 neurological: the right side of the brain is on the right, the front of an axial plane is up, a
@@ -33,8 +33,8 @@ PLANES = (AXIAL, CORONAL, SAGITTAL)
 
 
 class View(NamedTuple):
-    """What of a volume is shown: the planes through voxel `centre`, cropped to `box` (voxels, a
-    slice per axis), with voxels of `spacing` mm."""
+    """The part of a volume that is shown: the planes through voxel `centre`, cropped to `box`
+    (voxels, one slice per axis), with voxels of `spacing` mm."""
 
     centre: tuple[int, int, int]
     box: tuple[slice, slice, slice]
@@ -53,7 +53,7 @@ def aspect(plane: Plane, spacing: tuple[float, float, float]) -> float:
 
 
 def box_around(region: np.ndarray, margin: int = 2) -> tuple[slice, slice, slice]:
-    """The bounding box of a bool region, widened by `margin` voxels; all where it is empty."""
+    """The bounding box of a bool region, widened by `margin` voxels; all if the region is empty."""
     if not np.any(region):
         return tuple(slice(0, n) for n in region.shape)
     places = np.argwhere(region)
@@ -72,8 +72,8 @@ def centre_of(
     """The voxel to look at: the middle of the largest lesion, else the map's peak, else the brain's
     centre of mass (for a map without a peak), else the middle.
 
-    The centre of mass of several lesions, or of a bent one, may lie in healthy tissue: the voxel of
-    the largest piece nearest to its centre of mass is taken.
+    The centre of mass of several lesions, or of a bent one, may lie in healthy tissue, therefore
+    the middle is the voxel of the largest lesion nearest to that lesion's centre of mass.
     """
     finite = np.nan_to_num(anomaly_map, nan=0.0, posinf=0.0, neginf=0.0)
     if lesion is not None and np.any(lesion):

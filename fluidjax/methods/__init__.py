@@ -1,16 +1,32 @@
-"""Methods: each joins networks, losses and randomization into a value with one interface.
+"""Methods: each joins networks, losses and randomization, and all have the same interface.
 
-A method has
-    stage                       its name in the workdir and in the configuration
-    trainable                   names of the parameter groups it trains
-    needs_mask                  whether `reconstruct` must be told where the lesion is
-    init(key)                   parameter groups, by name
-    prepare(params, volumes)    the same, started from training volumes `(n, x, y, z, 1)`
-    loss(params, batch, key)    (loss, metrics) of `{'image', 'brain'}`, `(batch, x, y, z, 1)`
-    reconstruct(params, volume, key[, mask])    healthy counterparts, shaped as the volumes given
-and, where it draws samples,
-    num_counterparts            how many
-    counterparts(params, volume, key)    each of them as a volume, along a leading axis
-The trainer, the evaluator and the predictor know no more of it. `fluidjax.runs.stages` makes methods of
-a configuration.
+A method is a frozen dataclass with
+    stage               its name in the workdir and in the configuration
+    trainable           names of the parameter groups that it trains
+    needs_mask          whether `reconstruct` takes the lesion's mask as a fourth argument
+    num_counterparts    how many healthy counterparts of a scan it makes
+    pairs               the `PairMaker` of its training pairs, or None
+    autoencoder         the `AutoencoderMethod` whose latents it works on, or None
+    init(key)                           parameter groups, by name
+    prepare(params, volumes)            the same, started from training volumes `(n, x, y, z, 1)`
+    loss(params, batch, key, share)     (loss, metrics) of a batch `{'image', 'brain'}`, each
+                                        `(batch, x, y, z, 1)`
+    reconstruct(params, volumes, key)   healthy counterparts, shaped as the volumes
+If it makes several counterparts, also
+    counterparts(params, volumes, key)  all of them, along a leading axis
+If it trains on latents, which the trainer can then keep and use several times (else both are None),
+    examples(params, batch, key, share)         latents of new pairs, a tree of `(batch, ...)`
+    example_loss(params, examples, key, share)  (loss, metrics) of such latents
+
+The trainer, the evaluator and the predictor use nothing else. `fluidjax.runs.stages` makes methods
+from a configuration.
 """
+
+
+class Method:
+    """Defaults of the interface. A method sets `stage`, `trainable`, `pairs` and `autoencoder`."""
+
+    needs_mask = False
+    num_counterparts = 1
+    examples = None
+    example_loss = None

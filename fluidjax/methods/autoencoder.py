@@ -13,6 +13,7 @@ import numpy as np
 from fluidjax.base.errors import UserError
 from fluidjax.base.share import WHOLE, Share
 from fluidjax.fluid.grid import Grid
+from fluidjax.methods import Method
 from fluidjax.methods.augment import AugmentSettings, augment_batch
 from fluidjax.models import perceptual
 from fluidjax.models.autoencoder import Autoencoder, AutoencoderConfig
@@ -87,7 +88,7 @@ class AutoencoderLoss:
 
 
 @dataclasses.dataclass(frozen=True)
-class AutoencoderMethod:
+class AutoencoderMethod(Method):
     """The autoencoder as a method of its own: it copies what it sees, within its means.
 
     Attributes:
@@ -104,6 +105,8 @@ class AutoencoderMethod:
 
     stage = 'autoencoder'
     trainable = ('autoencoder', 'discriminator')
+    pairs = None
+    autoencoder = None
 
     def __post_init__(self) -> None:
         if any(n % self.network.factor for n in self.grid.shape):

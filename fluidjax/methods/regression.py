@@ -18,6 +18,7 @@ import numpy as np
 
 from fluidjax.base.share import WHOLE, Share
 from fluidjax.fluid.randomize import Randomized
+from fluidjax.methods import Method
 from fluidjax.methods.pairs import PairMaker, by_its_maximum
 from fluidjax.models.image_unet import ImageUNet, ImageUNetConfig
 
@@ -36,7 +37,7 @@ class RestorationLoss:
 
 
 @dataclasses.dataclass(frozen=True)
-class Regression:
+class Regression(Method):
     """Healthy from pseudo-diseased, voxel by voxel.
 
     Attributes:
@@ -51,7 +52,7 @@ class Regression:
 
     stage = 'restoration'
     trainable = ('unet',)
-    needs_mask = False
+    autoencoder = None
 
     def init(self, key: jax.Array) -> Params:
         """Random parameters."""

@@ -11,6 +11,7 @@ import numpy as np
 
 from fluidjax.base.share import WHOLE, Share
 from fluidjax.fluid.painting import divide_by_maximum
+from fluidjax.methods import Method
 from fluidjax.methods.pairs import PairMaker, by_its_maximum
 from fluidjax.models.vae import VAE, VAEConfig
 
@@ -32,7 +33,7 @@ class VAELoss:
 
 
 @dataclasses.dataclass(frozen=True)
-class VAEMethod:
+class VAEMethod(Method):
     """A VAE of healthy scans.
 
     Attributes:
@@ -47,7 +48,7 @@ class VAEMethod:
 
     stage = 'vae'
     trainable = ('vae',)
-    needs_mask = False
+    autoencoder = None
 
     def init(self, key: jax.Array) -> Params:
         """Random parameters; the mean brain is not measured yet."""

@@ -4,12 +4,13 @@
     fluidjax predict BIDS_DIR --out=derivatives/fluidjax --participant-label 01 02 --n-jobs=4
     fluidjax predict scan.nii.gz --workdir=runs/mine --threshold=fpr_1 --out=predictions
 
-Takes T1w scans (.nii, .nii.gz, .mgz, .mgh) and folders of them, BIDS or plain. Each scan is
-answered on its own voxels by files named as BIDS derivatives: the healthy counterpart, anomaly map,
-masks, a table of the marked regions, a picture and a page; OUT/index.html lists all scans. Without
---workdir the model that comes with fluidjax is used.
+Takes T1w scans (.nii, .nii.gz, .mgz, .mgh) and folders of them, BIDS or plain. Writes, for each
+scan and on its own voxels, files named as BIDS derivatives: the healthy counterpart, the anomaly
+map, masks, a table of the marked regions, a picture and a page; OUT/index.html lists all scans.
+Without --workdir the model that comes with fluidjax is used.
 """
 
+import os
 from pathlib import Path
 
 from absl import flags
@@ -20,36 +21,47 @@ FLAGS = flags.FlagValues()
 WORKDIR = flags.DEFINE_string(
     'workdir',
     '',
-    'Folder of a trained and evaluated run, or a model package (.zip); without, the '
+    'Folder of a trained and evaluated run, or a model package (.zip); by default the '
     'model that comes with fluidjax.',
     flag_values=FLAGS,
 )
 THRESHOLD = flags.DEFINE_string(
     'threshold',
     'dice',
-    'Which threshold of the run marks a voxel: dice (best on validation), '
-    'fpr_1, fpr_5 or fpr_10 (per cent of healthy voxels marked there).',
+    'Which threshold of the run marks a voxel: dice (the best on validation subjects), or '
+    'fpr_1, fpr_5, fpr_10 (1, 5, 10 per cent of their healthy voxels are marked).',
     flag_values=FLAGS,
 )
 OUT = flags.DEFINE_string(
-    'out', None, 'Folder to write to: a folder a scan, and index.html.', flag_values=FLAGS
+    'out', None, 'Folder to write to: a folder for each scan, and index.html.', flag_values=FLAGS
+)
+PARTICIPANTS = cli.define_words(
+    'participant-label', [], 'BIDS: only these participants, e.g. 01 02 or sub-01.', FLAGS
+)
+SESSIONS = cli.define_words('session-label', [], 'BIDS: only these sessions, e.g. pre.', FLAGS)
+JOBS = flags.DEFINE_integer(
+    'n-jobs',
+    1,
+    'How many scans are preprocessed at once, each in a process of its own; -1 for one per '
+    'CPU. The results do not depend on it.',
+    flag_values=FLAGS,
 )
 EXTRACTION = flags.DEFINE_enum(
     'extraction',
     'auto',
     ['auto', 'none', 'atlas', 'synthstrip', 'hd-bet'],
-    'How the brain of a whole head is found; auto leaves a skull-stripped scan as it is.',
+    'How the brain is found in a whole head; auto leaves a skull-stripped scan as it is.',
     flag_values=FLAGS,
 )
 BRAIN = flags.DEFINE_string(
     'brain', '', "Brain mask on the scan's voxels, instead of extraction.", flag_values=FLAGS
 )
-N4 = flags.DEFINE_boolean('n4', False, "Take out the coil's shading (N4).", flag_values=FLAGS)
+N4 = flags.DEFINE_boolean('n4', False, "Correct the coil's shading (N4).", flag_values=FLAGS)
 REGISTRATION = flags.DEFINE_enum(
     'registration',
     None,
     ['affine', 'none'],
-    'To MNI152; none for scans that lie there already. By default as the run was trained.',
+    'To MNI152; none for scans that are registered already. By default as the run was trained.',
     flag_values=FLAGS,
 )
 QUALITY = flags.DEFINE_boolean(
@@ -60,26 +72,31 @@ QUALITY = flags.DEFINE_boolean(
 def main(scans: list[str]) -> None:
     """Read the flags and predict."""
     from fluidjax.predict import batch
+    from fluidjax.predict.on_scan import Steps
+    from fluidjax.predict.reading import Options
+    from fluidjax.predict.scans import scan_files
     from fluidjax.runs import package
 
     if not scans or not OUT.value:
         raise cli.UserError(
             'predict needs scans and --out=DIR, e.g. fluidjax predict scan.nii.gz --out=predictions'
         )
+    jobs = (os.cpu_count() or 1) if JOBS.value == -1 else JOBS.value
+    if jobs < 1:
+        raise cli.UserError(f'--n-jobs: {jobs} must be 1 or more, or -1 for one per CPU')
+    out = Path(OUT.value).expanduser()
     if not WORKDIR.value:
         cli.tell(
             'model: the one that comes with fluidjax (--workdir=RUN for one of yours); '
             'research use, not for diagnosis'
         )
-    options = batch.Options(
-        batch.Steps(EXTRACTION.value, N4.value, REGISTRATION.value), BRAIN.value, QUALITY.value
-    )
     batch.predict(
-        scans,
+        scan_files(scans, out, PARTICIPANTS.value, SESSIONS.value),
         Path(WORKDIR.value or package.BUNDLED).expanduser(),
-        Path(OUT.value).expanduser(),
+        out,
         THRESHOLD.value,
-        options,
+        Options(Steps(EXTRACTION.value, N4.value, REGISTRATION.value), BRAIN.value, QUALITY.value),
+        jobs,
     )
 
 
@@ -89,7 +106,7 @@ def command() -> None:
         main,
         FLAGS,
         takes_arguments=True,
-        interrupted='the scans that were done are in --out; name the others to go on',
+        interrupted='finished scans are in --out; give the others to go on',
     )
 
 

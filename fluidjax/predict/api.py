@@ -1,11 +1,11 @@
 """fluidjax from Python, reached as `fluidjax.load` and so on: nibabel images in and out.
 
     model = fluidjax.load()                            # the model that comes with fluidjax
-    found = model.detect(nib.load('scan.nii.gz'))
-    found.mask.to_filename('mask.nii.gz')
+    detection = model.detect(nib.load('scan.nii.gz'))
+    detection.mask.to_filename('mask.nii.gz')
 
-What comes back lies on the voxels of the scan that went in. A mistake of the caller's is a
-`fluidjax.UserError`, a ValueError whose message says what to do.
+Results lie on the voxels of the scan. A mistake of the caller's raises `fluidjax.UserError`, a
+ValueError whose message says what to do.
 """
 
 from __future__ import annotations
@@ -22,15 +22,13 @@ from ml_collections import ConfigDict
 
 from data_pipelines import scan_images
 from data_pipelines.scan_images import Image, Scan
-from data_pipelines.volume_io import Volume
+from data_pipelines.volume_io import image_like
 from fluidjax.base.errors import UserError
-from fluidjax.base.subject import Subject
 from fluidjax.detect.evaluate import voxel_ml
-from fluidjax.predict.on_scan import predicted_on_scan
-from fluidjax.predict.scan_input import Steps, on_model_grid, subject_of
+from fluidjax.predict.on_scan import Steps, grid_of, on_model_grid, predicted_on_scan, subject_of
 from fluidjax.runs import package, thresholds
 from fluidjax.runs import train as training
-from fluidjax.runs.detector import Detector, Output
+from fluidjax.runs.detector import Detector
 from fluidjax.runs.load import Run, load_run
 
 __all__ = ['Detection', 'Model', 'load', 'train']
@@ -38,7 +36,7 @@ __all__ = ['Detection', 'Model', 'load', 'train']
 
 @dataclasses.dataclass(frozen=True)
 class Detection:
-    """What was found in a scan; every image lies on the scan's own voxels, with its affine.
+    """Anomalies of a scan; every image lies on the scan's own voxels, with its affine.
 
     Attributes:
         healthy: the healthy counterpart on the scan's own scale of intensity, float32; 0 outside
@@ -50,8 +48,8 @@ class Detection:
         threshold: of the mask.
         volume_ml: volume of the mask, millilitres.
         overlap: Dice of the brain with the atlas's after registration; below 0.85 look at the
-            scan before the numbers.
-        warnings: what is odd about the scan, sentences.
+            scan before you use the results.
+        warnings: sentences about the scan.
     """
 
     healthy: nib.Nifti1Image
@@ -66,7 +64,7 @@ class Detection:
 
 
 class Model:
-    """A trained model; made by `load` or `train`.
+    """A trained model, from `load` or `train`.
 
     Attributes:
         run: its configuration, grid, method and parameters.
@@ -76,8 +74,8 @@ class Model:
     def __init__(self, run: Run, path: Path) -> None:
         if run.method.needs_mask:
             raise UserError(
-                f'{path}: {run.config.method} must be told where the lesion is, so it '
-                'finds none; load a run of another method'
+                f'{path}: {run.config.method} needs a mask of the lesion, so it cannot find any; '
+                'load a run of another method'
             )
         self.run, self.path = run, path
         self._detector = Detector(run)
@@ -89,8 +87,8 @@ class Model:
 
         Args:
             scans: a T1w scan as a nibabel image or a file's path, or several of them in a list.
-            threshold: where a voxel is marked: 'dice', 'fpr_1', 'fpr_5' or 'fpr_10', chosen on
-                validation subjects (`calibration`), or a number.
+            threshold: a voxel is marked where its map is at least this: 'dice', 'fpr_1', 'fpr_5' or
+                'fpr_10', chosen on validation subjects (`runs.thresholds`), or a number.
             steps: of preprocessing.
 
         Returns:
@@ -106,26 +104,34 @@ class Model:
 
     def _level(self, threshold: str | float) -> float:
         if isinstance(threshold, str):
-            return thresholds.load(self.path, self.run.name, self.run.step, threshold)
+            return thresholds.load(self.run, threshold)
         return float(threshold)
 
     def _detect_one(self, scan: Scan, threshold: float, steps: Steps) -> Detection:
-        image, volume = scan_images.read(scan)
-        made = on_model_grid(volume, self.run, steps)
-        case = subject_of('scan', made)
-        return _on_scan(
-            self._detector.detect([case]),
-            case,
-            made.overlap,
-            made.warnings,
-            threshold,
-            volume,
-            image,
+        volume = scan_images.read(scan)
+        preprocessed = on_model_grid(volume, grid_of(self.run), steps.of_run(self.run))
+        case = subject_of('scan', preprocessed)
+        predicted = predicted_on_scan(case, self._detector.detect([case]), 0, threshold, volume)
+
+        def place(data: np.ndarray) -> nib.Nifti1Image:
+            return image_like(data, volume)
+
+        spread = predicted.uncertainty
+        return Detection(
+            healthy=place(predicted.healthy_in_scan_units),
+            anomaly_map=place(predicted.anomaly_map),
+            uncertainty=None if spread is None else place(spread),
+            mask=place(predicted.mask),
+            brain_mask=place(predicted.brain),
+            threshold=threshold,
+            volume_ml=float(predicted.mask.sum()) * voxel_ml(volume.affine),
+            overlap=preprocessed.overlap,
+            warnings=preprocessed.warnings,
         )
 
 
 def load(run: str | os.PathLike | None = None) -> Model:
-    """A trained model.
+    """Load a trained model.
 
     Args:
         run: a run's folder or a model package; None for the model that comes with fluidjax.
@@ -140,13 +146,13 @@ def load(run: str | os.PathLike | None = None) -> Model:
 def train(
     config: ConfigDict | Mapping[str, Any], workdir: str | os.PathLike, evaluate: bool = True
 ) -> Model:
-    """Train a configuration; skip what is done, resume what is not.
+    """Train a configuration; a run that was interrupted goes on, a finished one is loaded.
 
     Args:
-        config: as a file in `configs` makes it: `configs.ldm.get_config('demo,cohort=nifti')`.
+        config: from a file in `configs`: `configs.ldm.get_config('demo,cohort=nifti')`.
         workdir: folder of the run.
-        evaluate: also choose its thresholds and write its report, unless it has them; without,
-            `Model.detect` wants a threshold in numbers.
+        evaluate: also choose its thresholds and write its report, unless it has them; without
+            thresholds, `Model.detect` needs a number.
 
     Raises:
         UserError: a field that does not fit, or data that cannot be read.
@@ -164,39 +170,7 @@ def train(
 
 def _is_evaluated(model: Model) -> bool:
     try:
-        thresholds.load(model.path, model.run.name, model.run.step)
+        thresholds.load(model.run)
     except UserError:
         return False
     return True
-
-
-def _on_scan(
-    output: Output,
-    case: Subject,
-    overlap: float,
-    warnings: tuple[str, ...],
-    threshold: float,
-    volume: Volume,
-    image: Image,
-) -> Detection:
-    """The detection of one scan, from the model's grid to the voxels of the image."""
-    spread = None if output.uncertainty is None else output.uncertainty[0]
-    found = predicted_on_scan(
-        case, output.counterparts[0], output.maps[0], spread, threshold, volume
-    )
-
-    def place(data: np.ndarray) -> nib.Nifti1Image:
-        kind = np.uint8 if data.dtype == bool else np.float32
-        return scan_images.on_image(data.astype(kind), volume, image)
-
-    return Detection(
-        healthy=place(found.healthy_in_scan_units),
-        anomaly_map=place(found.anomaly_map),
-        uncertainty=None if found.uncertainty is None else place(found.uncertainty),
-        mask=place(found.mask),
-        brain_mask=place(found.brain),
-        threshold=threshold,
-        volume_ml=float(found.mask.sum()) * voxel_ml(image.affine),
-        overlap=overlap,
-        warnings=warnings,
-    )

@@ -1,72 +1,58 @@
-"""A run applied to scans it has never seen: files in, anomaly maps and pages out.
+"""The loop of `fluidjax predict`: files in, anomaly maps and pages out.
 
-    scan files -> read, preprocess -> Detector, a batch at a time -> on the scan's voxels -> files
+    files -> read and preprocessed -> Detector, in batches -> on the scan's voxels -> files
 
 A scan that cannot be used does not stop the others, and leaves no file.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
 from tqdm import tqdm
 
 from fluidjax.base import cli
 from fluidjax.base.errors import UserError
 from fluidjax.predict.files import (
-    Scan,
     Source,
     check_folder,
     describe_folder,
     write_folder_index,
     write_prediction,
 )
-from fluidjax.predict.on_scan import predicted_on_scan
-from fluidjax.predict.scan_input import Steps, model_grid_of, on_model_grid, subject_of
-from fluidjax.predict.scans import ScanFile, scan_files
+from fluidjax.predict.on_scan import grid_of, predicted_on_scan
+from fluidjax.predict.reading import Options, Scan, failure_line, read_scans
+from fluidjax.predict.scans import ScanFile
 from fluidjax.runs import thresholds
 from fluidjax.runs.detector import Detector, Output
-from fluidjax.runs.load import Run, load_run
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """What a person may ask for.
-
-    Attributes:
-        steps: of preprocessing.
-        brain: file of a brain mask on the voxels of the one scan, or ''.
-        quality: also draw how the scan was brought onto the model's grid.
-    """
-
-    steps: Steps = Steps()
-    brain: str = ''
-    quality: bool = True
+from fluidjax.runs.load import load_run
 
 
 def predict(
-    scans: Sequence[str], workdir: Path, out: Path, rule: str = 'dice', options: Options = Options()
+    files: Sequence[ScanFile],
+    workdir: Path,
+    out: Path,
+    rule: str = 'dice',
+    options: Options = Options(),
+    jobs: int = 1,
 ) -> None:
-    """Write counterpart, maps, masks, lesion table, picture and page of each scan, on its voxels.
+    """Write counterpart, maps, masks, table of regions, picture and page of each scan.
 
     Args:
-        scans: image files and folders, see `scan_names.scan_files`.
-        workdir: a trained and evaluated run.
-        out: the folder to write to, see `predicted_files`.
-        rule: which threshold of the run's calibration marks a voxel, see `calibration`.
-        options: of preprocessing.
+        files: the scans, see `scans.scan_files`.
+        workdir: a trained and evaluated run, or a model package.
+        out: the folder to write to, see `predict.files`.
+        rule: which threshold of the run marks a voxel, see `runs.thresholds`.
+        options: how scans are read.
+        jobs: how many scans are preprocessed at once; the results do not depend on it.
 
     Raises:
-        UserError: no trained and evaluated run, names that collide (before any work), or some scan
-            failed (after all others are done).
+        UserError: no trained and evaluated run, or some scan failed (after all others are done).
     """
     check_folder(out)
-    files = scan_files(scans, out)
     if options.brain and len(files) > 1:
         raise UserError(
             f'--brain: is the mask of one scan, but there are {len(files)}; predict them one by one'
@@ -74,97 +60,58 @@ def predict(
     run = load_run(workdir)
     if run.method.needs_mask:
         raise UserError(
-            f'{workdir}: {run.config.method} must be told where the lesion is, so it '
-            'finds none; predict with a run of another method'
+            f'{workdir}: {run.config.method} needs a mask of the lesion, so it cannot find any; '
+            'predict with a run of another method'
         )
-    threshold = thresholds.load(workdir, run.name, run.step, rule)
+    threshold = thresholds.load(run, rule)
     source = Source(workdir.name, str(run.config.method), run.step, rule, threshold)
-    failures = _predict_all(files, Detector(run), source, out, options)
+    options = options.of_run(run)
+    scans = read_scans(files, grid_of(run), options, jobs)
+    failures = _predict_all(scans, len(files), Detector(run), source, out)
     if len(failures) < len(files):
         describe_folder(out)
         cli.tell(f'{write_folder_index(out, failures)}')
+    if failures and len(files) == 1:
+        raise UserError(failures[0])
+    for line in failures:
+        cli.tell(f'failed: {line}')
     if failures:
-        for line in failures:
-            cli.tell(f'failed: {line}')
-        raise UserError(
-            f'{len(failures)} of {len(files)} scans failed, see above'
-            if len(files) > 1
-            else failures[0]
-        )
-
-
-def read_scan(file: ScanFile, run: Run, options: Options = Options()) -> Scan:
-    """A scan, read and brought onto the model's grid.
-
-    Raises:
-        UserError: the file cannot be used; the message says why.
-    """
-    from data_pipelines.quality import quality_figure
-    from data_pipelines.volume_io import load_volume
-
-    volume, grid = load_volume(file.path), model_grid_of(run)
-    brain = load_volume(options.brain) if options.brain else None
-    made = on_model_grid(volume, run, options.steps, brain)
-    picture = quality_figure(made, grid, volume) if options.quality else None
-    return Scan(
-        file,
-        volume,
-        subject_of(file.name, made),
-        grid.affine @ np.linalg.inv(made.affine),
-        made.overlap,
-        made.warnings,
-        made.extraction,
-        picture,
-    )
+        raise UserError(f'{len(failures)} of {len(files)} scans failed, see above')
 
 
 def _predict_all(
-    files: Sequence[ScanFile], detector: Detector, source: Source, out: Path, options: Options
+    scans: Iterator[Scan | str], count: int, detector: Detector, source: Source, out: Path
 ) -> list[str]:
-    """Predict and write every scan that can be read; a line for each that cannot."""
+    """Predict and write every scan that can be used; returns a line for each other."""
     failures: list[str] = []
     size = int(detector.run.config.detect.batch_size)
-    with tqdm(total=len(files), desc='predict', unit='scan', disable=len(files) < 2) as bar:
-        readable = _readable(files, detector.run, options, failures, bar)
-        while batch := list(itertools.islice(readable, size)):
+    with tqdm(total=count, desc='predict', unit='scan', disable=count < 2) as bar:
+        usable = _usable(scans, failures, bar)
+        while batch := list(itertools.islice(usable, size)):
             output = detector.detect([scan.case for scan in batch])
-            for i, scan in enumerate(batch):
+            for number, scan in enumerate(batch):
                 try:
-                    _write(out, scan, output, i, source)
+                    _write(out, scan, output, number, source)
                 except OSError as error:
-                    failures.append(_line(scan.file, error))
+                    failures.append(failure_line(scan.file, error))
                 bar.update()
     return failures
 
 
-def _readable(
-    files: Sequence[ScanFile], run: Run, options: Options, failures: list[str], bar: tqdm
-) -> Iterator[Scan]:
-    """The scans that can be read, one by one; a line is added to `failures` for each other."""
-    for file in files:
-        try:
-            yield read_scan(file, run, options)
-        except Exception as error:  # one strange file among a thousand must not end the night's run
-            failures.append(_line(file, error))
+def _usable(scans: Iterator[Scan | str], failures: list[str], bar: tqdm) -> Iterator[Scan]:
+    """The scans that could be read; the line of each other is added to `failures`."""
+    for scan in scans:
+        if isinstance(scan, Scan):
+            yield scan
+        else:
+            failures.append(scan)
             bar.update()
 
 
-def _line(file: ScanFile, error: Exception) -> str:
-    """What went wrong with a scan, as one line that begins with its path."""
-    text = ' '.join(str(error).split())
-    if not isinstance(error, UserError):
-        what = error.strerror if isinstance(error, OSError) else f'{type(error).__name__}: {text}'
-        text = f'{file.path}: failed unexpectedly ({what}); look at it in a viewer'
-    return text if text.startswith(str(file.path)) else f'{file.path}: {text}'
-
-
-def _write(out: Path, scan: Scan, output: Output, i: int, source: Source) -> None:
-    """Write the i-th scan of a batch, and say so."""
-    spread = None if output.uncertainty is None else output.uncertainty[i]
-    found = predicted_on_scan(
-        scan.case, output.counterparts[i], output.maps[i], spread, source.threshold, scan.volume
-    )
-    summary = write_prediction(out, scan, found, source)
+def _write(out: Path, scan: Scan, output: Output, number: int, source: Source) -> None:
+    """Write one scan of a batch, and say so."""
+    predicted = predicted_on_scan(scan.case, output, number, source.threshold, scan.volume)
+    summary = write_prediction(out, scan, predicted, source)
     for warning in scan.warnings:
         tqdm.write(f'{scan.file.path}: {warning}', file=sys.stderr)
     regions = f'{summary["regions"]} region{"s" * (summary["regions"] != 1)}'

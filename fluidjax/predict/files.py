@@ -1,4 +1,4 @@
-"""The files of a predicted scan, named as BIDS derivatives, and the folder's own description.
+"""The files of a predicted scan, named as BIDS derivatives, and the description of their folder.
 
 A scan's files are written into a hidden folder beside their place and then moved, so that a scan
 that fails on the way leaves nothing.
@@ -13,33 +13,47 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from data_pipelines.volume_io import save_like
 from fluidjax.base import __version__
 from fluidjax.base.errors import UserError
-from fluidjax.base.files import write_bytes, write_text
+from fluidjax.base.files import asset, write_bytes, write_json, write_text
 from fluidjax.base.subject import Subject
 from fluidjax.detect.evaluate import voxel_ml
 from fluidjax.detect.figures import Panel, subject_figure
-from fluidjax.predict import regions as lesion_table
+from fluidjax.predict import page, regions
 from fluidjax.predict.on_scan import Predicted
-from fluidjax.predict.page import write_index, write_scan_page
+from fluidjax.predict.reading import Scan
+from fluidjax.predict.regions import Region
 from fluidjax.predict.scans import ScanFile
 
-if TYPE_CHECKING:
-    from data_pipelines.volume_io import Volume
-
 BIDS_VERSION = '1.10.0'
+DESCRIPTION = 'dataset_description.json'
 TABLE = 'desc-anomaly_lesions'
-OPTIONAL = ('desc-uncertainty_map.nii.gz', 'desc-uncertainty_map.json', 'desc-quality.png')
+# BIDS has no suffix for anomaly maps; of those it has, a soft segmentation comes closest.
+MAP, UNCERTAINTY = 'desc-anomaly_probseg', 'desc-uncertainty_probseg'
+OPTIONAL = (f'{UNCERTAINTY}.nii.gz', f'{UNCERTAINTY}.json', 'desc-quality.png')
+FORMER = tuple(  # names of fluidjax 0.1.0
+    f'desc-{kind}_map{ending}'
+    for kind in ('anomaly', 'uncertainty')
+    for ending in ('.nii.gz', '.json')
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Where a prediction comes from: the run's folder, its method and step, the rule of the
-    threshold and its value."""
+    """Where a prediction comes from.
+
+    Attributes:
+        run: name of the run's folder or package.
+        method: of the run.
+        step: of its checkpoint.
+        rule: by which the threshold was chosen, see `runs.thresholds`.
+        threshold: its value.
+    """
 
     run: str
     method: str
@@ -48,40 +62,19 @@ class Source:
     threshold: float
 
 
-@dataclasses.dataclass(frozen=True)
-class Scan:
-    """A scan that was read: its file, its voxels, the model's view of it, and what to be warned of.
-
-    Attributes:
-        mni_from_world: the scan's world -> MNI152, mm: (4, 4).
-        overlap: Dice of its brain with the atlas.
-        extraction: how its brain was found.
-        quality: PNG of how it was brought onto the model's grid, or None.
-    """
-
-    file: ScanFile
-    volume: Volume
-    case: Subject
-    mni_from_world: np.ndarray
-    overlap: float
-    warnings: tuple[str, ...]
-    extraction: str
-    quality: bytes | None
-
-
 def check_folder(out: Path) -> None:
-    """See that a folder may be written to: absent, empty of a data set, or ours.
+    """Check that a folder may be written to: it is absent, or holds no other data set.
 
     Raises:
-        UserError: it is a file, or another data set.
+        UserError: it is a file, or holds another data set.
     """
-    path = out / 'dataset_description.json'
+    path = out / DESCRIPTION
     if out.exists() and not out.is_dir():
         raise UserError(f'--out: {out} is a file; name a folder')
     if path.is_file() and _name_of_generator(path) != 'fluidjax':
         raise UserError(
-            f'--out: {out} holds another data set (its dataset_description.json is not '
-            'of fluidjax); name another folder'
+            f'--out: {out} holds another data set (its {DESCRIPTION} is not of fluidjax); '
+            'name another folder'
         )
 
 
@@ -93,25 +86,26 @@ def _name_of_generator(path: Path) -> str | None:
 
 
 def describe_folder(out: Path) -> None:
-    """Write `dataset_description.json`."""
-    _write_json(
-        out / 'dataset_description.json',
+    """Write what BIDS wants in a data set: its description, `README.md` and `.bidsignore`."""
+    generator = {
+        'Name': 'fluidjax',
+        'Version': __version__,
+        'Description': 'Research use; not for diagnosis',
+    }
+    write_json(
+        out / DESCRIPTION,
         {
             'Name': 'Anomalies in T1w scans',
             'BIDSVersion': BIDS_VERSION,
             'DatasetType': 'derivative',
-            'GeneratedBy': [
-                {
-                    'Name': 'fluidjax',
-                    'Version': __version__,
-                    'Description': 'Research use; not for diagnosis',
-                }
-            ],
+            'GeneratedBy': [generator],
         },
     )
+    write_text(out / 'README.md', asset(page.HERE, 'README.md'))
+    write_text(out / '.bidsignore', asset(page.HERE, 'bidsignore'))
 
 
-def write_prediction(out: Path, scan: Scan, found: Predicted, source: Source) -> dict[str, Any]:
+def write_prediction(out: Path, scan: Scan, predicted: Predicted, source: Source) -> dict[str, Any]:
     """Write all files of a scan.
 
     Args:
@@ -121,29 +115,35 @@ def write_prediction(out: Path, scan: Scan, found: Predicted, source: Source) ->
         The summary that the table's JSON holds.
     """
     with _all_or_nothing(out, scan.file) as folder:
-        regions = lesion_table.regions_of(
-            found.mask, found.anomaly_map, scan.volume.affine, scan.mni_from_world, source.threshold
+        marked = regions.regions_of(
+            predicted.mask,
+            predicted.anomaly_map,
+            scan.volume.affine,
+            scan.mni_from_world,
+            source.threshold,
         )
-        summary = summary_of(scan, found, regions, source)
+        summary = _summary_of(scan, predicted, marked, source)
         start = f'{scan.file.name}_'
-        _write_volumes(folder, start, scan, found, source)
-        write_text(folder / f'{start}{TABLE}.tsv', lesion_table.as_tsv(regions))
-        _write_json(
+        for kind, (data, sidecar) in _volumes(scan, predicted, source).items():
+            save_like(folder / f'{start}{kind}.nii.gz', data, scan.volume)
+            write_json(folder / f'{start}{kind}.json', sidecar)
+        write_text(folder / f'{start}{TABLE}.tsv', regions.as_tsv(marked))
+        write_json(
             folder / f'{start}{TABLE}.json',
             {
-                **lesion_table.COLUMNS,
+                **regions.COLUMNS,
                 'Summary': summary,
-                'Lesions': [dataclasses.asdict(region) for region in regions],
+                'Lesions': [dataclasses.asdict(region) for region in marked],
             },
         )
-        _write_pictures(folder, start, scan, found, source, regions, summary)
+        _write_pictures(folder, start, scan, predicted, source, marked, summary)
     return summary
 
 
-def summary_of(
-    scan: Scan, found: Predicted, regions: Sequence[lesion_table.Region], source: Source
+def _summary_of(
+    scan: Scan, predicted: Predicted, marked: Sequence[Region], source: Source
 ) -> dict[str, Any]:
-    """What the index, and a program, want to know of a scan."""
+    """A scan's facts for the index and for programs."""
     voxel = voxel_ml(scan.volume.affine)
     return {
         'name': scan.file.name,
@@ -154,10 +154,10 @@ def summary_of(
         'step': source.step,
         'threshold_rule': source.rule,
         'threshold': source.threshold,
-        'marked_ml': round(voxel * int(found.mask.sum()), 3),
-        'brain_ml': round(voxel * int(found.brain.sum()), 1),
-        'regions': len(regions),
-        'largest_ml': regions[0].volume_ml if regions else 0.0,
+        'marked_ml': round(voxel * int(predicted.mask.sum()), 3),
+        'brain_ml': round(voxel * int(predicted.brain.sum()), 1),
+        'regions': len(marked),
+        'largest_ml': marked[0].volume_ml if marked else 0.0,
         'atlas_overlap': round(scan.overlap, 3),
         'brain_extraction': scan.extraction,
         'warnings': list(scan.warnings),
@@ -169,35 +169,34 @@ def write_folder_index(out: Path, failures: Sequence[str]) -> Path:
     summaries = []
     for path in sorted(out.rglob(f'*_{TABLE}.json')):
         if not any(part.startswith('.') for part in path.relative_to(out).parts):
-            with contextlib.suppress(ValueError, KeyError):  # not one of ours
+            with contextlib.suppress(ValueError, KeyError):  # another program's file
                 summaries.append(json.loads(path.read_text())['Summary'])
-    write_index(out / 'index.html', summaries, failures)
+    page.write_index(out / 'index.html', summaries, failures)
     return out / 'index.html'
 
 
-def _write_volumes(folder: Path, start: str, scan: Scan, found: Predicted, source: Source) -> None:
-    """NIfTI files on the scan's own voxels, each with its sidecar."""
-    from data_pipelines.volume_io import save_like
-
-    common = {'Sources': [str(scan.file.path)], 'SpatialReference': 'orig'}
-    cut = f'{source.threshold:.6g} ({source.rule})'
-    kinds = {
+def _volumes(
+    scan: Scan, predicted: Predicted, source: Source
+) -> dict[str, tuple[np.ndarray, dict[str, Any]]]:
+    """The volumes that are written, each with its sidecar."""
+    threshold = f'{source.threshold:.6g} ({source.rule})'
+    volumes = {
         'desc-healthy_T1w': (
-            found.healthy_in_scan_units,
+            predicted.healthy_in_scan_units,
             {
-                'Description': 'Healthy counterpart on the intensity scale of the scan: slope * model '
-                '+ offset, which makes the medians of the brain and the background '
-                'agree. Zero outside the brain',
+                'Description': 'Healthy counterpart on the intensity scale of the scan: slope * '
+                'model + offset, so that the medians of the brain and the background agree. Zero '
+                'outside the brain',
                 'SkullStripped': True,
-                'IntensitySlope': found.slope,
-                'IntensityOffset': found.offset,
+                'IntensitySlope': predicted.slope,
+                'IntensityOffset': predicted.offset,
             },
         ),
-        'desc-anomaly_map': (
-            found.anomaly_map,
+        MAP: (
+            predicted.anomaly_map,
             {
-                'Description': 'Anomaly map, larger where scan and counterpart differ more; zero '
-                'outside the brain',
+                'Description': 'Anomaly map, larger where scan and counterpart differ more; not a '
+                'probability. Zero outside the brain',
                 'Units': 'arbitrary',
                 'Threshold': source.threshold,
                 'ThresholdRule': source.rule,
@@ -205,43 +204,51 @@ def _write_volumes(folder: Path, start: str, scan: Scan, found: Predicted, sourc
             },
         ),
         'desc-anomaly_mask': (
-            found.mask,
+            predicted.mask,
             {
-                'Description': f'Voxels of the brain whose anomaly map is at least {cut}',
+                'Description': f'Voxels of the brain whose anomaly map is at least {threshold}',
                 'Type': 'Lesion',
             },
         ),
         'desc-brain_mask': (
-            found.brain,
-            {'Description': 'The brain that was looked at', 'Type': 'Brain'},
+            predicted.brain,
+            {'Description': 'The brain that was searched', 'Type': 'Brain'},
         ),
-    }
-    if found.uncertainty is not None:
-        kinds['desc-uncertainty_map'] = (
-            found.uncertainty,
+        UNCERTAINTY: (
+            predicted.uncertainty,
             {
                 'Description': 'Standard deviation of the anomaly map over several counterparts',
                 'Units': 'arbitrary',
             },
-        )
-    for kind, (data, sidecar) in kinds.items():
-        save_like(folder / f'{start}{kind}.nii.gz', data, scan.volume)
-        _write_json(folder / f'{start}{kind}.json', sidecar | common)
+        ),
+    }
+    common = {'Sources': [str(scan.file.path)], 'SpatialReference': 'orig'}
+    return {
+        kind: (data, sidecar | common)
+        for kind, (data, sidecar) in volumes.items()
+        if data is not None
+    }
 
 
 def _write_pictures(
     folder: Path,
     start: str,
     scan: Scan,
-    found: Predicted,
+    predicted: Predicted,
     source: Source,
-    regions: Sequence[lesion_table.Region],
+    marked: Sequence[Region],
     summary: dict[str, Any],
 ) -> None:
-    """The PNG, and the page that holds it."""
-    subject = Subject(scan.file.name, found.image, found.brain, None, None, scan.volume.affine)
+    """Write the PNG, and the page that holds it."""
+    name, affine = scan.file.name, scan.volume.affine
+    subject = Subject(name, predicted.image, predicted.brain, None, None, affine)
     panel = Panel(
-        'predicted', source.method, subject, found.healthy, found.anomaly_map, source.threshold
+        'predicted',
+        source.method,
+        subject,
+        predicted.healthy,
+        predicted.anomaly_map,
+        source.threshold,
     )
     picture = subject_figure(panel)
     write_bytes(folder / f'{start}desc-anomaly.png', picture)
@@ -255,16 +262,15 @@ def _write_pictures(
     }
     if scan.quality is not None:
         write_bytes(folder / f'{start}desc-quality.png', scan.quality)
-    names = sorted(path.name for path in folder.iterdir())
-    write_scan_page(
+    page.write_scan_page(
         folder / f'{start}desc-anomaly.html',
         panel,
-        found.mask,
+        predicted.mask,
         picture,
-        regions,
+        marked,
         facts,
         scan.warnings,
-        names,
+        sorted(path.name for path in folder.iterdir()),
         scan.quality,
     )
 
@@ -278,15 +284,11 @@ def _all_or_nothing(out: Path, file: ScanFile) -> Iterator[Path]:
         yield partial
         target = out / file.folder
         target.mkdir(parents=True, exist_ok=True)
-        made = sorted(path.name for path in partial.iterdir())
-        for name in made:
+        names = sorted(path.name for path in partial.iterdir())
+        for name in names:
             os.replace(partial / name, target / name)
-        for name in (f'{file.name}_{end}' for end in OPTIONAL):
-            if name not in made:  # of an earlier prediction by another method
+        for name in (f'{file.name}_{end}' for end in OPTIONAL + FORMER):
+            if name not in names:  # of an earlier prediction by another method or version
                 (target / name).unlink(missing_ok=True)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + '\n')

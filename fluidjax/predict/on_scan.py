@@ -1,4 +1,4 @@
-"""What a detector found on the model's grid, brought onto the voxels of the scan itself."""
+"""Between a scan's own voxels and the model's grid, there and back."""
 
 from __future__ import annotations
 
@@ -7,13 +7,76 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from data_pipelines.way_back import to_scan
-from fluidjax.base.subject import Subject
+from data_pipelines.grids import ModelGrid
+from data_pipelines.preprocess import background_level, preprocess
+from data_pipelines.resampling import to_scan
+from data_pipelines.volume_io import Volume
+from fluidjax.base.errors import UserError
+from fluidjax.base.subject import Preprocessed, Subject
 
-if TYPE_CHECKING:
-    from data_pipelines.volume_io import Volume
+if TYPE_CHECKING:  # JAX, which processes that only preprocess do without
+    from fluidjax.runs.detector import Output
+    from fluidjax.runs.load import Run
 
-_LEAST_WEIGHT = 0.25  # of brain in an interpolated value, for it to count
+_LEAST_WEIGHT = 0.25  # of brain in an interpolated value, for the value to count
+
+
+@dataclasses.dataclass(frozen=True)
+class Steps:
+    """What is done to a scan before the model sees it.
+
+    Attributes:
+        extraction: how the brain is found, one of `brain_extraction.METHODS`.
+        bias_field: correct the coil's shading with N4.
+        registration: 'affine' or 'none'; None for what the run was trained with.
+    """
+
+    extraction: str = 'auto'
+    bias_field: bool = False
+    registration: str | None = None
+
+    def of_run(self, run: Run) -> Steps:
+        """These steps with the registration that a run was trained with, unless they name one."""
+        cohort = run.config.cohort
+        trained_with = 'affine' if cohort.name == 'template' else cohort.registration
+        return dataclasses.replace(self, registration=self.registration or trained_with)
+
+
+def grid_of(run: Run) -> ModelGrid:
+    """The run's grid in MNI152 space."""
+    return ModelGrid(run.grid.shape, run.grid.spacing)
+
+
+def on_model_grid(
+    scan: Volume, grid: ModelGrid, steps: Steps, brain: Volume | None = None
+) -> Preprocessed:
+    """Bring a scan onto a model's grid.
+
+    Args:
+        scan: a T1w scan, brain or whole head.
+        grid: the model's.
+        steps: of preprocessing; the registration must be named.
+        brain: the user's brain mask on the scan's voxels, or None.
+
+    Raises:
+        UserError: the scan cannot be used; the message says why.
+    """
+    preprocessed = preprocess(
+        scan,
+        grid,
+        registration=steps.registration,
+        extraction=steps.extraction,
+        bias_field=steps.bias_field,
+        brain=brain,
+    )
+    if not preprocessed.brain.any():
+        raise UserError(f"{scan.path}: no brain on the model's grid; is it a T1w scan of a head?")
+    return preprocessed
+
+
+def subject_of(name: str, scan: Preprocessed) -> Subject:
+    """A preprocessed scan as the detector takes it."""
+    return Subject(name, scan.image, scan.brain, None, None, scan.affine)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,9 +84,9 @@ class Predicted:
     """Volumes (x, y, z) on a scan's voxels in RAS+ order, as `Volume.data`.
 
     Attributes:
-        image: the scan in [0, 1], as the pictures show it, with its own detail.
+        image: the scan in [0, 1] with its own detail, as the pictures show it.
         healthy: the counterpart in [0, 1], 0 outside the brain.
-        anomaly_map: in the model's unit, 0 outside the brain; interpolated, so that a voxel never
+        anomaly_map: in the model's unit, 0 outside the brain; interpolated, so that no voxel
             exceeds the model's own.
         uncertainty: standard deviation of the map, or None where there is one counterpart.
         brain: bool.
@@ -47,18 +110,14 @@ class Predicted:
 
 
 def predicted_on_scan(
-    case: Subject,
-    counterpart: np.ndarray,
-    anomaly_map: np.ndarray,
-    uncertainty: np.ndarray | None,
-    threshold: float,
-    scan: Volume,
+    case: Subject, output: Output, number: int, threshold: float, scan: Volume
 ) -> Predicted:
     """A detector's output for one scan on that scan's voxels.
 
     Args:
         case: the scan on the model's grid.
-        counterpart, anomaly_map: (x, y, z) on the model's grid; `uncertainty` too, or None.
+        output: of the detector, for a batch of scans.
+        number: of the scan in the batch.
         threshold: a voxel is marked where its map is at least this.
         scan: the scan's file.
     """
@@ -70,18 +129,19 @@ def predicted_on_scan(
         values = to_scan(volume * case.brain, case.affine, scan)
         return np.where(brain, values / np.maximum(share, _LEAST_WEIGHT), 0.0).astype(np.float32)
 
+    def placed(volume: np.ndarray) -> np.ndarray:
+        return np.where(brain, to_scan(volume, case.affine, scan), 0.0)
+
     slope, offset = intensity_scale(scan.data, within(case.image), brain)
-    placed = np.where(brain, to_scan(anomaly_map, case.affine, scan), 0.0)
+    anomaly_map, spread = placed(output.maps[number]), output.uncertainty
     return Predicted(
         image=np.clip((scan.data - offset) / slope, 0.0, 1.0),
-        healthy=within(counterpart),
-        anomaly_map=placed,
+        healthy=within(output.counterparts[number]),
+        anomaly_map=anomaly_map,
+        uncertainty=None if spread is None else placed(spread[number]),
         brain=brain,
-        mask=(placed >= threshold) & brain,
+        mask=(anomaly_map >= threshold) & brain,
         slope=slope,
-        uncertainty=None
-        if uncertainty is None
-        else np.where(brain, to_scan(uncertainty, case.affine, scan), 0.0),
         offset=offset,
     )
 
@@ -89,14 +149,12 @@ def predicted_on_scan(
 def intensity_scale(data: np.ndarray, image: np.ndarray, brain: np.ndarray) -> tuple[float, float]:
     """Slope and offset of the scan's intensity: `slope * image + offset`.
 
-    The line through the background of both and the medians of their brains, which hold whatever the
-    blur of the model's grid did to the detail.
+    The line through the background of both and the medians of their brains, which the blur of the
+    model's grid does not change.
 
     Args:
         data, image, brain: (x, y, z) on one grid; `image` in [0, 1], its background 0.
     """
-    from data_pipelines.preprocess import background_level
-
     offset = background_level(data)
     if not brain.any():
         return float(np.ptp(data)) or 1.0, offset

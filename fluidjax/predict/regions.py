@@ -1,4 +1,4 @@
-"""The marked regions of a scan as a table: where, how large, how sure."""
+"""The marked regions of a scan as a table: place, volume, values of the map, confidence."""
 
 from __future__ import annotations
 
@@ -62,14 +62,15 @@ def regions_of(
     threshold: float,
     min_ml: float = MIN_LESION_ML,
 ) -> list[Region]:
-    """The 26-connected pieces of a mask, the largest first; those below `min_ml` left out.
+    """The 26-connected pieces of a mask, the largest first.
 
     Args:
-        mask: (x, y, z) bool; anomaly_map: (x, y, z), finite.
+        mask: (x, y, z) bool.
+        anomaly_map: (x, y, z), finite.
         affine: voxel -> the scan's world, mm: (4, 4).
         mni_from_world: the scan's world -> MNI152, mm: (4, 4).
-        threshold: what the map was cut at.
-        min_ml: volume of the smallest piece that counts.
+        threshold: of the mask.
+        min_ml: smaller pieces are left out.
     """
     boxes = ndimage.find_objects(mask.astype(np.uint8))
     if not boxes or boxes[0] is None:
@@ -116,6 +117,6 @@ def _region(
 
 
 def as_tsv(regions: Sequence[Region]) -> str:
-    """The table as tab-separated values with a header; the header alone without regions."""
+    """The table as tab-separated values with a header; only the header without regions."""
     rows = [list(COLUMNS), *(map(str, dataclasses.astuple(region)) for region in regions)]
     return ''.join('\t'.join(row) + '\n' for row in rows)

@@ -1,4 +1,4 @@
-"""The scans that a command is given, and what each of them is called in the folder it writes to."""
+"""Which scans a command is given, and what their results are called."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from data_pipelines.scan_folders import find_scans
+from data_pipelines.volume_io import strip_ending
 from fluidjax.base.errors import UserError
 
+MOST_NAMED = 20  # labels in a message
 _BIDS = re.compile(r'(sub-[A-Za-z0-9]+)(?:_(ses-[A-Za-z0-9]+))?(?:_|$)')
 
 
@@ -17,10 +20,10 @@ class ScanFile:
     """A scan and its place among the results.
 
     Attributes:
-        path: the file, as it was given or found.
+        path: the file.
         name: what the names of its results begin with.
-        folder: of its results, below the output folder: `sub-XX[/ses-YY]/anat` for a BIDS name,
-            else `name`.
+        folder: where its results go within the output folder: `sub-XX[/ses-YY]/anat` for a BIDS
+            name, else `name`.
     """
 
     path: Path
@@ -28,21 +31,32 @@ class ScanFile:
     folder: Path
 
 
-def scan_files(given: Sequence[str | Path], out: Path) -> list[ScanFile]:
+def scan_files(
+    given: Sequence[str | Path],
+    out: Path,
+    participants: Sequence[str] = (),
+    sessions: Sequence[str] = (),
+) -> list[ScanFile]:
     """Every scan of the files and folders given, each once, with names that differ.
 
-    Scans of one name (`a/T1.nii`, `b/T1.nii`) are told apart by as many of their parent folders as
-    it takes: `a_T1`, `b_T1`.
+    Scans of one name (`a/T1.nii`, `b/T1.nii`) are distinguished by as many of their parent folders
+    as necessary: `a_T1`, `b_T1`.
 
     Args:
         given: image files, which need not exist, and folders, searched by
             `scan_folders.find_scans`.
-        out: the output folder; what lies in it is no scan.
+        out: the output folder, whose files are not scans.
+        participants: keep scans of these BIDS labels only, with or without `sub-`; all if empty.
+        sessions: the same for sessions, with or without `ses-`.
 
     Raises:
-        UserError: a folder without scans, or two files that only differ in their ending.
+        UserError: a folder without scans, a label that no scan has, or two files that differ only
+            in their ending.
     """
-    paths = _distinct_files([found for one in given for found in _found(Path(one), out)])
+    paths = [path for one in given for path in _scans_of(Path(one).expanduser(), out)]
+    paths = list({path.absolute(): path for path in paths}.values())
+    paths = _with_labels(paths, '--participant-label', 'sub-', participants)
+    paths = _with_labels(paths, '--session-label', 'ses-', sessions)
     return [
         ScanFile(path, name, _folder_of(path, name))
         for path, name in zip(paths, _distinct_names(paths))
@@ -54,31 +68,41 @@ def name_of(path: str | Path) -> str:
 
     `sub-01_ses-2_desc-preproc_T1w.nii.gz` is `sub-01_ses-2`.
     """
-    from data_pipelines.volume_io import strip_ending
-
     stem = strip_ending(path)
     return re.sub(r'_desc-[A-Za-z0-9]+', '', stem.removesuffix('_T1w')) or stem
 
 
-def _found(path: Path, out: Path) -> list[Path]:
-    from data_pipelines.scan_folders import find_scans
-
-    path = path.expanduser()
+def _scans_of(path: Path, out: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
-    ours = out.resolve()
-    scans = [scan for scan in find_scans(path, 'SCAN') if ours not in scan.resolve().parents]
+    results = out.resolve()
+    scans = [scan for scan in find_scans(path, 'SCAN') if results not in scan.resolve().parents]
     if not scans:
-        raise UserError(f'SCAN: {path} holds no scan but the results in {out}; give another folder')
+        raise UserError(f'SCAN: {path} holds only the results in {out}; give another folder')
     return scans
 
 
-def _distinct_files(paths: list[Path]) -> list[Path]:
-    """Each file once, where a folder and a file in it were given."""
-    first: dict[Path, Path] = {}
-    for path in paths:
-        first.setdefault(path.absolute(), path)
-    return list(first.values())
+def _with_labels(paths: list[Path], flag: str, prefix: str, labels: Sequence[str]) -> list[Path]:
+    """The files whose BIDS label (`sub-01` in `sub-01_T1w.nii`) is one of some labels.
+
+    Raises:
+        UserError: a label that no file has.
+    """
+    if not labels:
+        return paths
+    wanted = {label.removeprefix(prefix) for label in labels}
+    labelled = {path: _label_of(path, prefix) for path in paths}
+    known = sorted({label for label in labelled.values() if label})
+    for label in sorted(wanted.difference(known)):
+        there = ', '.join(known[:MOST_NAMED]) + (', ...' if len(known) > MOST_NAMED else '')
+        advice = f'there are {there}' if known else f'no scan has {prefix}LABEL in its name'
+        raise UserError(f"{flag}: no scan of '{label}'; {advice}")
+    return [path for path in paths if labelled[path] in wanted]
+
+
+def _label_of(path: Path, prefix: str) -> str | None:
+    match = re.search(rf'(?:^|_){prefix}([A-Za-z0-9+]+)(?=[_.])', path.name)
+    return match[1] if match else None
 
 
 def _distinct_names(paths: list[Path]) -> list[str]:
@@ -95,15 +119,13 @@ def _distinct_names(paths: list[Path]) -> list[str]:
         if name in names[:i]:
             raise UserError(
                 f"{paths[i]}: would be called '{name}' like "
-                f'{paths[names.index(name)]}, and overwrite its results; rename one, '
-                'or predict them apart'
+                f'{paths[names.index(name)]} and overwrite its results; rename one, '
+                'or predict them one by one'
             )
     return names
 
 
 def _folder_of(path: Path, name: str) -> Path:
-    from data_pipelines.volume_io import strip_ending
-
     bids = _BIDS.match(name)
     if bids is None or not strip_ending(path).endswith('_T1w'):
         return Path(name)

@@ -4,10 +4,9 @@
     fluidjax randomize scan.nii.gz --out=pairs --lesions=MASKS --config.size_ml='(2.0, 30.0)'
     fluidjax randomize --replay=pairs/draws.json --out=again
 
-Carries lesions along random flows and paints them into healthy, skull-stripped scans. Writes for
-each scan the healthy and the diseased images, lesion masks and probabilities on the scan's own
-voxels, a contact sheet, an animation of one lesion flowing, the distribution of what was drawn, and
-draws.json, from which --replay makes the same files again.
+Lesions are carried along random flows and painted into healthy, skull-stripped scans. For each scan
+the healthy image, diseased images, lesion masks and probability maps are written on its own voxels,
+with pictures of them; draws.json holds all drawn numbers, and --replay makes the same files again.
 """
 
 from pathlib import Path
@@ -18,9 +17,11 @@ from ml_collections import config_flags
 from fluidjax.base import cli
 
 FLAGS = flags.FlagValues()
-OUT = flags.DEFINE_string('out', None, 'Folder to write to, one folder a scan.', flag_values=FLAGS)
+OUT = flags.DEFINE_string(
+    'out', None, 'Folder to write to, with a folder per scan.', flag_values=FLAGS
+)
 N = flags.DEFINE_integer(
-    'n', 8, 'Pairs a scan.', lower_bound=1, upper_bound=100_000, flag_values=FLAGS
+    'n', 8, 'Pairs per scan.', lower_bound=1, upper_bound=100_000, flag_values=FLAGS
 )
 SEED = flags.DEFINE_integer(
     'seed', 0, 'Seed of all draws.', lower_bound=0, upper_bound=2**31 - 1, flag_values=FLAGS
@@ -28,35 +29,35 @@ SEED = flags.DEFINE_integer(
 LESIONS = flags.DEFINE_string(
     'lesions',
     None,
-    'Folder of lesion masks to carry, in MNI space or '
-    'on the voxels of the scan; Perlin noise alone without.',
+    "Folder of lesion masks to carry, in MNI space or on the scan's voxels; by default lesions "
+    'are cut from Perlin noise.',
     flag_values=FLAGS,
 )
 BRAIN = flags.DEFINE_string(
     'brain',
     None,
-    "Brain mask on the voxels of the one scan given; the scan's own foreground without.",
+    "Brain mask on the voxels of the only scan; by default the scan's own foreground.",
     flag_values=FLAGS,
 )
 REPLAY = flags.DEFINE_string(
-    'replay', None, 'A draws.json: make its files again.', flag_values=FLAGS
+    'replay', None, 'A draws.json whose files to make again.', flag_values=FLAGS
 )
 VOLUMES = flags.DEFINE_boolean(
     'volumes',
     True,
-    'Write NIfTI files; --novolumes for a look at the distribution of many draws.',
+    'Write NIfTI files; --novolumes to look only at the distribution of many draws.',
     flag_values=FLAGS,
 )
 CONFIG = config_flags.DEFINE_config_file(
     'config',
     None,
-    'What to draw, configs/fluid.py where none is named; any field as --config.FIELD=VALUE.',
+    'What to draw, by default configs/fluid.py; change any field with --config.FIELD=VALUE.',
     flag_values=FLAGS,
 )
 
 
 def main(scans: list[str]) -> None:
-    """Read the flags and paint."""
+    """Paint the scans, or replay a draws.json."""
     from fluidjax.base.settings import settings_from
     from fluidjax.fluid.settings import FluidSettings
     from fluidjax.randomize import pairs
@@ -70,7 +71,7 @@ def main(scans: list[str]) -> None:
     if REPLAY.value:
         given = [name for name in ('n', 'seed', 'lesions', 'brain') if FLAGS[name].present]
         if given:
-            raise cli.UserError(f'--{given[0]} has no part in --replay: the file says it all')
+            raise cli.UserError(f'--{given[0]} cannot be combined with --replay, which has its own')
         page = pairs.replay(Path(REPLAY.value).expanduser(), out, VOLUMES.value)
     else:
         settings = settings_from(FluidSettings, CONFIG.value, '')
@@ -92,7 +93,7 @@ def command() -> None:
         main,
         FLAGS,
         takes_arguments=True,
-        interrupted='start again with another --out; this one holds a part',
+        interrupted='start again with another --out, as this one is incomplete',
         default_config='configs/fluid.py',
     )
 

@@ -1,8 +1,9 @@
-"""A healthy scan ready to be painted, and the lesion masks of a folder brought onto it."""
+"""A healthy scan prepared for painting, and lesion masks resampled to it."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,22 +13,23 @@ from scipy import ndimage
 from tqdm import tqdm
 
 from data_pipelines import grids, resampling, volume_io
-from data_pipelines.preprocess import background_level, find_brain, resample_mask
+from data_pipelines.preprocess import background_level, find_brain
+from data_pipelines.resampling import resample_mask
 from data_pipelines.scan_folders import nifti_files
 from data_pipelines.volume_io import Volume
 from fluidjax.base.errors import UserError
 from fluidjax.fluid.grid import Grid
 
-_PAD_TO = 16  # boxes around brains are widened to a multiple, so that scans share compiled code
+_PAD_TO = 16  # boxes have sides of a multiple of this, so that scans share compiled code
 
 
 @dataclasses.dataclass(frozen=True)
 class Healthy:
-    """A scan ready to be painted.
+    """A scan prepared for painting.
 
     Attributes:
-        volume: as it lies in its file, RAS+.
-        box: the part around the brain that is worked on.
+        volume: the whole scan, RAS+.
+        box: the part around the brain that is painted in.
         brain: (x, y, z) bool, in the box.
         background, scale: the box's image is (volume - background) / scale.
         grid: of the box.
@@ -40,9 +42,9 @@ class Healthy:
     scale: float
     grid: Grid
 
-    @property
+    @functools.cached_property
     def image(self) -> np.ndarray:
-        """(x, y, z) float32 in the box, 0 outside the brain, 1 at its brightest."""
+        """(x, y, z) float32 in the box, 0 outside the brain, at most 1 inside."""
         inside = (self.volume.data[self.box] - self.background) / self.scale
         return np.where(self.brain, np.maximum(inside, 0.0), 0.0).astype(np.float32)
 
@@ -54,7 +56,7 @@ class Healthy:
         return affine
 
     def whole(self, values: np.ndarray, outside: np.ndarray | float = 0) -> np.ndarray:
-        """Values of the box on all of the scan's voxels."""
+        """Values of the box on all voxels of the scan, with `outside` elsewhere."""
         full = np.empty(self.volume.data.shape, values.dtype)
         full[...] = outside
         full[self.box] = values
@@ -62,16 +64,16 @@ class Healthy:
 
 
 def load_healthy(path: str, brain_path: str | None = None) -> Healthy:
-    """A scan and its brain.
-
-    Raises:
-        UserError: a file that cannot be used, or a mask that is not on the scan's voxels.
-    """
+    """Read a scan and its brain mask; see `healthy_from`."""
     return healthy_from(volume_io.load_volume(path), brain_path)
 
 
 def healthy_from(volume: Volume, brain_path: str | None = None) -> Healthy:
-    """A scan that was read, and its brain: the mask of a file, else its own foreground.
+    """Prepare a scan for painting.
+
+    Args:
+        volume: the scan.
+        brain_path: its brain mask; by default the brain is the scan's own foreground.
 
     Raises:
         UserError: a scan or a mask that cannot be used.
@@ -95,7 +97,7 @@ def healthy_from(volume: Volume, brain_path: str | None = None) -> Healthy:
 
 
 def _warn_of_background(volume: Volume, background: float) -> None:
-    """Say so where the volume's faces are not its darkest part, as the search for it assumes."""
+    """Warn if the faces of the volume are not its darkest part, as `find_brain` assumes."""
     brightest = float(np.percentile(volume.data, 99.5)) - background
     if np.mean(volume.data < background - 0.05 * abs(brightest)) > 0.01:
         tqdm.write(
@@ -111,11 +113,7 @@ def _on_same_voxels(mask: Volume, scan: Volume) -> bool:
 
 def _given_brain(path: str, scan: Volume) -> np.ndarray:
     mask = volume_io.load_volume(path)
-    if mask.data.shape != scan.data.shape:
-        raise UserError(
-            f'{path}: mask of shape {mask.data.shape} on a scan of shape '
-            f'{scan.data.shape} ({scan.path}); resample it to the scan'
-        )
+    volume_io.check_same_shape(mask, scan)
     if not _on_same_voxels(mask, scan):
         raise UserError(
             f'{path}: its affine differs from that of {scan.path}; resample it to the '
@@ -125,7 +123,7 @@ def _given_brain(path: str, scan: Volume) -> np.ndarray:
 
 
 def _padded_box(brain: np.ndarray) -> tuple[slice, slice, slice]:
-    """Around the brain, one voxel of margin, lengths a multiple of 16 where the scan has room."""
+    """A box around the brain with one voxel of margin, its sides multiples of 16 if these fit."""
     box = []
     for side, n in zip(ndimage.find_objects(brain.astype(np.uint8))[0], brain.shape):
         length = min(n, -(-(side.stop - side.start + 2) // _PAD_TO) * _PAD_TO)
@@ -135,7 +133,7 @@ def _padded_box(brain: np.ndarray) -> tuple[slice, slice, slice]:
 
 
 def _usable(paths: list[Path], folder: str) -> list[Path]:
-    """The masks that can be read; the others are named and left out."""
+    """The masks that can be read; the others are left out with a warning."""
     usable = []
     for path in tqdm(paths, desc='lesion masks', unit='mask', leave=False):
         try:
@@ -149,7 +147,15 @@ def _usable(paths: list[Path], folder: str) -> list[Path]:
 
 
 class MaskFiles:
-    """A folder of lesion masks, each read and brought onto a scan when it is drawn."""
+    """A folder of lesion masks, each of which is read when it is drawn.
+
+    Args:
+        folder: of the masks, or None for no masks.
+        paths: its files, where they are known already.
+
+    Raises:
+        UserError: no such folder, or no usable mask in it.
+    """
 
     def __init__(self, folder: str | None, paths: Sequence[Path] | None = None) -> None:
         self.folder = folder
@@ -163,11 +169,11 @@ class MaskFiles:
     def on(self, scan: Healthy, index: int) -> np.ndarray:
         """A mask on the box of a scan, (x, y, z) uint8.
 
-        A mask on the scan's own voxels lies where it lies; any other is taken to be in MNI space,
-        and the middle of the MNI brain is laid on the middle of the scan's.
+        A mask on the scan's own voxels stays where it is. Any other is taken to be in MNI space,
+        and is shifted so that the centre of the MNI brain lies on the centre of the scan's brain.
 
         Raises:
-            UserError: an empty mask, or one of which nothing comes to lie on the scan.
+            UserError: the mask is empty or does not overlap the scan.
         """
         path = self.paths[index]
         mask = volume_io.load_volume(path)
@@ -183,7 +189,7 @@ class MaskFiles:
             on_scan = resample_mask(mask.data > 0, mask.affine, scan.grid.shape, affine)
         if not on_scan.any():
             raise UserError(
-                f'{path}: nothing of this mask comes to lie on {volume.path}; masks of '
-                "--lesions must be in MNI space or on the scan's voxels"
+                f'{path}: this mask does not overlap {volume.path}; masks of --lesions must '
+                "be in MNI space or on the scan's voxels"
             )
         return on_scan.astype(np.uint8)

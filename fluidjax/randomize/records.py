@@ -1,11 +1,11 @@
-"""What was drawn for a pair, as JSON and back: numbers as they are, keys as their two words."""
+"""Draws as JSON and back: numbers as they are, random keys as their two words."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import hashlib
-import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +15,17 @@ import numpy as np
 
 from fluidjax.base import __version__
 from fluidjax.base.errors import UserError
+from fluidjax.base.files import read_json
 from fluidjax.base.settings import settings_from
 from fluidjax.fluid.draws import Draw, SeedDraw, draw_pair
 from fluidjax.fluid.settings import FluidSettings
 
 FORMAT = 1
+ADVICE = 'give the draws.json that randomize wrote'
 
 
 def to_record(draw: Draw) -> dict[str, Any]:
-    """A draw as plain numbers, its seeds as a list of those used."""
+    """A draw as plain numbers; `seeds` lists only those that are used."""
     fields = {name: _plain(value) for name, value in draw._asdict().items() if name != 'seeds'}
     seeds = [
         {name: _plain(value[i]) for name, value in draw.seeds._asdict().items()}
@@ -47,7 +49,7 @@ def from_record(record: dict[str, Any], settings: FluidSettings, where: str) -> 
         ]
         if not 1 <= len(seeds) <= most:
             raise ValueError(f'{len(seeds)} seeds, settings allow 1 to {most}')
-        seeds += [seeds[-1]] * (most - len(seeds))  # never looked at: count says how many are used
+        seeds += [seeds[-1]] * (most - len(seeds))  # not used: `count` says how many are
         stacked = jax.tree.map(lambda *fields: jnp.stack(fields), *seeds)
         if record['count'] != len(record['seeds']):
             raise ValueError(f'count is {record["count"]} and seeds are {len(record["seeds"])}')
@@ -55,7 +57,7 @@ def from_record(record: dict[str, Any], settings: FluidSettings, where: str) -> 
         return draw._replace(seeds=stacked, count=jnp.int32(len(record['seeds'])))
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise UserError(
-            f'{where}: not a draw of this version ({error}); restore the file, or draw anew'
+            f'{where}: not a draw of this version ({error}); restore the file, or draw again'
         ) from error
 
 
@@ -68,23 +70,23 @@ def _typed(kind: type, record: dict[str, Any], template: Any) -> Any:
     unknown = set(record) ^ set(kind._fields)
     if unknown:
         raise ValueError(f"field '{sorted(unknown)[0]}' is unknown or missing")
-    made = {}
+    values = {}
     for name, like in template._asdict().items():
         if name == 'seeds':
-            made[name] = None
+            values[name] = None
         elif jnp.issubdtype(like.dtype, jax.dtypes.prng_key):
             words = np.asarray(record[name], np.uint32)
             if words.shape != jax.random.key_data(like).shape:
                 raise ValueError(f"field '{name}' has {words.shape} words")
-            made[name] = jax.random.wrap_key_data(words)
+            values[name] = jax.random.wrap_key_data(words)
         else:
             if like.dtype == bool and not isinstance(record[name], bool):
                 raise ValueError(f"field '{name}' must be true or false")
             value = jnp.asarray(record[name], like.dtype)
             if value.shape != like.shape or not np.isfinite(np.asarray(value, float)).all():
                 raise ValueError(f"field '{name}' has shape {value.shape} or is not finite")
-            made[name] = value
-    return kind(**made)
+            values[name] = value
+    return kind(**values)
 
 
 def _plain(value: jax.Array) -> Any:
@@ -100,7 +102,7 @@ def checksum(path: str | Path) -> str:
 
 
 def header(settings: FluidSettings, seed: int, num_pairs: int) -> dict[str, Any]:
-    """What every pair of a run shares."""
+    """The part of a draws.json that all its pairs share."""
     return {
         'format': FORMAT,
         'fluidjax': __version__,
@@ -111,15 +113,15 @@ def header(settings: FluidSettings, seed: int, num_pairs: int) -> dict[str, Any]
 
 
 def load(path: Path) -> tuple[dict[str, Any], FluidSettings]:
-    """A draws.json and its settings.
+    """Read a draws.json; returns it and its settings.
 
     Raises:
-        UserError: no such file, or none of ours.
+        UserError: no such file, or not a draws.json of this version.
     """
     if not path.is_file():
-        raise UserError(f'{path}: no such file; give the draws.json that randomize wrote')
+        raise UserError(f'{path}: no such file; {ADVICE}')
+    record = read_json(path, ADVICE)
     try:
-        record = json.loads(path.read_text())
         version, settings = record['format'], record['settings']
         scans = [
             (s['path'], s['sha256'], [pair['draw'] for pair in s['pairs']]) for s in record['scans']
@@ -127,9 +129,7 @@ def load(path: Path) -> tuple[dict[str, Any], FluidSettings]:
         _ = record['seed'], record['n']
         masks = len((record['lesions'] or {'files': {}})['files'])
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f'{path}: is not a draws.json ({error}); give the one that randomize wrote'
-        ) from error
+        raise UserError(f'{path}: is not a draws.json ({error}); {ADVICE}') from error
     if version != FORMAT or not scans:
         raise UserError(
             f'{path}: is of format {version}, this version reads {FORMAT}; use the '
@@ -148,16 +148,22 @@ def _check_bank(draw: dict[str, Any], masks: int, where: str) -> None:
             raise UserError(f'{where}: bank_index {index} of {masks} masks; give 0 to {masks - 1}')
 
 
-def check_file(path: str, expected: str) -> None:
-    """See that a file is still the one that was drawn for.
+def check_files(checksums: Mapping[str, str]) -> None:
+    """Check that files are those that the draws were made for.
+
+    Args:
+        checksums: SHA-256 by path.
 
     Raises:
-        UserError: it is gone or has changed.
+        UserError: a file is missing or has changed.
     """
-    if not Path(path).is_file():
-        raise UserError(
-            f'{path}: no such file; put the scans and masks back where they were, or '
-            'edit the path in draws.json'
-        )
-    if checksum(path) != expected:
-        raise UserError(f'{path}: has changed since it was drawn for; restore it, or draw anew')
+    for path, expected in checksums.items():
+        if not Path(path).is_file():
+            raise UserError(
+                f'{path}: no such file; put the scans and masks back where they were, or '
+                'edit the path in draws.json'
+            )
+        if checksum(path) != expected:
+            raise UserError(
+                f'{path}: has changed since it was drawn for; restore it, or draw again'
+            )

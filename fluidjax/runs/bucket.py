@@ -1,8 +1,8 @@
-"""A run's folder on a Google Cloud bucket: a folder here that is fetched from and copied to it.
+"""A run's folder in a Google Cloud bucket, with a local copy.
 
-A run writes many small files and renames folders, which buckets do not know. So it is trained in
-an ordinary folder, and `gcloud storage rsync` carries what is new to the bucket: after a checkpoint
-while training goes on, and at the end, however that comes.
+A run writes many small files and renames folders, which buckets do not support. So it is trained in
+a local folder, and `gcloud storage rsync` copies new files to the bucket: after each checkpoint,
+while training goes on, and at the end, also after an error.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from fluidjax.base.errors import UserError
 from fluidjax.training import parallel
 
 SCHEME = 'gs://'
-# What is being written is no use there, and a lock is its process's.
+# Not copied: checkpoints that are not complete yet, and locks, which belong to a process.
 LEFT_OUT = r'.*orbax-checkpoint-tmp.*|(.*/)?\.[^/]*lock$|(.*/)?\.claims/.*'
 RSYNC = (
     'gcloud',
@@ -36,31 +36,33 @@ RSYNC = (
 
 
 def is_bucket(workdir: str) -> bool:
-    """Whether a folder is one of a bucket."""
+    """Whether a folder is in a bucket."""
     return workdir.startswith(SCHEME)
 
 
 def local_folder(workdir: str) -> Path:
-    """Where a bucket's folder is kept here, $FLUIDJAX_BUCKETS or a cache; others as they are."""
+    """The local copy of a bucket's folder, in $FLUIDJAX_BUCKETS or a cache.
+
+    A folder that is not in a bucket is returned as it is.
+    """
     if not is_bucket(workdir):
         return Path(workdir).expanduser()
     name = workdir.removeprefix(SCHEME).strip('/')
     if not re.fullmatch(r'[\w.\-]+(/[\w.\- =]+)+', name) or '..' in name.split('/'):
         raise UserError(
-            f"--workdir: '{workdir}' is no folder of a bucket; write gs://BUCKET/FOLDER"
+            f"--workdir: '{workdir}' is not a folder of a bucket; write gs://BUCKET/FOLDER"
         )
-    home = Path(os.environ.get('XDG_CACHE_HOME', Path.home() / '.cache')) / 'fluidjax' / 'buckets'
-    return Path(os.environ.get('FLUIDJAX_BUCKETS', home)) / name
+    return Path(os.environ.get('FLUIDJAX_BUCKETS', files.cache_home() / 'buckets')) / name
 
 
 @contextlib.contextmanager
 def mirrored_folder(workdir: str) -> Iterator[tuple[Path, Callable[[], None]]]:
-    """The folder to train in, and what to call when there is something new in it.
+    """The folder to train in, and a function to call when it has new files.
 
-    One command of this machine at a time; other machines are not kept from the same folder.
+    Only one command on this machine can use it at a time; other machines are not locked out.
 
     Raises:
-        UserError: the bucket cannot be read, or written at the end.
+        UserError: the bucket cannot be read, or cannot be written to at the end.
     """
     folder, remote = local_folder(workdir), workdir.rstrip('/')
     if not is_bucket(workdir):
@@ -69,14 +71,9 @@ def mirrored_folder(workdir: str) -> Iterator[tuple[Path, Callable[[], None]]]:
     with contextlib.ExitStack() as opened:
         with parallel.together():
             if parallel.is_first():
-                opened.enter_context(
-                    files.locked(
-                        folder / '.bucket.lock',
-                        (
-                            f'another command works on {remote}; wait for it or choose another --workdir'
-                        ),
-                    )
-                )
+                advice = 'wait for it or choose another --workdir'
+                why = f'another command works on {remote}; {advice}'
+                opened.enter_context(files.locked(folder / '.bucket.lock', why))
                 _fetch(remote, folder)
         if not parallel.is_first():
             yield folder, lambda: None
@@ -88,7 +85,7 @@ def mirrored_folder(workdir: str) -> Iterator[tuple[Path, Callable[[], None]]]:
             sender.finish()
             raise
         if not sender.finish():
-            raise UserError(f'--workdir={workdir}: not all was copied; the same command copies it')
+            raise UserError(f'--workdir={workdir}: not all was copied; run the same command again')
 
 
 def _fetch(workdir: str, folder: Path) -> None:
@@ -97,23 +94,19 @@ def _fetch(workdir: str, folder: Path) -> None:
             f'--workdir={workdir}: gcloud is not installed here; install it '
             '(cloud.google.com/sdk) or give a folder of this machine'
         )
-    there = subprocess.run(['gcloud', 'storage', 'ls', workdir], capture_output=True, text=True)
-    if there.returncode and 'matched no objects' in there.stderr:
-        return  # nothing there yet
-    done = (
-        there
-        if there.returncode
-        else subprocess.run([*RSYNC, workdir, str(folder)], capture_output=True, text=True)
-    )
-    if done.returncode:
-        raise UserError(f'--workdir={workdir}: cannot be read ({_reason(done.stderr)})')
+    for command in (['gcloud', 'storage', 'ls', workdir], [*RSYNC, workdir, str(folder)]):
+        process = subprocess.run(command, capture_output=True, text=True)
+        if process.returncode and 'matched no objects' in process.stderr:
+            return  # nothing is there yet
+        if process.returncode:
+            raise UserError(f'--workdir={workdir}: cannot be read ({_reason(process.stderr)})')
 
 
 class _Sender:
-    """Copies a folder to a bucket, one copy at a time, and tells what goes wrong.
+    """Copies a folder to a bucket, one copy at a time, and prints errors.
 
-    Of stages that wrote checkpoints since, those dropped here are dropped there: the folder was
-    fetched from the bucket before, so it held all of them. Nothing else is ever deleted.
+    In stages with new checkpoints, those deleted here are deleted in the bucket too: the folder was
+    fetched from the bucket, so it had all of them. Nothing else is ever deleted.
     """
 
     def __init__(self, folder: Path, workdir: str) -> None:
@@ -144,13 +137,13 @@ class _Sender:
         return ' && '.join(shlex.join(line) for line in lines)
 
     def send(self) -> None:
-        """Begin to copy what is new, unless a copy is under way; the next one takes it along."""
+        """Begin to copy new files, unless a copy is under way; then the next one includes them."""
         if self._running is None or self._running.poll() is not None:
             self._ended_well()
             self._start()
 
     def finish(self) -> bool:
-        """Copy what is new, return when it is there; False where it is not."""
+        """Copy new files and wait; returns whether that succeeded."""
         self._ended_well()
         self._start()
         return self._ended_well()
@@ -165,19 +158,19 @@ class _Sender:
         )
 
     def _ended_well(self) -> bool:
-        """Wait for the copy under way, and tell why it failed, if so."""
+        """Wait for the copy under way; if it failed, print why."""
         running, self._running = self._running, None
         if running is None or not running.wait():
             return True
         self._complaints.seek(0)
         cli.tell(
             f'fluidjax: {self._workdir}: not all was copied '
-            f'({_reason(self._complaints.read())}); it is in {self._folder}'
+            f'({_reason(self._complaints.read())}); the run is in {self._folder}'
         )
         return False
 
 
 def _reason(text: str) -> str:
-    """gcloud's own word for what is wrong: its first error, of which it says more below."""
+    """The reason that gcloud gives: its first line with an error."""
     lines = text.strip().splitlines() or ['no reason given']
     return next((line for line in lines if 'ERROR' in line), lines[-1])[:200]

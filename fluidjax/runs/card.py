@@ -1,4 +1,4 @@
-"""The model card of a package: what it saw, how well it did, how to use it and make it again."""
+"""The model card of a package: its training data, scores, use, and how to train it again."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fluidjax.base.errors import UserError
 from fluidjax.base.settings import config_file, differences, field_of, read_config_file
 from fluidjax.runs.load import Run
 
-# What stands for the folders of the machine it was trained on.
+# Replace the folders of the machine that it was trained on.
 STAND_INS = {'data_dir': 'HEALTHY', 'test_dir': 'PATIENTS', 'lesion_dir': 'MASKS'}
 _SCORES = {
     'dice_validated': 'Dice, threshold from validation',
@@ -37,46 +37,41 @@ def card(
 
     Args:
         run: the trained run.
-        config: what it was trained with.
-        manifest: package.json.
-        cohort: cohort.json: its name and the sizes of its splits.
-        scores: eval/metrics.json, or nothing.
-        note: what the maker says it saw.
-        licence: what the maker says of the weights' terms.
+        config: the configuration that it was trained with.
+        manifest: the contents of package.json.
+        cohort: the contents of cohort.json: name of the cohort and sizes of its splits.
+        scores: the contents of eval/metrics.json; may be empty.
+        note: the maker's text about the training data.
+        licence: the maker's terms for the weights.
     """
     grid = ' x '.join(map(str, run.grid.shape))
     sizes = ', '.join(f'{n} {split}' for split, n in cohort.get('sizes', {}).items())
     embedded = config.cohort.name == 'template'
-    saw = (
-        'The embedded cohort: deformations of one template (MNI152) with simulated contrast. No '
-        'real scan.'
-        if embedded
-        else "Skull-stripped T1w scans of its maker's own."
-    )
+    deformed = 'deformations of one template (MNI152) with simulated contrast'
+    data = f'The embedded cohort: {deformed}. No real scans.'
+    if not embedded:
+        data = "Skull-stripped T1w scans of the maker's own."
     if beside := config.cohort.get('embedded', 0):
-        saw += (
-            f' Beside them {beside} subjects of the embedded cohort: deformations of one '
-            'template (MNI152) with simulated contrast.'
-        )
+        data += f' Beside them {beside} subjects of the embedded cohort: {deformed}.'
     terms = licence or (
         'Not stated by the maker of this file. '
         + (
-            'It was trained on nothing but the MNI152 template that nilearn ships.'
+            'It was trained only on the MNI152 template that comes with nilearn.'
             if embedded
-            else 'Ask before you pass it on: the scans it was trained on may bind it.'
+            else 'Ask before you pass it on: the terms of the training scans may apply to it.'
         )
     )
     return f"""# fluidjax model: {run.name}
 
 **Research use only. Not a medical device, not for diagnosis.**
 
-Turns a T1w brain scan into its healthy counterpart; what differs is the anomaly.
+Turns a T1w brain scan into its healthy counterpart; the difference is the anomaly.
 Method `{config.method}`, {manifest['parameters']:,} parameters (stored as {manifest['weights']}), \
 {run.step} steps, on {grid} voxels of {run.grid.spacing[0]:g} mm.
 
-## What it saw
+## Training data
 
-{saw} Cohort `{cohort.get('cohort', 'unknown').split('/')[0]}`: {sizes or 'sizes unknown'}.
+{data} Cohort `{cohort.get('cohort', 'unknown').split('/')[0]}`: {sizes or 'sizes unknown'}.
 {note}
 
 ## Scores
@@ -89,14 +84,15 @@ Method `{config.method}`, {manifest['parameters']:,} parameters (stored as {mani
 
 or in Python
 
-        found = fluidjax.load('THIS.zip').detect('SCAN.nii.gz')
-    found.mask.to_filename('mask.nii.gz')
+    import fluidjax
+    detection = fluidjax.load('THIS.zip').detect('SCAN.nii.gz')
+    detection.mask.to_filename('mask.nii.gz')
 
-Scans must be T1w, best skull-stripped; of a whole head the brain is found first. \
+Scans must be T1w, best skull-stripped; in a scan of a whole head the brain is found first. \
 Registration is `{manifest['preprocessing']['registration']}`, \
 preprocessing version {manifest['preprocessing']['version']}.
 
-## Make it again
+## How to train it again
 
     {training_command(config)}
     fluidjax eval --workdir=RUN
@@ -110,7 +106,7 @@ Weights: {terms} Code: fluidjax, Apache-2.0. Cite arXiv:2506.10233 and arXiv:250
 
 
 def training_command(config: ConfigDict) -> str:
-    """The command that trains a configuration: its file, and every field that differs from it."""
+    """The command that trains a configuration: its file, and all fields that differ from it."""
     name = f'configs/{config.method}.py:{config.size},cohort={config.cohort.name}'
     try:
         config_file(f'configs/{config.method}.py')
@@ -137,7 +133,7 @@ def training_command(config: ConfigDict) -> str:
 
 
 def _scores(scores: Mapping[str, Any]) -> str:
-    """A table for every cohort: the method first, then the rows that learnt nothing of lesions."""
+    """A table per cohort: the method first, then the trivial rows."""
     if not scores:
         return 'It was not evaluated.'
     tables = []

@@ -1,6 +1,6 @@
-"""What a run is judged on: validation subjects for the thresholds, and named sets of test cases.
+"""The cases of an evaluation: validation subjects for the thresholds, and named test sets.
 
-Lesions are simulated in healthy scans where nobody gives diseased ones, by the training's own law.
+Where there are no diseased scans, lesions are simulated in healthy ones as in training.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from fluidjax.fluid.randomize import randomize_batch
 from fluidjax.runs.cohort import derived_seed, model_grid
 from fluidjax.runs.stages import fluid_settings
 
-# Lesions a validation scan is shown with, one at a time: a threshold chosen on a dozen lesions
-# depends on which they are.
+# Number of lesions that are simulated in each validation scan, one per case: a threshold chosen on
+# only a dozen lesions would depend too much on which ones they are.
 VALIDATION_DRAWS = 4
 
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """Cases of a cohort by their purpose.
+    """The validation scans of a cohort, by their purpose.
 
     Attributes:
-        validation: healthy scans with simulated lesions, `VALIDATION_DRAWS` of each, on which
-            thresholds are chosen.
-        held_out: the other healthy scans that training never saw.
+        validation: healthy scans with simulated lesions, `VALIDATION_DRAWS` cases per scan, on
+            which thresholds are chosen.
+        held_out: the other healthy scans, which are not used in training either.
         bank: real lesion masks `(n, x, y, z)` uint8, as in training, or None.
     """
 
@@ -40,10 +40,12 @@ class Split:
 
 
 def split_validation(config: ConfigDict, cohort: Any, keep_half: bool) -> Split:
-    """The validation scans: all of them with simulated lesions, or the first half.
+    """Simulate lesions in the validation scans.
 
     Args:
-        keep_half: leave the second half healthy, for a test set.
+        config: of the run.
+        cohort: with the scans.
+        keep_half: use only the first half, and keep the second for a test set.
     """
     from data_pipelines import input_pipeline  # imports TensorFlow, which predict does not need
 
@@ -56,10 +58,10 @@ def split_validation(config: ConfigDict, cohort: Any, keep_half: bool) -> Split:
 
 
 def own_test_set(config: ConfigDict, cohort: Any) -> tuple[str, list[Subject], Split]:
-    """A cohort's test set with its name, and the split its thresholds come from.
+    """The name and the cases of a cohort's test set, and the split for the thresholds.
 
-    Where nobody gave diseased scans it is the second half of the validation scans with lesions
-    simulated by the training's law, and its name ends in `-simulated`.
+    Without diseased scans the test set is the second half of the validation scans, with lesions
+    simulated as in training, and its name ends in `-simulated`.
     """
     from data_pipelines import input_pipeline
 
@@ -75,12 +77,12 @@ def own_test_set(config: ConfigDict, cohort: Any) -> tuple[str, list[Subject], S
 def with_simulated_lesions(
     config: ConfigDict, cases: Sequence[Subject], seed: int, bank: np.ndarray | None = None
 ) -> list[Subject]:
-    """Healthy cases with a lesion each, drawn by the training's law from a seed of its own.
+    """Simulate a lesion in each of some healthy cases, as in training.
 
     Args:
         config: of a run; its fluid settings and grid are used.
         cases: healthy cases.
-        seed: of the draws.
+        seed: of the random draws.
         bank: real lesion masks `(n, x, y, z)` uint8, as in training, or None.
     """
     grid = model_grid(config)
@@ -88,20 +90,14 @@ def with_simulated_lesions(
     randomize = jax.jit(
         lambda key, image, brain, bank: randomize_batch(key, image, brain, grid, settings, bank)
     )
-    made = []
+    simulated = []
     for number, case in enumerate(cases):
         key = jax.random.fold_in(jax.random.key(seed), number)
-        pair = randomize(
-            key, case.image[None, ..., None], case.brain[None, ..., None].astype(np.float32), bank
+        brain = case.brain[None, ..., None].astype(np.float32)
+        pair = randomize(key, case.image[None, ..., None], brain, bank)
+        healthy, diseased, mask = (np.asarray(volume)[0, ..., 0] for volume in pair[:3])
+        name = f'{case.name}-simulated'
+        simulated.append(
+            dataclasses.replace(case, image=diseased, healthy=healthy, lesion=mask > 0, name=name)
         )
-        healthy, diseased, mask = (np.asarray(v)[0, ..., 0] for v in pair[:3])
-        made.append(
-            dataclasses.replace(
-                case,
-                image=diseased,
-                healthy=healthy,
-                lesion=mask > 0,
-                name=f'{case.name}-simulated',
-            )
-        )
-    return made
+    return simulated

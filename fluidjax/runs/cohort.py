@@ -1,4 +1,4 @@
-"""The cohort and the grid of a configuration, and the seeds of a run."""
+"""The cohort, the grid and the seeds of a configuration."""
 
 from __future__ import annotations
 
@@ -10,24 +10,27 @@ from ml_collections import ConfigDict
 
 from fluidjax.base.errors import UserError
 from fluidjax.base.files import cache_home, parse_json
+from fluidjax.base.settings import TRAIN_AGAIN, check
 from fluidjax.fluid.grid import Grid
-from fluidjax.runs.package import read_text
 
-# Random numbers of a run: each purpose has a seed of its own, derived from the run's seed.
+# Each purpose of random numbers in a run has its own seed, derived from the run's seed.
 PURPOSES = ('first stage', 'second stage', 'validation lesions', 'test lesions', 'sampling')
 
 
 def open_cohort(config: ConfigDict) -> Any:
-    """The cohort of a configuration, built when it is not there yet (`data_pipelines`).
+    """The cohort of a configuration; it is built if it does not exist yet (`data_pipelines`).
 
-    Cohorts are kept in `config.cohort.store`, else in $FLUIDJAX_STORE, else in
+    Cohorts are stored in `config.cohort.store`, else in $FLUIDJAX_STORE, else in
     ~/.cache/fluidjax/cohorts, and shared by all runs.
+
+    Raises:
+        UserError: naming the field that does not fit, or scans that cannot be used.
     """
     from data_pipelines import input_pipeline  # imports TensorFlow, which predict does not need
     from data_pipelines.grids import GRIDS
 
-    chosen = config.cohort
     _check_cohort(config)
+    chosen = config.cohort
     store = Path(chosen.store or os.environ.get('FLUIDJAX_STORE', cache_home() / 'cohorts'))
     folders = [
         str(Path(folder).expanduser()) if folder else ''
@@ -41,29 +44,27 @@ def open_cohort(config: ConfigDict) -> Any:
         *folders,
         registration=chosen.registration,
         seed=config.seed,
-        embedded=chosen.get('embedded', 0),
-    )  # older runs know no such field
+        embedded=chosen.get('embedded', 0),  # older runs do not have the field
+    )
 
 
 def _check_cohort(config: ConfigDict) -> None:
-    chosen = config.cohort
-    if config.seed < 0:
-        raise UserError(f'config.seed: {config.seed} must be 0 or more')
-    if chosen.name not in ('template', 'nifti'):
-        raise UserError(f"config.cohort.name: '{chosen.name}' is neither template nor nifti")
-    given = [name for name in ('data_dir', 'test_dir', 'embedded') if chosen.get(name)]
-    if chosen.name == 'template' and given:
-        raise UserError(
-            f'config.cohort.{given[0]} is set, but the cohort is the embedded one; for '
-            f'your own scans use --config=configs/ldm.py:{config.size},cohort=nifti'
+    cohort, size = config.cohort, config.size
+    check(config.seed >= 0, 'seed', config.seed, 'must be 0 or more')
+    known = cohort.name in ('template', 'nifti')
+    check(known, 'cohort.name', cohort.name, 'is neither template nor nifti')
+    if cohort.name == 'template':
+        advice = (
+            'must not be set for the embedded cohort; for your own scans use '
+            f'--config=configs/ldm.py:{size},cohort=nifti'
         )
-    if chosen.get('embedded', 0) < 0:
-        raise UserError(f'config.cohort.embedded: {chosen.embedded} must be 0 or more')
-    if chosen.name == 'nifti' and not chosen.data_dir:
-        raise UserError(
-            'config.cohort.data_dir is empty: name the folder of your healthy scans, '
-            '--config.cohort.data_dir=DIR'
-        )
+        for name in ('data_dir', 'test_dir', 'embedded'):
+            check(not cohort.get(name), f'cohort.{name}', cohort.get(name), advice)
+        return
+    embedded = cohort.get('embedded', 0)
+    check(embedded >= 0, 'cohort.embedded', embedded, 'must be 0 or more')
+    advice = 'must be the folder of your healthy scans, --config.cohort.data_dir=DIR'
+    check(bool(cohort.data_dir), 'cohort.data_dir', cohort.data_dir, advice)
 
 
 def model_grid(config: ConfigDict) -> Grid:
@@ -74,33 +75,37 @@ def model_grid(config: ConfigDict) -> Grid:
     """
     from data_pipelines.grids import GRIDS
 
-    if config.get('size') not in GRIDS:
-        raise UserError(f"config.size: '{config.get('size')}' is not one of {', '.join(GRIDS)}")
-    grid = GRIDS[config.size]
+    size = config.get('size')
+    check(size in GRIDS, 'size', size, f'is not one of {", ".join(GRIDS)}')
+    grid = GRIDS[size]
     return Grid(tuple(grid.shape), tuple(grid.spacing))
 
 
 def derived_seed(seed: int, purpose: str) -> int:
-    """The seed of one purpose of a run; runs with different seeds share none."""
+    """The seed of one purpose of a run; runs with different seeds have no seed in common."""
     return len(PURPOSES) * seed + PURPOSES.index(purpose)
 
 
 def identity(cohort: Any) -> dict[str, Any]:
-    """What tells one cohort from another: its folder's name holds a hash of the user's files."""
+    """What identifies a cohort: its folder, whose name contains a hash of the user's files."""
     return {'cohort': '/'.join(cohort.directory.parts[-3:]), 'sizes': cohort.sizes}
 
 
-def check_cohort_of(workdir: Path, cohort: Any) -> None:
-    """See that a run's cohort is still the one it was trained on.
+def check_cohort_of(path: Path, text: str | None, cohort: Any) -> None:
+    """Check that a cohort is the one that a run was trained on.
+
+    Args:
+        path: the run's folder or package.
+        text: its `cohort.json`; None if it has none yet.
+        cohort: the cohort of its configuration.
 
     Raises:
-        UserError: scans were added, changed or removed since: the split into training and
-            validation would be another one.
+        UserError: scans were added, changed or removed since, so that the split into training and
+            validation scans would be another one.
     """
-    text, where = read_text(workdir, 'cohort.json'), str(workdir / 'cohort.json')
-    if text is not None and parse_json(text, where, 'train again') != identity(cohort):
+    where = path / 'cohort.json'
+    if text is not None and parse_json(text, str(where), TRAIN_AGAIN) != identity(cohort):
         raise UserError(
-            f'{workdir / "cohort.json"}: the scans are not those this run was trained '
-            'on (files added, changed or removed); restore them, or train in another '
-            '--workdir'
+            f'{where}: the scans are not those that this run was trained on (files added, changed '
+            'or removed); restore them, or train in another --workdir'
         )

@@ -1,16 +1,16 @@
 """Make a run from published PyTorch weights.
 
     fluidjax convert autoencoder.ckpt unet.ckpt --out=runs/published
-    fluidjax convert autoencoder.safetensors --out=runs/published --config=configs/ldm.py:cohort=nifti
+    fluidjax convert autoencoder.npz --out=runs/published --config=configs/ldm.py:cohort=nifti
 
 Takes checkpoints of the published code: .ckpt, .pt and .pth (with the extra 'torch'), .safetensors
-or .npz. The autoencoder alone is a finished first stage, from which `train` goes on; with a U-Net
-(LDM, cLDM or CondDiff, recognised by its weights) `eval` and `predict` use the run as published.
-Weights without their autoencoder are kept as bare parameters in `weights/<network>`.
+or .npz. An autoencoder is a finished first stage, from which `train` goes on. With a U-Net (LDM,
+cLDM or CondDiff, recognised by its weights) `eval` and `predict` use the run as published. Weights
+without their autoencoder are stored as bare parameters in `weights/<network>`.
 
-Sizes are read off the weights. What they do not say is taken from the configuration:
+The sizes of the networks are derived from the weights. The rest is taken from the configuration:
 --config.autoencoder.network.norm_num_groups, --config.diffusion.network.norm_num_groups (both 32)
-and --config.diffusion.network.num_head_channels (256), and the grid and the cohort.
+and --config.diffusion.network.num_head_channels (256), the grid and the cohort.
 """
 
 from __future__ import annotations
@@ -31,22 +31,21 @@ from fluidjax.base.files import new_folder
 from fluidjax.base.settings import differences, field_of, save_config
 from fluidjax.runs.cohort import model_grid
 from fluidjax.runs.published_names import Params
-from fluidjax.runs.published_weights import Network, Untold, read_networks
+from fluidjax.runs.published_weights import Assumed, Network, read_networks
 from fluidjax.runs.stages import CONDITIONS, Stage, build_stages
 from fluidjax.training import checkpoint
-from fluidjax.training.compiling import run_once
-from fluidjax.training.optimizer import make_optimizer
-from fluidjax.training.state import create_state
+from fluidjax.training.settings import make_optimizer
+from fluidjax.training.state import create_state, run_once
 
 FLAGS = flags.FlagValues()
-OUT = flags.DEFINE_string('out', None, 'Folder of the run to make.', FLAGS)
+OUT = flags.DEFINE_string('out', None, 'Folder of the new run.', FLAGS)
 CONFIG = config_flags.DEFINE_config_file(
     'config',
     None,
     'Configuration file; configs/ldm.py by default. Any field as --config.FIELD=VALUE.',
     FLAGS,
 )
-PUBLISHED_LATENT_SCALE = 0.18215  # the published latents are multiplied by it, and not centred
+PUBLISHED_LATENT_SCALE = 0.18215  # factor of the published latents, which are not centred
 
 
 def convert(checkpoints: Sequence[Path], out: Path, config: ConfigDict) -> str:
@@ -54,12 +53,13 @@ def convert(checkpoints: Sequence[Path], out: Path, config: ConfigDict) -> str:
 
     Args:
         checkpoints: files of the published code; see `published_weights`.
-        out: the folder to make.
-        config: what the weights do not tell: the grid, the cohort, the training, the groups of the
-            group norms and the channels of attention heads. The networks' sizes are replaced.
+        out: the folder to create.
+        config: settings that the weights do not contain: the grid, the cohort, the training, the
+            groups of the group norms and the channels of attention heads. The sizes of the networks
+            are replaced.
 
     Returns:
-        What to do next, one line.
+        One line that says what to do next.
 
     Raises:
         UserError: a file that does not fit, networks that do not fit each other or the grid, or a
@@ -68,27 +68,28 @@ def convert(checkpoints: Sequence[Path], out: Path, config: ConfigDict) -> str:
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f'{out}: is there already; choose another --out')
     networks = _read(checkpoints, config)
-    made = config_of(networks, config)
+    run_config = config_of(networks, config)
     if 'autoencoder' not in networks:
         with new_folder(out) as folder:
-            _write_bare(folder, networks, made)
+            _write_bare(folder, networks, run_config)
         return (
-            f'{out}/weights: parameters alone. A run needs the autoencoder beside them: give '
-            'its checkpoint in the same command'
+            f'{out}/weights: parameters only. A run needs the autoencoder too: give its checkpoint '
+            'in the same command'
         )
-    stages = _stages(networks, made)
-    states = {'autoencoder': _autoencoder_stage(networks, stages[0], made)}
+    stages = _stages(networks, run_config)
+    states = {'autoencoder': _autoencoder_stage(networks, stages[0], run_config)}
     if 'unet' in networks:
         states['diffusion'] = _diffusion_stage(networks, stages[1])
 
     with new_folder(out) as folder:
         for stage, (state, step) in states.items():
             checkpoint.save(folder / 'checkpoints' / stage, step, state)
-        save_config(folder / 'config.json', made)
+        save_config(folder / 'config.json', run_config)
     if 'unet' in networks:
         return f'next: fluidjax eval --workdir={out}'
     changed = ' '.join(
-        f"--config.{name}='{field_of(made, name)}'" for name in differences(config, made)
+        f"--config.{name}='{field_of(run_config, name)}'"
+        for name in differences(config, run_config)
     )
     return f'next: fluidjax train --workdir={out} with the --config of this command' + (
         f' and {changed}' if changed else ''
@@ -97,12 +98,12 @@ def convert(checkpoints: Sequence[Path], out: Path, config: ConfigDict) -> str:
 
 def _read(checkpoints: Sequence[Path], config: ConfigDict) -> dict[str, Network]:
     unet = config.diffusion.network
-    untold = Untold(
+    assumed = Assumed(
         config.autoencoder.network.norm_num_groups, unet.norm_num_groups, unet.num_head_channels
     )
     networks: dict[str, Network] = {}
     for path in checkpoints:
-        for kind, network in read_networks(path, untold).items():
+        for kind, network in read_networks(path, assumed).items():
             if kind in networks:
                 raise UserError(f'{path}: a second {kind}; give one of each network')
             networks[kind] = network
@@ -111,24 +112,24 @@ def _read(checkpoints: Sequence[Path], config: ConfigDict) -> dict[str, Network]
 
 
 def _described(network: Network) -> str:
-    """What was found, and what was not to be seen in it."""
+    """A line on a network, and the settings that were taken from the configuration."""
     count = sum(int(leaf.size) for leaf in jax.tree.leaves(network.params))
     text = f'{network.kind}, {count:,} parameters'
     if network.kind == 'discriminator':
         return text
     c = network.model.config
-    text += f', channels {c.channels}; taken to have norm_num_groups {c.norm_num_groups}'
+    text += f', channels {c.channels}; assumed norm_num_groups {c.norm_num_groups}'
     if network.kind == 'unet':
         text += f', num_head_channels {c.num_head_channels}; condition {c.condition}'
     return text
 
 
 def config_of(networks: dict[str, Network], config: ConfigDict) -> ConfigDict:
-    """The configuration with the networks that were found."""
-    made = ConfigDict(config.to_dict())
+    """The configuration with the sizes of the networks."""
+    config = ConfigDict(config.to_dict())
     if 'autoencoder' in networks:
         c = networks['autoencoder'].model.config
-        made.autoencoder.network.update(
+        config.autoencoder.network.update(
             {
                 'channels': c.channels,
                 'num_res_blocks': c.num_res_blocks,
@@ -140,13 +141,13 @@ def config_of(networks: dict[str, Network], config: ConfigDict) -> ConfigDict:
         )
     if 'discriminator' in networks:
         model = networks['discriminator'].model
-        made.autoencoder.losses.update(
+        config.autoencoder.losses.update(
             {'discriminator_features': model.features, 'discriminator_layers': model.num_layers}
         )
     if 'unet' in networks:
         c = networks['unet'].model.config
-        made.method = next(name for name, ways in CONDITIONS.items() if c.condition in ways)
-        made.diffusion.network.update(
+        config.method = next(name for name, ways in CONDITIONS.items() if c.condition in ways)
+        config.diffusion.network.update(
             {
                 'channels': c.channels,
                 'num_res_blocks': c.num_res_blocks,
@@ -157,7 +158,7 @@ def config_of(networks: dict[str, Network], config: ConfigDict) -> ConfigDict:
                 'position_bias': False,
             }
         )
-        made.diffusion.process.update(
+        config.diffusion.process.update(
             {
                 'num_steps': 1000,
                 'prediction': 'eps',
@@ -165,26 +166,25 @@ def config_of(networks: dict[str, Network], config: ConfigDict) -> ConfigDict:
                 'learned_variance': c.out_channels == 2 * c.in_channels,
             }
         )
-    return made
+    return config
 
 
 def _stages(networks: dict[str, Network], config: ConfigDict) -> tuple[Stage, ...]:
-    """Both stages on the run's grid, on which the networks must fit each other."""
+    """The stages on the run's grid, where the networks must fit each other."""
     grid = model_grid(config)
     stages = build_stages(config, grid)
     if 'unet' in networks:
-        found, latent = networks['unet'].model.config, stages[0].method.latent_shape
-        if found.in_channels != latent[-1]:
+        unet, latent = networks['unet'].model.config, stages[0].method.latent_shape
+        if unet.in_channels != latent[-1]:
             raise UserError(
-                f'the U-Net is made for latents of {found.in_channels} channels, the '
-                f'autoencoder has {latent[-1]}; give the ones trained together'
+                f'the U-Net is for latents of {unet.in_channels} channels, the autoencoder has '
+                f'{latent[-1]}; give two that were trained together'
             )
-        if found.condition == 'vector' and found.condition_slices != latent[0]:
+        if unet.condition == 'vector' and unet.condition_slices != latent[0]:
             raise UserError(
-                f"the U-Net's condition encoder is made for {found.condition_slices} "
-                f'slices of the latent, on the grid {grid.shape} there are '
-                f'{latent[0]}; choose the grid it was trained on, '
-                '--config=configs/ldm.py:paper for the published one'
+                f"the U-Net's condition encoder is for {unet.condition_slices} latent slices, "
+                f'on the grid {grid.shape} there are {latent[0]}; choose the grid that it was '
+                'trained on, --config=configs/ldm.py:paper for the published one'
             )
     return stages
 
@@ -192,7 +192,7 @@ def _stages(networks: dict[str, Network], config: ConfigDict) -> tuple[Stage, ..
 def _autoencoder_stage(
     networks: dict[str, Network], stage: Stage, config: ConfigDict
 ) -> tuple[Any, int]:
-    """Stage one at its last step; a discriminator that was not given is drawn."""
+    """The finished first stage; a discriminator that is missing is initialised at random."""
     method = stage.method
     params = {kind: networks[kind].params for kind in method.trainable if kind in networks}
     key = jax.random.key(config.seed)
@@ -202,7 +202,7 @@ def _autoencoder_stage(
 
 
 def _diffusion_stage(networks: dict[str, Network], stage: Stage) -> tuple[Any, int]:
-    """Stage two at its last step, with the published scale of the latents."""
+    """The finished second stage, with the published scale of the latents."""
     latent = jax.eval_shape(stage.method.init, jax.random.key(0))['latent']
     params = {
         'unet': networks['unet'].params,

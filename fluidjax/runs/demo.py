@@ -1,9 +1,10 @@
-"""Train and evaluate the paper's method on the embedded cohort, without any scans.
+"""Train and evaluate the paper's method on the embedded cohort; no scans are needed.
 
     fluidjax demo
     fluidjax demo --seed=1 --workdir=runs/demo-seed1
 
-Ends with a table of scores and the path of a report that opens in a browser.
+Takes about ten minutes on two CPU cores. It ends with a table of scores and the path of a report
+that opens in a browser.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Evaluate a run: counterparts, anomaly maps, scores beside the trivial rows, pictures.
+"""Evaluation of a run: counterparts, anomaly maps, scores beside those of trivial rows, pictures.
 
     subjects -> Detector -> anomaly maps -> scores -> metrics.json, subjects.csv, report.html
 
-The thresholds of every row are chosen on validation subjects, healthy scans with lesions simulated
-by the training's own law: it needs no diseased scan, so a user without any gets them too.
+The thresholds of every row are chosen on validation subjects: healthy scans with lesions that are
+simulated as in training. So no diseased scans are needed to choose them.
 """
 
 from __future__ import annotations
@@ -40,42 +40,30 @@ def run_evaluation(
     """Evaluate a run on its cohort's test subjects; see the module's docstring.
 
     Args:
-        workdir: a run of `fluidjax.main`, or a model package of one.
+        workdir: the folder of a trained run, or a model package.
         save_volumes: also write NIfTI files of every test subject.
-        out: folder to write to, with the thresholds; where there is none the run's own, and
+        out: folder to write to, thresholds included; by default the run's own folder, and
             `NAME-eval` beside a package.
-        scans: other scans than those it was trained on, as fields of `config.cohort`: `{'data_dir':
-            DIR, 'test_dir': DIR}`, or `{'name': 'template'}` for the embedded cohort; needs an
-            `out` where the run is a folder.
+        scans: other scans than those of the training, as fields of `config.cohort`: `{'data_dir':
+            DIR, 'test_dir': DIR}`, or `{'name': 'template'}` for the embedded cohort. For the
+            folder of a run `out` is needed then.
 
     Returns:
         Path of the report.
 
     Raises:
-        UserError: no trained run there, or a cohort that cannot be read.
+        UserError: there is no trained run, or a cohort that cannot be read.
     """
     home, folder = _where_to_write(workdir, out, bool(scans))
     run = load_run(workdir)
     cohort = open_cohort(_with_scans(run.config, workdir, scans or {}))
     if not scans:
-        check_cohort_of(workdir, cohort)
+        check_cohort_of(workdir, run.text('cohort.json'), cohort)
     detector = Detector(run, training_brains(cohort))
     name, cases, split = own_test_set(run.config, cohort)
     darker = calibration.darker_on(split.validation)
     detector.warm_up(split.validation[0])
-    validated = detector.rows(split.validation, darker)
-    chosen = calibration.calibrate_rows(validated, split.validation)
-    calibration.save(
-        home,
-        chosen,
-        run.step,
-        {
-            run.name: calibration.scores(
-                validated[run.name], split.validation, chosen[run.name]['dice']
-            )
-        },
-    )
-    thresholds = {row: rules['dice'] for row, rules in chosen.items()}
+    thresholds = _choose_thresholds(home, detector, split.validation, darker)
     rows = detector.rows(cases, darker)
     summary, table = score_rows(name, rows, cases, thresholds)
     panels = _panels(name, run, rows, cases, thresholds)
@@ -112,8 +100,19 @@ def run_evaluation(
     return folder / 'report.html'
 
 
+def _choose_thresholds(
+    folder: Path, detector: Detector, cases: Sequence[Subject], darker: bool
+) -> dict[str, float]:
+    """Choose and write the thresholds of all rows; returns the ones with the best Dice."""
+    run, rows = detector.run, detector.rows(cases, darker)
+    chosen = calibration.calibrate_rows(rows, cases)
+    scores = calibration.scores(rows[run.name], cases, chosen[run.name]['dice'])
+    calibration.save(folder, chosen, run.step, {run.name: scores})
+    return {row: rules['dice'] for row, rules in chosen.items()}
+
+
 def _where_to_write(workdir: Path, out: Path | None, other_scans: bool) -> tuple[Path, Path]:
-    """The folder for the thresholds, and that for the report."""
+    """The folder of the thresholds, and the folder of the report."""
     if out is not None:
         return out, out
     if package.is_package(workdir):
@@ -121,23 +120,23 @@ def _where_to_write(workdir: Path, out: Path | None, other_scans: bool) -> tuple
         return beside, beside
     if other_scans:
         raise UserError(
-            f'{workdir}: was evaluated on its own scans; give --out=DIR for others, so '
-            'that its scores and thresholds stay'
+            f'{workdir}: to evaluate it on other scans give --out=DIR, so that its own scores and '
+            'thresholds are kept'
         )
     return workdir, workdir / 'eval'
 
 
 def _with_scans(config: ConfigDict, workdir: Path, scans: Mapping[str, str]) -> ConfigDict:
-    """The configuration with the cohort's folders, which a package does not hold."""
+    """The configuration with the folders of other scans; a package does not name any."""
     if not scans and config.cohort.name == 'nifti' and not config.cohort.data_dir:
         raise UserError(
-            f'{workdir}: a package holds no scans; name a folder of healthy ones, '
+            f'{workdir}: a package contains no scans; name a folder of healthy ones, '
             '--data_dir=DIR, and of patients, --test_dir=DIR; or --embedded'
         )
     if scans and scans.get('name') != 'template' and not scans.get('data_dir'):
         raise UserError(
-            '--test_dir: needs --data_dir=DIR beside it, a folder of healthy scans, on '
-            'which thresholds are chosen'
+            '--test_dir: needs --data_dir=DIR, a folder of healthy scans, on which thresholds '
+            'are chosen'
         )
     changed = ConfigDict(config.to_dict())
     if scans:
@@ -147,7 +146,7 @@ def _with_scans(config: ConfigDict, workdir: Path, scans: Mapping[str, str]) -> 
 
 
 def training_brains(cohort: object) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation `(x, y, z)` of the training scans, for the trivial rows."""
+    """Mean and standard deviation of the training scans `(x, y, z)`, for the trivial rows."""
     from data_pipelines import input_pipeline  # imports TensorFlow, which predict does not need
 
     return baselines.mean_and_spread(
@@ -158,24 +157,27 @@ def training_brains(cohort: object) -> tuple[np.ndarray, np.ndarray]:
 def score_rows(
     cohort: str, rows: dict[str, Output], cases: Sequence[Subject], thresholds: dict[str, float]
 ) -> tuple[dict, list[dict]]:
-    """Summary `{cohort: {row: {score: entry}}}` and a line for every row and case."""
+    """Scores of all rows: `{cohort: {row: {score: entry}}}`, and a line per row and case."""
     summary, table = {}, []
-    for method, row in rows.items():
-        counterparts = None if row.counterparts is None else list(row.counterparts)
-        scored = evaluate.score_method(
-            list(row.maps), counterparts, cases, thresholds[method], row.seconds
-        )
-        summary[method] = evaluate.summarise(
-            scored,
-            evaluate.global_dice(list(row.maps), cases),
-            evaluate.sensitivity_at_fp(list(row.maps), cases),
-        )
-        table += [{'cohort': cohort, 'method': method, **one} for one in scored]
+    for name, output in rows.items():
+        lines, summary[name] = score_row(output, cases, thresholds[name])
+        table += [{'cohort': cohort, 'method': name, **line} for line in lines]
     return {cohort: summary}, table
 
 
+def score_row(
+    output: Output, cases: Sequence[Subject], threshold: float
+) -> tuple[list[evaluate.Row], dict[str, evaluate.Entry]]:
+    """Scores of one row: a line per case, and their summary over all cases."""
+    maps = list(output.maps)
+    counterparts = None if output.counterparts is None else list(output.counterparts)
+    lines = evaluate.score_method(maps, counterparts, cases, threshold, output.seconds)
+    dice, sensitivity = evaluate.global_dice(maps, cases), evaluate.sensitivity_at_fp(maps, cases)
+    return lines, evaluate.summarise(lines, dice, sensitivity)
+
+
 def curve_of(output: Output, cases: Sequence[Subject]) -> curves.Curve:
-    """The precision-recall and other curves of a row on some cases, `curves.curves_of`."""
+    """The curves of a row on some cases, see `curves.curves_of`."""
     return curves.curves_of(
         list(output.maps),
         [case.lesion for case in cases],
@@ -206,15 +208,15 @@ def _panels(
 
 
 def save_panel(folder: Path, panel: Panel, uncertainty: np.ndarray | None = None) -> None:
-    """Write a subject's volumes, placed in the scan's own world, and its picture."""
+    """Write the volumes of a subject, in the scan's own world, and its picture."""
     from data_pipelines.volume_io import save_volume
 
-    case, found = panel.subject, panel.anomaly_map >= panel.threshold
+    case, marked = panel.subject, panel.anomaly_map >= panel.threshold
     volumes = {
         'scan': case.image,
         'counterpart': panel.counterpart,
         'anomaly_map': panel.anomaly_map,
-        'anomaly_mask': (found & case.brain).astype(np.uint8),
+        'anomaly_mask': (marked & case.brain).astype(np.uint8),
     }
     if uncertainty is not None:
         volumes['uncertainty'] = uncertainty

@@ -4,8 +4,8 @@
     fluidjax export runs/mine --out=mine.zip --dtype=float16 --note='72 healthy adults, 3 T'
     fluidjax predict SCAN.nii.gz --workdir=model.zip --out=predictions
 
-The file, a model package, holds weights, configuration, thresholds, scores and a model card, and
-names no folder of this machine. `predict` and `eval` take it in place of a run's folder.
+The file, a model package, contains weights, configuration, thresholds, scores and a model card, but
+no folder names of this machine. `predict` and `eval` take it in place of a run's folder.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from data_pipelines.nifti_source import PREPROCESSING_VERSION
 from data_pipelines.preprocess import WHITE_MATTER_INTENSITY
 from fluidjax.base import cli
 from fluidjax.base.errors import UserError
+from fluidjax.base.files import parse_json
 from fluidjax.runs import card, package, thresholds
 from fluidjax.runs.load import Run, load_run
 
@@ -43,11 +44,11 @@ _FOLDERS = ('data_dir', 'test_dir', 'lesion_dir', 'store')
 
 @dataclasses.dataclass(frozen=True)
 class Words:
-    """What only the maker of a package can say of it; empty where nothing is said.
+    """Texts of the maker of a package for the model card; may be empty.
 
     Attributes:
-        note: what the model saw.
-        licence: of the weights.
+        note: what the model was trained on.
+        licence: terms of use of the weights.
     """
 
     note: str = ''
@@ -58,28 +59,27 @@ def export(workdir: Path, out: Path, half: bool = False, words: Words = Words())
     """Write a run as a model package.
 
     Args:
-        workdir: a trained run; evaluated, so that it has thresholds and scores.
-        out: the zip to write; one that is there is replaced.
-        half: store weights as float16 where they fit.
+        workdir: a trained run; if it was evaluated, thresholds and scores are included.
+        out: the zip to write; an existing one is replaced.
+        half: store weights as float16 where they fit into it.
         words: for the model card.
 
     Returns:
-        What was written, one line.
+        One line that says what was written.
 
     Raises:
-        UserError: no trained run, or files in it that are damaged.
+        UserError: there is no trained run, or its files are damaged.
     """
     if package.is_package(workdir):
-        raise UserError(f'{workdir}: is a package already, or no run; name the folder of a run')
+        raise UserError(f'{workdir}: is a package, not a run; name the folder of a run')
     if out.suffix.lower() != '.zip' or out.is_dir():
         raise UserError(f'--out: {out} must be a file that ends in .zip')
     run = load_run(workdir)
     shared = without_folders(run.config)
     texts = {'config.json': _text(shared.to_dict())}
-    held = package.read_text(workdir, 'cohort.json')
-    cohort = _parsed(held, workdir / 'cohort.json') if held else {'cohort': 'unknown', 'sizes': {}}
+    cohort = _parsed(run, 'cohort.json') or {'cohort': 'unknown', 'sizes': {}}
     texts['cohort.json'] = _text(cohort)
-    scores = _evaluation(workdir, run, texts)
+    scores = _evaluation(run, texts)
     manifest = manifest_of(run, half)
     texts[package.CARD] = card.card(
         run, run.config, manifest, cohort, scores, words.note, words.licence
@@ -93,7 +93,7 @@ def export(workdir: Path, out: Path, half: bool = False, words: Words = Words())
 
 
 def manifest_of(run: Run, half: bool) -> dict[str, Any]:
-    """What package.json says beside the format."""
+    """The contents of package.json, except format and version."""
     grid = GRIDS[run.config.size]
     registration = run.config.cohort.registration if run.config.cohort.name == 'nifti' else 'affine'
     return {
@@ -114,7 +114,7 @@ def manifest_of(run: Run, half: bool) -> dict[str, Any]:
 
 
 def without_folders(config: ConfigDict) -> ConfigDict:
-    """A configuration that names no folder of the machine it was made on."""
+    """The configuration without the folders of the machine that it was made on."""
     shared = ConfigDict(config.to_dict())
     shared.cohort.update({name: '' for name in _FOLDERS if name in shared.cohort})
     losses = shared.get('autoencoder', {}).get('losses', {})
@@ -125,33 +125,25 @@ def without_folders(config: ConfigDict) -> ConfigDict:
     return shared
 
 
-def _evaluation(workdir: Path, run: Run, texts: dict[str, str]) -> dict[str, Any]:
-    """Add a run's thresholds to the texts, and its scores, which are also returned."""
+def _evaluation(run: Run, texts: dict[str, str]) -> dict[str, Any]:
+    """Add the thresholds and the scores of a run to the texts; returns the scores."""
     try:
-        thresholds.load(workdir, run.name, run.step)
+        thresholds.load(run)
     except UserError as error:
-        cli.tell(f'{error}. The package holds no thresholds and no scores: predict will refuse it')
+        cli.tell(f'{error}. The package has no thresholds and no scores: predict will refuse it')
         return {}
-    held = package.read_text(workdir, 'calibration.json')
-    texts['calibration.json'] = _text(_parsed(held, workdir / 'calibration.json'))
-    path = workdir / 'eval' / 'metrics.json'
-    if not path.is_file():
-        return {}
-    scores = _parsed(path.read_text(), path)
-    texts['metrics.json'] = _text(scores)
+    texts['calibration.json'] = _text(_parsed(run, 'calibration.json'))
+    scores = _parsed(run, 'eval/metrics.json')
+    if scores:
+        texts['metrics.json'] = _text(scores)
     return scores
 
 
-def _parsed(text: str, path: Path) -> dict[str, Any]:
-    try:
-        held = json.loads(text)
-    except ValueError:
-        held = None
-    if not isinstance(held, dict):
-        raise UserError(
-            f'{path}: is damaged; evaluate the run again: fluidjax eval --workdir={path.parent}'
-        )
-    return held
+def _parsed(run: Run, name: str) -> dict[str, Any]:
+    """The contents of a JSON file of the run; empty if there is no such file."""
+    advice = f'evaluate the run again: fluidjax eval --workdir={run.path}'
+    text = run.text(name)
+    return {} if text is None else parse_json(text, str(run.path / name), advice)
 
 
 def _text(values: dict[str, Any]) -> str:

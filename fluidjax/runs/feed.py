@@ -1,4 +1,4 @@
-"""From a cohort to the batches of a stage: those of this process, by their number."""
+"""The batches of a stage from a cohort; each process gets its own part, by number."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import numpy as np
 
 from fluidjax.training.parallel import Layout
 
-# Volumes that the data-dependent starts (principal components, latent mean) look at.
+# Number of volumes for data-dependent initial values (principal components, mean latent).
 PREPARE_VOLUMES = 64
 
 
 class Feed:
-    """Batches from any number on, with lesion masks from the bank beside the images.
+    """Batches from any number on, with lesion masks if the cohort has a bank of them.
 
     Args:
         cohort: of `data_pipelines.input_pipeline`.
-        layout: how a batch lies on the devices.
-        seed: of the shuffle and of the choice of masks.
+        layout: how a batch is distributed over the devices.
+        seed: of the order of the scans and the choice of masks.
     """
 
     def __init__(self, cohort: Any, layout: Layout, seed: int) -> None:
@@ -31,7 +31,7 @@ class Feed:
         self._bank = input_pipeline.lesion_bank(cohort)
 
     def __call__(self, start: int, split: str = 'train') -> Iterator[dict[str, np.ndarray]]:
-        """Endless batches of this process, `(device, sample, ...)`, from that number on."""
+        """Endless batches of this process `(device, sample, ...)`, from the number `start` on."""
         layout = self.layout
         batches = self._pipeline.batches(
             self._cohort,
@@ -44,24 +44,27 @@ class Feed:
             layout.processes,
         )
         for number, batch in enumerate(batches, start):
-            batch['brain'] = batch['brain'].astype(np.uint8)  # a mask: a quarter of the way's bytes
+            batch['brain'] = batch['brain'].astype(np.uint8)  # a quarter of the bytes
             yield batch if self._bank is None else {**batch, 'lesions': self._draw(number, batch)}
 
     def validation(self) -> Iterator[dict[str, np.ndarray]]:
-        """The batches of one pass over the validation scans, always the same; where these do not
-        fill the last one, it is drawn from all of them anew.
+        """The batches of one pass over the validation scans, always the same.
+
+        If the scans do not fill the last batch, it is completed from a second pass.
         """
         count = -(-self._cohort.sizes.get('validation', 0) // self.layout.batch_size)
         return itertools.islice(self(0, 'validation'), count)
 
     def _draw(self, number: int, batch: dict[str, np.ndarray]) -> np.ndarray:
-        """As many masks as images, `(device, sample, x, y, z)` uint8, from seed and number alone;
-        each process takes its own of those of the whole batch.
+        """A mask for each image, `(device, sample, x, y, z)` uint8.
+
+        They depend only on the seed and the number of the batch: each process draws the masks of
+        the whole batch and takes its own.
         """
         layout = self.layout
         rng = np.random.default_rng((self._seed, number, 0))
-        of_all = rng.integers(len(self._bank), size=layout.batch_size)
-        own = of_all[layout.process * layout.local_batch :][: layout.local_batch]
+        drawn = rng.integers(len(self._bank), size=layout.batch_size)
+        own = drawn[layout.process * layout.local_batch :][: layout.local_batch]
         return self._bank[own.reshape(batch['image'].shape[:2])]
 
 

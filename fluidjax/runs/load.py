@@ -1,4 +1,4 @@
-"""A trained run, or a model package, ready for use."""
+"""Trained runs and model packages, loaded for use."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from ml_collections import ConfigDict
 
 from fluidjax.base import cli
 from fluidjax.base.errors import UserError
-from fluidjax.base.settings import load_config, parse_config
+from fluidjax.base.settings import check, load_config, parse_config
 from fluidjax.fluid.grid import Grid
 from fluidjax.runs.cohort import model_grid
-from fluidjax.runs.package import is_package, open_package
+from fluidjax.runs.package import Package, is_package, open_package
 from fluidjax.runs.stages import build_stages
 from fluidjax.training import checkpoint
 from fluidjax.training.loop import state_template
@@ -28,11 +28,13 @@ class Run:
     """A trained run, ready to reconstruct.
 
     Attributes:
-        config: what it was trained with.
+        config: the configuration that it was trained with.
         grid: the model's grid.
         method: its last stage.
         params: its averaged parameters.
-        step: the step of the checkpoint they come from.
+        step: the step of their checkpoint.
+        path: the run's folder, or its model package.
+        package: the opened package, if `path` is one.
     """
 
     config: ConfigDict
@@ -40,23 +42,36 @@ class Run:
     method: Any
     params: Params
     step: int
+    path: Path = Path()
+    package: Package | None = None
 
     @property
     def name(self) -> str:
-        """The method's, as tables show it; one that is told the answer is marked."""
+        """The name of the method in tables, marked if it is given the lesion's mask."""
         return f'{self.config.method}{" (mask given)" if self.method.needs_mask else ""}'
+
+    def text(self, name: str) -> str | None:
+        """A text file of the run, such as 'calibration.json'; None if there is none.
+
+        A package was read when it was opened; a file in a folder is read now.
+        """
+        if self.package is not None:
+            return self.package.texts.get(name)
+        file = self.path / name
+        return file.read_text() if file.is_file() else None
 
 
 def load_run(workdir: Path, changes: Mapping[str, Any] | None = None) -> Run:
-    """A run's last stage, newest checkpoint (or `config.detect.checkpoint`), or a package's.
+    """Load the last stage of a run, or a model package.
 
     Args:
-        workdir: a run's folder, or a package made of it (`fluidjax.export`).
-        changes: fields to replace, `{'diffusion.process.sampler_steps': 5}`; of those that the
-            parameters do not depend on.
+        workdir: a run's folder, of which the newest checkpoint is taken (or the one that
+            `config.detect.checkpoint` names), or a package (`fluidjax export`).
+        changes: fields of the configuration to replace, `{'diffusion.process.sampler_steps': 5}`;
+            not those that the parameters depend on.
 
     Raises:
-        UserError: no such run, or no checkpoint of it; a package that cannot be used.
+        UserError: there is no such run, it has no checkpoint, or the package cannot be used.
     """
     if is_package(workdir):
         return _load_package(workdir, changes or {})
@@ -69,29 +84,27 @@ def load_run(workdir: Path, changes: Mapping[str, Any] | None = None) -> Run:
     step = _chosen_step(config, folder)
     if step is None:
         raise UserError(
-            f'{workdir}: no checkpoint of the {method.stage} stage yet; train it with '
-            'the command it was started with, which goes on from where it '
-            'stopped'
+            f'{workdir}: has no checkpoint of the {method.stage} stage yet; go on with its '
+            'training: fluidjax train with the same --config and --workdir'
         )
     if step < stage.training.steps and checkpoint.latest_step(folder) == step:
         cli.tell(f'{workdir}: not trained to its end (step {step} of {stage.training.steps})')
     template = state_template(method.init, method.trainable, stage.training)
     state = checkpoint.restore(folder, template, step)
-    return Run(config, grid, method, jax.device_put(state.averaged()), step)
+    return Run(config, grid, method, jax.device_put(state.averaged()), step, workdir)
 
 
 def _chosen_step(config: ConfigDict, folder: Path) -> int | None:
-    """The checkpoint that `config.detect.checkpoint` names; None where there is none at all."""
-    which = config.detect.get('checkpoint', 'last')
-    if which not in ('last', 'best'):
-        raise UserError(f"config.detect.checkpoint: '{which}' is neither last nor best")
+    """The checkpoint that `config.detect.checkpoint` names; None if there are no checkpoints."""
+    which = config.detect.get('checkpoint', 'last')  # older runs do not have the field
+    check(which in ('last', 'best'), 'detect.checkpoint', which, 'is neither last nor best')
     if which == 'last':
         return checkpoint.latest_step(folder)
     step = checkpoint.best_step(folder)
     if step is None and checkpoint.latest_step(folder) is not None:
         raise UserError(
-            f'config.detect.checkpoint: {folder} holds no checkpoint with a validation '
-            'loss; train with training.validate_every, or set it to last'
+            f'config.detect.checkpoint: {folder} has no checkpoint with a validation loss; '
+            'train with training.validate_every, or set it to last'
         )
     return step
 
@@ -105,14 +118,15 @@ def _load_package(path: Path, changes: Mapping[str, Any]) -> Run:
     try:
         grid = model_grid(config)
         method = build_stages(config, grid)[-1].method
-    except (TypeError, ValueError) as error:  # a UserError too: it is the package's, not a field
+    except (TypeError, ValueError) as error:  # and UserError: the package is wrong, not a flag
         raise UserError(f'{path}: config.json: {error}') from error
     params = package.params(jax.eval_shape(method.init, jax.random.key(0)))
     prepared = package.manifest['preprocessing'].get('version')
     if prepared != PREPROCESSING_VERSION:
         cli.tell(
-            f'{path}: was trained on scans preprocessed by version {prepared}, which is '
-            f'{PREPROCESSING_VERSION} here: its maps may differ; install fluidjax '
-            f'{package.manifest["fluidjax"]} for those it was scored with'
+            f'{path}: was trained on scans preprocessed by version {prepared}; this is version '
+            f'{PREPROCESSING_VERSION}, so its maps may differ: install fluidjax '
+            f'{package.manifest["fluidjax"]} for the maps that it was scored on'
         )
-    return Run(config, grid, method, jax.device_put(params), package.manifest['step'])
+    step = package.manifest['step']
+    return Run(config, grid, method, jax.device_put(params), step, path, package)

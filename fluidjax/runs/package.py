@@ -1,16 +1,16 @@
-"""A model package: one zip that is all of a run that `predict` and `eval` need.
+"""Model packages: one zip file with everything that `predict` and `eval` need of a run.
 
     package.json       format, versions, what the weights are, how scans are preprocessed
-    config.json        the run's configuration, without folders of the machine it was made on
+    config.json        the run's configuration, without the folders of the machine it was made on
     model.safetensors  the averaged parameters
     cohort.json        name and sizes of the cohort it was trained on
-    calibration.json   thresholds (where the run was evaluated)
-    metrics.json       its scores (the same)
+    calibration.json   thresholds (if the run was evaluated)
+    metrics.json       scores (if the run was evaluated)
     README.md          the model card
 
-Members are stored, not compressed, with one fixed date: the same run gives the same bytes. A
-package is read where it lies and never unpacked: no member's name becomes a path, sizes are checked
-before anything is read, and nothing in it is run.
+Members are stored without compression and with a fixed date: the same run gives the same bytes. A
+package is never unpacked: no member's name becomes a path, sizes are checked before anything is
+read, and nothing in it is executed.
 """
 
 from __future__ import annotations
@@ -31,20 +31,21 @@ import safetensors.numpy
 
 from fluidjax.base import __version__
 from fluidjax.base.errors import UserError
-from fluidjax.base.files import write_bytes
+from fluidjax.base.files import parse_json, write_bytes
 
-# Raise FORMAT when a reader of before would misread what is written now, and put the version of
-# fluidjax that does so in READER; keep reading formats from OLDEST on.
+# When older versions would misread what is written now, raise FORMAT, and set READER to the version
+# of fluidjax that reads it. All formats from OLDEST on are read.
 FORMAT, OLDEST, READER = 1, 1, '0.1.0'
 MANIFEST, WEIGHTS, CARD = 'package.json', 'model.safetensors', 'README.md'
 NEEDED = (MANIFEST, WEIGHTS, 'config.json', 'cohort.json', CARD)
 OPTIONAL = ('calibration.json', 'metrics.json')
 TEXT_LIMIT, WEIGHTS_LIMIT = 8 << 20, 8 << 30  # bytes
-MOST_PACKED = 50  # weights do not shrink more than this; a bomb does
-_DATE = (1980, 1, 1, 0, 0, 0)  # the first that a zip can hold
+MOST_PACKED = 50  # weights do not compress better than this; a zip bomb does
+_DATE = (1980, 1, 1, 0, 0, 0)  # the earliest that a zip can store
 _SEPARATOR = '/'
+EXPORT_AGAIN = 'make the package again with fluidjax export'
 
-# The model that comes with fluidjax, so that a first scan needs no training.
+# The model that comes with fluidjax, so that the first scan needs no training.
 BUNDLED = Path(__file__).with_name('bundled_model.zip')
 
 Params = dict[str, Any]
@@ -52,12 +53,12 @@ Params = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Package:
-    """An opened package; its weights are still in the file.
+    """An opened package; its weights are read later.
 
     Attributes:
-        path: the zip.
-        manifest: package.json.
-        texts: every other member but the weights, by name.
+        path: the zip file.
+        manifest: the contents of package.json.
+        texts: all other members except the weights, by name.
     """
 
     path: Path
@@ -65,17 +66,17 @@ class Package:
     texts: dict[str, str]
 
     def params(self, template: Params) -> Params:
-        """The weights, float32, as a tree of the template's groups and shapes.
+        """The weights, float32, with the structure and shapes of the template.
 
         Raises:
-            UserError: weights that are damaged, or not those of the configuration.
+            UserError: the weights are damaged, or do not fit the configuration.
         """
         flat = flax.traverse_util.flatten_dict(template, sep=_SEPARATOR)
         shapes = {name: tuple(leaf.shape) for name, leaf in flat.items()}
         where = f'{self.path}: {WEIGHTS}'
         with _opened(self.path) as archive, archive.open(WEIGHTS) as stream:
             size = archive.getinfo(WEIGHTS).file_size
-            content = stream.read(size + 1)  # to the end, where the zip's checksum is compared
+            content = stream.read(size + 1)  # to the end, where the checksum is compared
         tensors = _decoded(content, shapes, where)
         return flax.traverse_util.unflatten_dict(tensors, sep=_SEPARATOR)
 
@@ -87,40 +88,40 @@ def write(
     params: Params,
     half: bool = False,
 ) -> int:
-    """Write a package, beside and renamed.
+    """Write a package; an existing file is replaced once the new one is complete.
 
     Args:
-        path: the zip.
-        manifest: what package.json says beside the format and the version of fluidjax.
-        texts: the other members but the weights.
+        path: the zip file.
+        manifest: the contents of package.json; format and version of fluidjax are added.
+        texts: the other members except the weights.
         params: the averaged parameters.
-        half: store matrices and kernels as float16 where they fit in it.
+        half: store matrices and kernels as float16 where they fit into it.
 
     Returns:
         Its size in bytes.
     """
     flat = flax.traverse_util.flatten_dict(params, sep=_SEPARATOR)
     tensors = {name: _stored(np.asarray(leaf), half) for name, leaf in flat.items()}
-    head = {'format': FORMAT, 'reader': READER, 'fluidjax': __version__, **manifest}
+    manifest = {'format': FORMAT, 'reader': READER, 'fluidjax': __version__, **manifest}
     members = {
-        MANIFEST: (json.dumps(head, indent=2) + '\n').encode(),
+        MANIFEST: (json.dumps(manifest, indent=2) + '\n').encode(),
         **{name: text.encode() for name, text in texts.items()},
         WEIGHTS: safetensors.numpy.save(tensors),
     }
-    whole = io.BytesIO()
-    with zipfile.ZipFile(whole, 'w', zipfile.ZIP_STORED) as archive:
+    archive_bytes = io.BytesIO()
+    with zipfile.ZipFile(archive_bytes, 'w', zipfile.ZIP_STORED) as archive:
         for name, content in members.items():
             info = zipfile.ZipInfo(name, _DATE)
-            info.create_system, info.external_attr = 3, 0o644 << 16  # alike on every system
+            info.create_system, info.external_attr = 3, 0o644 << 16  # the same on every system
             archive.writestr(info, content)
-    write_bytes(path, whole.getvalue())
-    return whole.tell()
+    write_bytes(path, archive_bytes.getvalue())
+    return archive_bytes.tell()
 
 
 def _stored(array: np.ndarray, half: bool) -> np.ndarray:
-    """float32, or float16 for what is large and loses no more than its rounding by it.
+    """float32, or float16 for large arrays that lose no more than float16's rounding.
 
-    Biases, norms and scales stay: they are few, and all that they multiply would feel it.
+    Biases, norms and scales stay float32: they are few, and they affect everything they multiply.
     """
     array = array.astype(np.float32)
     if not half or array.ndim < 2:
@@ -132,10 +133,15 @@ def _stored(array: np.ndarray, half: bool) -> np.ndarray:
 
 
 def _decoded(content: bytes, expected: Mapping[str, tuple[int, ...]], where: str) -> Params:
-    """Tensors in safetensors' format as float32.
+    """Tensors in the safetensors format, as float32.
+
+    Args:
+        content: the file.
+        expected: the shape of each tensor, by name.
+        where: names the file in messages.
 
     Raises:
-        UserError: they are damaged, or not those that are expected.
+        UserError: the tensors are damaged, or not the expected ones.
     """
     try:
         tensors = safetensors.numpy.load(content)
@@ -143,36 +149,33 @@ def _decoded(content: bytes, expected: Mapping[str, tuple[int, ...]], where: str
         raise UserError(
             f'{where}: is damaged ({" ".join(str(error).split())}); copy it again'
         ) from error
-    for kind, names in (
-        ('lacks', set(expected) - set(tensors)),
-        ('holds', set(tensors) - set(expected)),
+    for problem, names in (
+        ('lacks tensors of the configuration beside it', set(expected) - set(tensors)),
+        ('has tensors that the configuration beside it lacks', set(tensors) - set(expected)),
     ):
         if names:
-            what = 'which the configuration beside it ' + ('needs' if kind == 'lacks' else 'lacks')
             raise UserError(
-                f'{where}: {kind} {len(names)} tensor(s), {what}, e.g. '
-                f'{sorted(names)[0]}; export the run again'
+                f'{where}: {problem}, {len(names)} in all, e.g. {sorted(names)[0]}; '
+                'export the run again'
             )
     for name, array in tensors.items():
         if array.dtype not in (np.float16, np.float32):
             raise UserError(f'{where}: {name} is of type {array.dtype}, not float16 or float32')
         if array.shape != tuple(expected[name]):
             raise UserError(
-                f'{where}: {name} has shape {list(array.shape)}, the configuration '
-                f'beside it makes {list(expected[name])}; export the run again'
+                f'{where}: {name} has shape {list(array.shape)}, by the configuration beside it '
+                f'{list(expected[name])}; export the run again'
             )
         if not np.isfinite(array).all():
-            raise UserError(
-                f'{where}: {name} holds values that are not finite; export the run again'
-            )
+            raise UserError(f'{where}: {name} has values that are not finite; export the run again')
     return {name: array.astype(np.float32) for name, array in tensors.items()}
 
 
 def open_package(path: Path) -> Package:
-    """Read a package's texts and check all of it but the weights.
+    """Read the texts of a package and check everything except the weights.
 
     Raises:
-        UserError: no package, a damaged one, one that could do harm, or of a format that this
+        UserError: the file is not a package, or a damaged or harmful one, or of a format that this
             version does not read.
     """
     if not path.is_file():
@@ -181,21 +184,22 @@ def open_package(path: Path) -> Package:
         )
     with _opened(path) as archive:
         _check_members(path, archive.infolist())
-        manifest = _manifest(path, _text(path, archive, MANIFEST))
+        manifest = parse_json(_text(path, archive, MANIFEST), f'{path}: {MANIFEST}', EXPORT_AGAIN)
         texts = {
             name: _text(path, archive, name)
             for name in archive.namelist()
             if name not in (MANIFEST, WEIGHTS)
         }
+    _check_manifest(path, manifest)
     for name, text in texts.items():
         if name != CARD:
-            _json(path, name, text)
+            parse_json(text, f'{path}: {name}', EXPORT_AGAIN)
     return Package(path, manifest, texts)
 
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
-    """The zip; whatever is wrong with it while it is open is one line."""
+    """The opened zip; any error of reading it becomes a UserError."""
     try:
         with zipfile.ZipFile(path) as archive:
             yield archive
@@ -213,26 +217,26 @@ def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
     ) as error:
         reason = ' '.join(str(error).split())[:100] or type(error).__name__
         raise UserError(
-            f'{path}: is no model package, or a damaged one ({reason}); copy it again'
+            f'{path}: is not a model package, or is damaged ({reason}); copy it again'
         ) from error
 
 
 def _check_members(path: Path, members: list[zipfile.ZipInfo]) -> None:
-    """Names and sizes, before anything is read."""
+    """Check names and sizes before anything is read."""
     names = [member.filename for member in members]
     for name in names:
         if name not in NEEDED + OPTIONAL:
             raise UserError(
-                f'{path}: holds {name[:80]!r}, which is no part of a model package; '
-                'make it again with fluidjax export'
+                f'{path}: contains {name[:80]!r}, which is not part of a model package; '
+                f'{EXPORT_AGAIN}'
             )
         if names.count(name) > 1:
-            raise UserError(f'{path}: holds {name} twice; make it again with fluidjax export')
+            raise UserError(f'{path}: contains {name} twice; {EXPORT_AGAIN}')
     missing = [name for name in NEEDED if name not in names]
     if missing:
         raise UserError(
-            f'{path}: lacks {", ".join(missing)}, so it is no whole model package; '
-            'make it again with fluidjax export'
+            f'{path}: lacks {", ".join(missing)}, so it is not a complete model package; '
+            f'{EXPORT_AGAIN}'
         )
     for member in members:
         limit = WEIGHTS_LIMIT if member.filename == WEIGHTS else TEXT_LIMIT
@@ -242,7 +246,7 @@ def _check_members(path: Path, members: list[zipfile.ZipInfo]) -> None:
         ):
             raise UserError(
                 f'{path}: {member.filename} would unpack to {member.file_size:,} bytes '
-                f'from {member.compress_size:,}, as no model does; do not trust it'
+                f'from {member.compress_size:,}, which no model does; do not trust it'
             )
 
 
@@ -254,62 +258,27 @@ def _text(path: Path, archive: zipfile.ZipFile, name: str) -> str:
     return content.decode()
 
 
-def _json(path: Path, name: str, text: str) -> dict[str, Any]:
-    try:
-        held = json.loads(text)
-    except (ValueError, RecursionError):
-        held = None
-    if not isinstance(held, dict):
-        raise UserError(
-            f'{path}: {name} is no table in JSON; make the package again with fluidjax export'
-        )
-    return held
-
-
-def _manifest(path: Path, text: str) -> dict[str, Any]:
-    manifest = _json(path, MANIFEST, text)
+def _check_manifest(path: Path, manifest: dict[str, Any]) -> None:
+    """Check format and fields of package.json."""
     number = manifest.get('format')
     if type(number) is not int or number < 1:
-        raise UserError(
-            f'{path}: {MANIFEST} names no format; make the package again with fluidjax export'
-        )
+        raise UserError(f'{path}: {MANIFEST} has no format; {EXPORT_AGAIN}')
     if number > FORMAT:
         raise UserError(
-            f'{path}: is of format {number}, made by fluidjax '
-            f'{manifest.get("fluidjax")}; this is {__version__}, which reads '
-            f'up to {FORMAT}: install fluidjax {manifest.get("reader")} or newer'
+            f'{path}: is of format {number}, made by fluidjax {manifest.get("fluidjax")}; this is '
+            f'{__version__}, which reads up to {FORMAT}: install fluidjax '
+            f'{manifest.get("reader")} or newer'
         )
     if number < OLDEST:
         raise UserError(
-            f'{path}: is of format {number}, which fluidjax {__version__} no '
-            'longer reads; export the run again with this version, or install fluidjax '
-            f'{manifest.get("fluidjax")}'
+            f'{path}: is of format {number}, which fluidjax {__version__} no longer reads; export '
+            f'the run again with this version, or install fluidjax {manifest.get("fluidjax")}'
         )
     for name, kind in (('step', int), ('preprocessing', dict), ('weights', str)):
         if not isinstance(manifest.get(name), kind):
-            raise UserError(
-                f'{path}: {MANIFEST} does not say {name}; make the package again with '
-                'fluidjax export'
-            )
-    return manifest
+            raise UserError(f'{path}: {MANIFEST} has no field {name}; {EXPORT_AGAIN}')
 
 
 def is_package(run: Path) -> bool:
-    """Whether a path names a model package, there or not, rather than a run's folder."""
+    """Whether a path names a model package, existing or not, rather than a run's folder."""
     return run.is_file() or (run.suffix.lower() == '.zip' and not run.is_dir())
-
-
-def read_text(run: Path, name: str) -> str | None:
-    """A text file of a run, or None where it has none.
-
-    Args:
-        run: its folder, or its model package.
-        name: 'config.json', 'cohort.json' or 'calibration.json'.
-
-    Raises:
-        UserError: a package that cannot be read.
-    """
-    if is_package(run):
-        return open_package(run).texts.get(name)
-    path = run / name
-    return path.read_text() if path.is_file() else None

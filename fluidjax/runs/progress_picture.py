@@ -1,4 +1,4 @@
-"""The picture that a run shows of itself while it trains: one validation scan, as it is seen then.
+"""The picture of a validation scan that a run shows during training.
 
 Rows of axial planes: the scan with a simulated lesion, its counterpart, and their difference.
 """
@@ -21,7 +21,7 @@ from fluidjax.fluid.settings import FluidSettings
 Params = dict[str, Any]
 PLANES = 5
 SMALLEST_SIDE = 96  # pixels; smaller planes are enlarged
-SHOWN_DIFFERENCE = 0.5  # of the scan's maximum: white
+SHOWN_DIFFERENCE = 0.5  # of the scan's maximum; shown white
 
 
 def painter(
@@ -30,9 +30,9 @@ def painter(
     """A function from averaged parameters to a picture `(height, width, 3)` uint8.
 
     Args:
-        method: offers `reconstruct`.
+        method: see `fluidjax.methods`.
         grid: of the scan.
-        fluid: how its lesion is made.
+        fluid: how the lesion is simulated.
         image: a healthy scan `(x, y, z)` in [0, 1].
         brain: its mask.
     """
@@ -40,8 +40,8 @@ def painter(
     always = dataclasses.replace(fluid, diseased_probability=1.0)
     randomize = jax.jit(lambda image, brain: randomize_batch(key, image, brain, grid, always))
     pair = randomize(image[None, ..., None], brain[None, ..., None].astype(np.float32))
-    told = [pair.mask] if getattr(method, 'needs_mask', False) else []
-    reconstruct = jax.jit(lambda params: method.reconstruct(params, pair.diseased, key, *told))
+    masks = [pair.mask] if method.needs_mask else []
+    reconstruct = jax.jit(lambda params: method.reconstruct(params, pair.diseased, key, *masks))
 
     def paint(params: Params) -> np.ndarray:
         counterpart = reconstruct(params)
@@ -52,7 +52,7 @@ def painter(
 
 
 def montage(volumes: list[np.ndarray]) -> np.ndarray:
-    """Axial planes of volumes `(x, y, z)` in [0, 1], a row each; right is right, front is up."""
+    """Axial planes of volumes `(x, y, z)` in [0, 1], one row per volume; right is right."""
     depth = volumes[0].shape[AXIAL.cuts]
     places = np.linspace(0.25 * depth, 0.75 * depth, PLANES).astype(int)
     rows = [

@@ -1,7 +1,7 @@
-"""Names and layouts of the published PyTorch networks' tensors, for our parameters.
+"""Names and layouts of the published PyTorch tensors, for each of our parameters.
 
-The way is from ours to theirs: each leaf of a parameter tree of ours has one published name, so
-what is unknown, missing or misshapen in a file is known by name.
+Every leaf of our parameter trees has one published name, so unknown, missing and misshapen tensors
+of a file can be named.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ Rename = Callable[[str], str]
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """A tensor of the published code and the parameters of ours that it holds.
+    """A tensor of the published code, and the parameters of ours that it contains.
 
     Attributes:
-        shape: there.
+        shape: in the published code.
         leaves: paths in our tree; several are stacked along the tensor's first axis.
     """
 
@@ -37,7 +37,7 @@ class Tensor:
 
 
 def published_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """All tensors of the published counterpart of an autoencoder, a discriminator or a U-Net."""
+    """All tensors of the published autoencoder, discriminator or U-Net, by their names."""
     rename = _renaming(model)
     leaves = flatten_dict(dict(_shapes(model)), sep='/')
     tensors: dict[str, Tensor] = {}
@@ -45,18 +45,18 @@ def published_tensors(model: nn.Module) -> dict[str, Tensor]:
         layer, kind = path.replace('/', '.').rsplit('.', 1)
         name = f'{rename(layer)}.{"bias" if kind == "bias" else "weight"}'
         first, *rest = _published_shape(name, leaves[path].shape)
-        before = tensors.get(name, Tensor((0,), ()))  # of queries, keys and values one tensor
+        before = tensors.get(name, Tensor((0,), ()))  # queries, keys and values are one tensor
         tensors[name] = Tensor((before.shape[0] + first, *rest), (*before.leaves, path))
     return tensors
 
 
 def our_params(tensors: dict[str, Tensor], weights: dict[str, np.ndarray]) -> Params:
-    """Our parameter tree, float32, from a state dict that has all of `tensors`."""
+    """Our parameter tree, float32, from a state dict with all of `tensors`."""
     flat = {}
     for name, tensor in tensors.items():
         for path, part in zip(tensor.leaves, np.split(weights[name], len(tensor.leaves))):
             if path.endswith('/kernel'):
-                # convolution; linear layer, or a 1-D convolution of width 1
+                # of a convolution; of a linear layer, or of a 1-D convolution of width 1
                 part = (
                     part.transpose(2, 3, 4, 1, 0)
                     if part.ndim == 5
@@ -67,7 +67,7 @@ def our_params(tensors: dict[str, Tensor], weights: dict[str, np.ndarray]) -> Pa
 
 
 def _shapes(model: nn.Module) -> Params:
-    """Shapes of a module's parameters, on a grid as small as it takes."""
+    """Shapes of a module's parameters, computed on the smallest grid that it accepts."""
     if isinstance(model, Autoencoder):
         inputs = ((1, *(model.config.factor,) * 3, model.config.in_channels),)
     elif isinstance(model, Discriminator):
@@ -82,7 +82,7 @@ def _shapes(model: nn.Module) -> Params:
 
 
 def _query_key_value(path: str) -> tuple[str, int]:
-    """Sorts the three as they are stacked, after another."""
+    """Sort key that puts queries, keys and values in the order in which they are stacked."""
     parts = re.split(r'(?<=/to_)([qkv])(?=/)', path)
     return (''.join(parts[::2]), 'qkv'.index(parts[1]) if len(parts) > 1 else 0)
 

@@ -1,10 +1,10 @@
-"""Weights of the published PyTorch code: from a file to our networks with their parameters.
+"""Weights of the published PyTorch code, read as our networks with their parameters.
 
-    file -> state dict -> which networks, of which sizes -> parameters, checked by name and shape
+    file -> state dict -> networks and their sizes -> parameters, checked by name and shape
 
-The published files hold an autoencoder with its discriminator (Lightning: `state_dict`), or a U-Net
-and its moving average (`model`, `ema`; the average is taken). What is not used is no part of our
-networks: the perceptual loss, and batch norm's running statistics.
+The published files contain an autoencoder with its discriminator (Lightning: `state_dict`), or a
+U-Net and its moving average (`model`, `ema`; the average is used). The perceptual loss and the
+running statistics of batch norms are ignored, because our networks do not have them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from fluidjax.models.weights_file import Weights, read_state_dict
 from fluidjax.runs.published_names import Params, Tensor, our_params, published_tensors
 
 CONDITION_CHANNELS = 64  # numbers per slice that the published condition encoder gives
-# Names by which a network is known; what stands before them is its prefix in the file.
+# Names that identify a network; the text before them is its prefix in the file.
 SIGNATURES = {
     'autoencoder': r'(?:encoders|decoders)\.0\.blocks\.\d+\.',
     'discriminator': r'main\.\d+\.(?:weight|bias|running)',
@@ -40,13 +40,13 @@ LISTED = 8  # names of each kind in one message
 
 
 @dataclasses.dataclass(frozen=True)
-class Untold:
-    """What the shapes of the weights do not tell; the defaults are the published ones.
+class Assumed:
+    """Settings that cannot be derived from the weights; the defaults are the published ones.
 
     Attributes:
         autoencoder_groups, unet_groups: groups of their group norms.
-        num_head_channels: channels per attention head of the U-Net. Where it does not divide its
-            attention levels there is one head.
+        num_head_channels: channels per attention head of the U-Net. If they do not divide the
+            channels of its attention levels, there is one head.
     """
 
     autoencoder_groups: int = 32
@@ -56,19 +56,19 @@ class Untold:
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """A published network in our terms: the module with its sizes, and its parameters."""
+    """A published network as our module, with its parameters."""
 
     kind: str
     model: nn.Module
     params: Params
 
 
-def read_networks(path: Path, untold: Untold = Untold()) -> dict[str, Network]:
+def read_networks(path: Path, assumed: Assumed = Assumed()) -> dict[str, Network]:
     """The published networks in a file, by kind: 'autoencoder', 'discriminator', 'unet'.
 
     Raises:
-        UserError: the file cannot be read, holds none of them, or has unknown, missing, misshapen
-            or non-finite tensors, which are named.
+        UserError: the file cannot be read, contains none of them, or has unknown, missing,
+            misshapen or non-finite tensors, which are named.
     """
     weights = {
         name: array for name, array in read_state_dict(path).items() if not UNUSED.fullmatch(name)
@@ -76,8 +76,8 @@ def read_networks(path: Path, untold: Untold = Untold()) -> dict[str, Network]:
     prefixes = _prefixes(weights)
     if not prefixes:
         raise UserError(
-            f'{path}: none of the published networks (autoencoder, discriminator, '
-            f'U-Net) is in it; it holds {_listed(sorted(weights)) or "no tensors"}'
+            f'{path}: contains none of the published networks (autoencoder, discriminator, U-Net); '
+            f'it has {_listed(sorted(weights)) or "no tensors"}'
         )
     parts: dict[str, Weights] = {kind: {} for kind in prefixes}
     unknown = []
@@ -91,7 +91,7 @@ def read_networks(path: Path, untold: Untold = Untold()) -> dict[str, Network]:
     problems: dict[str, list[str]] = {'unknown': unknown}
     networks = {}
     for kind, part in parts.items():
-        model = _MODELS[kind](part, untold, path)
+        model = _MODELS[kind](part, assumed, path)
         tensors = published_tensors(model)
         for what, names in _differences(tensors, part).items():
             problems.setdefault(what, []).extend(prefixes[kind] + name for name in names)
@@ -100,14 +100,14 @@ def read_networks(path: Path, untold: Untold = Untold()) -> dict[str, Network]:
     wrong = [f'{len(names)} {what}: {_listed(names)}' for what, names in problems.items() if names]
     if wrong:
         raise UserError(
-            f'{path}: does not fit the published {" and ".join(parts)}, so nothing '
-            f'is written; {"; ".join(wrong)}'
+            f'{path}: does not fit the published {" and ".join(parts)}, so nothing is written; '
+            f'{"; ".join(wrong)}'
         )
     return networks
 
 
 def _differences(tensors: dict[str, Tensor], weights: Weights) -> dict[str, list[str]]:
-    """Names that do not fit, by what is wrong with them."""
+    """Names of tensors that do not fit, by the kind of problem."""
     both = [name for name in tensors if name in weights]
     return {
         'unknown': [name for name in weights if name not in tensors],
@@ -127,24 +127,26 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _prefixes(weights: Weights) -> dict[str, str]:
-    """What stands before the names of each network found; a moving average before all else."""
-    found = {}
+    """The prefix of each network in the file; that of a moving average if there is one."""
+    prefixes = {}
     for kind, signature in SIGNATURES.items():
         pattern = re.compile(rf'((?:.*\.)?){signature}')
         counts = Counter(match[1] for name in weights if (match := pattern.match(name)))
         if counts:
-            found[kind] = max(counts, key=lambda prefix: (prefix.endswith('ema.'), counts[prefix]))
-    return found
+            prefixes[kind] = max(
+                counts, key=lambda prefix: (prefix.endswith('ema.'), counts[prefix])
+            )
+    return prefixes
 
 
 def _is_spare_copy(name: str, prefixes: dict[str, str]) -> bool:
-    """Whether a tensor is the raw one of a moving average that was found."""
+    """Whether a tensor belongs to the U-Net of which the moving average is used."""
     return prefixes.get('unet', '').endswith('ema.') and name.startswith(
         prefixes['unet'].removesuffix('ema.') + 'model.'
     )
 
 
-def _autoencoder(weights: Weights, untold: Untold, path: Path) -> Autoencoder:
+def _autoencoder(weights: Weights, assumed: Assumed, path: Path) -> Autoencoder:
     part = r'encoders\.0\.blocks\.'
     levels: list[list[str]] = [[]]  # numbers of the residual blocks of each level
     for index in sorted(_indices(weights, rf'{part}(\d+)\..*')):
@@ -163,20 +165,20 @@ def _autoencoder(weights: Weights, untold: Untold, path: Path) -> Autoencoder:
             channels=tuple(channels),
             num_res_blocks=_most_common([len(blocks) for blocks in levels]),
             latent_channels=_most(weights, r'(?:quant_conv_mu|post_quant_conv)\..*', 0, path),
-            norm_num_groups=untold.autoencoder_groups,
+            norm_num_groups=assumed.autoencoder_groups,
         )
     )
 
 
-def _discriminator(weights: Weights, untold: Untold, path: Path) -> Discriminator:
-    del untold
+def _discriminator(weights: Weights, assumed: Assumed, path: Path) -> Discriminator:
+    del assumed
     norms = [index for index in _indices(weights, r'main\.(\d+)\..*') if index and index % 3 == 0]
     return Discriminator(_most(weights, r'main\.0\..*', 0, path), max(1, len(norms)))
 
 
-def _unet(weights: Weights, untold: Untold, path: Path) -> UNet:
-    found = _indices(weights, r'down_blocks\.(\d+)\..*')
-    levels = next(n for n in range(1, len(found) + 2) if n not in found)
+def _unet(weights: Weights, assumed: Assumed, path: Path) -> UNet:
+    indices = _indices(weights, r'down_blocks\.(\d+)\..*')
+    levels = next(n for n in range(1, len(indices) + 2) if n not in indices)
     channels = [
         _most(
             weights,
@@ -197,9 +199,9 @@ def _unet(weights: Weights, untold: Untold, path: Path) -> UNet:
     attended = [channels[-1], *(c for c, on in zip(channels, attention) if on)]
     latent, variance, doubled = _latent_channels(weights)
     condition, slices = 'concat' if doubled else 'none', UNetConfig.condition_slices
-    if told := _sizes(weights, r'.*\.cond_emb_proj\.weight', 1):
-        condition, slices = 'vector', max(1, _most_common(told) // CONDITION_CHANNELS)
-    heads = untold.num_head_channels
+    if widths := _sizes(weights, r'.*\.cond_emb_proj\.weight', 1):
+        condition, slices = 'vector', max(1, _most_common(widths) // CONDITION_CHANNELS)
+    heads = assumed.num_head_channels
     return UNet(
         _checked(
             UNetConfig,
@@ -210,7 +212,7 @@ def _unet(weights: Weights, untold: Untold, path: Path) -> UNet:
             attention_levels=tuple(attention),
             num_res_blocks=_most_common(blocks),
             num_head_channels=math.gcd(*attended) if any(c % heads for c in attended) else heads,
-            norm_num_groups=untold.unet_groups,
+            norm_num_groups=assumed.unet_groups,
             condition=condition,
             condition_slices=slices,
         )
@@ -232,12 +234,12 @@ def _latent_channels(weights: Weights) -> tuple[int, bool, bool]:
             }
             if any(fits.values()):
                 return next(case for case, fit in fits.items() if fit)
-    outs = _sizes(weights, r'out\.2\..*')  # conv_in is missing or wrong: it is named later
+    outs = _sizes(weights, r'out\.2\..*')  # conv_in is missing or wrong, which is reported later
     return max(1, _most_common(outs) // 2) if outs else UNetConfig.in_channels, True, False
 
 
 def _sizes(weights: Weights, pattern: str, axis: int = 0) -> list[int]:
-    """Sizes along an axis of all tensors of a name."""
+    """Sizes along an axis of all tensors whose names match a pattern."""
     return [
         array.shape[axis]
         for name, array in weights.items()
@@ -246,12 +248,12 @@ def _sizes(weights: Weights, pattern: str, axis: int = 0) -> list[int]:
 
 
 def _most(weights: Weights, pattern: str, axis: int, path: Path) -> int:
-    """The size most of the tensors of a name agree on, so that a wrong one is found out."""
+    """The most common of these sizes, so that a wrong tensor is noticed."""
     sizes = _sizes(weights, pattern, axis)
     if not sizes:
         raise UserError(
-            f'{path}: part of a published network alone, so its sizes are not known: '
-            f'no tensor is called like {pattern.replace(chr(92), "")}'
+            f'{path}: contains only a part of a published network, so its sizes are unknown: '
+            f'no tensor is named like {pattern.replace(chr(92), "")}'
         )
     return _most_common(sizes)
 
@@ -265,12 +267,12 @@ def _indices(weights: Weights, pattern: str) -> set[int]:
 
 
 def _checked(kind: type, path: Path, **fields: Any) -> Any:
-    """A network's configuration; what is wrong with it is said of the file and its flags."""
+    """The configuration of a network; errors name the file, and the flags that can help."""
     try:
         return kind(**fields)
     except UserError as error:
         raise UserError(
-            f'{path}: {error}; what the weights do not tell is set by '
+            f'{path}: {error}; what cannot be derived from the weights is set by '
             '--config.autoencoder.network.norm_num_groups, '
             '--config.diffusion.network.norm_num_groups and .num_head_channels'
         ) from error

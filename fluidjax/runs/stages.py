@@ -1,7 +1,7 @@
-"""From a configuration to methods: what a run trains, in order. The last stage is what it is for.
+"""The stages of a configuration: the methods that a run trains, in order.
 
-`METHODS` is the list of the comparison. A new rival is a file in `methods/`, a line here, and a
-section of that name in a configuration.
+The last stage is the detector; an earlier one is an autoencoder that it needs. A new method is a
+file in `methods/`, a function and a line in `METHODS` here, and a file in `configs/`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from fluidjax.base.errors import UserError
-from fluidjax.base.settings import settings_from
+from fluidjax.base.settings import check, settings_from
 from fluidjax.fluid.grid import Grid
 from fluidjax.fluid.settings import FluidSettings
 from fluidjax.methods.augment import AugmentSettings
@@ -31,7 +31,7 @@ from fluidjax.models.vae import VAEConfig
 from fluidjax.training.settings import StageSettings
 
 Section = ConfigDict
-# The ways each latent method is told of the scan.
+# How the network of each latent method is conditioned on the scan.
 CONDITIONS = {
     'conddiff': ('vector', 'spatial', 'both'),
     'cldm': ('concat',),
@@ -43,7 +43,7 @@ CONDITIONS = {
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """A method, and how long it is trained."""
+    """A method, and how it is trained."""
 
     method: Any
     training: StageSettings
@@ -56,15 +56,15 @@ def build_stages(config: ConfigDict, grid: Grid) -> tuple[Stage, ...]:
         UserError: naming the field that does not fit.
     """
     try:
-        if config.method not in METHODS:
-            raise UserError(f"config.method: '{config.method}' is not one of {', '.join(METHODS)}")
-        return METHODS[config.method](config, grid)
+        name = config.method
+        check(name in METHODS, 'method', name, f'is not one of {", ".join(METHODS)}')
+        return METHODS[name](config, grid)
     except (AttributeError, KeyError) as error:  # a config.json edited by hand
         raise UserError(f'the configuration lacks a field: {error}; train again') from error
 
 
 def fluid_settings(config: ConfigDict) -> FluidSettings:
-    """How lesions are simulated: for training, and whatever the method for its validation."""
+    """How lesions are simulated: for training, and for the validation of all methods."""
     return settings_from(FluidSettings, config.fluid, 'fluid')
 
 
@@ -95,15 +95,15 @@ def _unet(
     latent_shape: tuple[int, ...],
     learned_variance: bool = False,
 ) -> UNetConfig:
-    """A U-Net's sizes, completed by those of the latents it works on."""
-    network, ways = dict(section.network), CONDITIONS[config.method]
-    if network['condition'] not in ways:
-        raise UserError(
-            f'config.{where}.network.condition: {config.method} is conditioned by '
-            f"{' or '.join(ways)}; choose the method after the config file's colon, "
-            f'ldm.py:method={config.method}'
-        )
-    positioned = network.pop('position_bias') and network['condition'] in ('spatial', 'both')
+    """The sizes of a U-Net, with channels and shapes from the latents it works on."""
+    network, conditions = dict(section.network), CONDITIONS[config.method]
+    condition = network['condition']
+    advice = (
+        f'must be {" or ".join(conditions)} for the method {config.method}; choose the method '
+        f"after the config file's colon, ldm.py:method={config.method}"
+    )
+    check(condition in conditions, f'{where}.network.condition', condition, advice)
+    positioned = network.pop('position_bias') and condition in ('spatial', 'both')
     network |= {
         'in_channels': latent_shape[-1],
         'out_channels': latent_shape[-1] * (2 if learned_variance else 1),
@@ -157,7 +157,7 @@ def _restoration(config: ConfigDict, grid: Grid) -> tuple[Stage, ...]:
     section, fluid = config.restoration, fluid_settings(config)
     kind, channels = Regression, 1
     if config.method == 'inpainting':
-        # A pair without a hole would teach it nothing.
+        # It learns nothing from pairs without a lesion.
         kind, channels = Inpainting, 2
         fluid = dataclasses.replace(fluid, diseased_probability=1.0)
     network = {**section.network, 'in_channels': channels}

@@ -1,46 +1,37 @@
-"""Thresholds that carry over: chosen on validation subjects, kept beside the checkpoint.
+"""Thresholds of the anomaly map, chosen on validation subjects and stored with the run.
 
-`WORKDIR/calibration.json` holds the step they belong to and for every row of the table
-`{'dice': t, 'fpr_1': t, 'fpr_5': t, 'fpr_10': t}`: the threshold of the best pooled Dice, and those
-at which 1, 5 and 10 % of healthy voxels are marked. `eval` and `predict` use the same ones.
+`WORKDIR/calibration.json` has the step of the checkpoint, and for every row of the table of scores
+`{'dice': t, 'fpr_1': t, 'fpr_5': t, 'fpr_10': t}`: the threshold with the best pooled Dice, and the
+ones that mark 1, 5 and 10 % of the healthy voxels. `eval` and `predict` use the same file.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from fluidjax.base.errors import UserError
-from fluidjax.base.files import write_text
+from fluidjax.base.files import parse_json, write_json
 from fluidjax.base.subject import Subject
 from fluidjax.detect import baselines, calibrate, metrics
 from fluidjax.detect.evaluate import json_safe
-from fluidjax.runs import package
 from fluidjax.runs.detector import Output
+from fluidjax.runs.load import Run
 
 RULES = ('dice', 'fpr_1', 'fpr_5', 'fpr_10')
 Calibration = dict[str, dict[str, float]]
 
 
 def darker_on(cases: Sequence[Subject]) -> bool:
-    """Whether darkness, not brightness, ranks the lesions of these cases higher (mean AP)."""
+    """Whether darkness ranks the lesions of these cases higher than brightness (by mean AP)."""
 
-    def score(darker: bool) -> float:
-        return float(
-            np.nanmean(
-                [
-                    metrics.average_precision(
-                        baselines.intensity_map(c.image, c.brain, darker), c.lesion, c.brain
-                    )
-                    for c in cases
-                ]
-            )
-        )
+    def mean_ap(darker: bool) -> float:
+        maps = [baselines.intensity_map(case.image, case.brain, darker) for case in cases]
+        return _mean_ap(maps, cases)
 
-    return score(True) >= score(False)
+    return mean_ap(True) >= mean_ap(False)
 
 
 def calibrate_rows(rows: Mapping[str, Output], cases: Sequence[Subject]) -> Calibration:
@@ -49,25 +40,25 @@ def calibrate_rows(rows: Mapping[str, Output], cases: Sequence[Subject]) -> Cali
 
 
 def scores(output: Output, cases: Sequence[Subject], threshold: float) -> dict[str, float]:
-    """How well a row does on the cases that chose its threshold, to choose between runs by: mean
-    average precision `ap`, and mean Dice `dice` at the threshold.
+    """Scores on the validation cases, by which runs are compared.
+
+    Returns:
+        Mean average precision 'ap', and mean Dice 'dice' at the threshold.
     """
-    pairs = list(zip(output.maps, cases, strict=True))
-    return {
-        'ap': float(
-            np.nanmean(
-                [metrics.average_precision(found, case.lesion, case.brain) for found, case in pairs]
-            )
-        ),
-        'dice': float(
-            np.nanmean(
-                [
-                    metrics.dice_at(found, case.lesion, threshold, case.brain)
-                    for found, case in pairs
-                ]
-            )
-        ),
-    }
+    dice = [
+        metrics.dice_at(anomaly_map, case.lesion, threshold, case.brain)
+        for anomaly_map, case in zip(output.maps, cases, strict=True)
+    ]
+    return {'ap': _mean_ap(output.maps, cases), 'dice': float(np.nanmean(dice))}
+
+
+def _mean_ap(maps: Sequence[np.ndarray], cases: Sequence[Subject]) -> float:
+    """Mean average precision of the lesions within the brain."""
+    values = [
+        metrics.average_precision(anomaly_map, case.lesion, case.brain)
+        for anomaly_map, case in zip(maps, cases, strict=True)
+    ]
+    return float(np.nanmean(values))
 
 
 def save(
@@ -76,58 +67,43 @@ def save(
     step: int,
     validation: Mapping[str, Mapping[str, float]] | None = None,
 ) -> None:
-    """Write `calibration.json` of a run whose newest checkpoint is that of `step`.
+    """Write `calibration.json`.
 
     Args:
         workdir: the run's folder.
         calibration: thresholds of every row.
-        step: of the checkpoint.
+        step: of the checkpoint that they were chosen for.
         validation: `scores` of rows.
     """
-    text = json.dumps(
-        json_safe({'step': step, 'thresholds': calibration, 'validation': validation or {}}),
-        indent=2,
-    )
-    write_text(workdir / 'calibration.json', text + '\n')
+    content = {'step': step, 'thresholds': calibration, 'validation': validation or {}}
+    write_json(workdir / 'calibration.json', json_safe(content))
 
 
-def load(workdir: Path, row: str, step: int, rule: str = 'dice') -> float:
+def load(run: Run, rule: str = 'dice') -> float:
     """A threshold of a run, by one of `RULES`.
 
-    Args:
-        workdir: the run's folder, or its model package.
-        row: of the table of scores; the method's own is `Run.name`.
-        step: of the checkpoint in use.
-        rule: one of `RULES`.
-
     Raises:
-        UserError: no such rule, the run was not evaluated since its last step, or no threshold
-            could be chosen.
+        UserError: the run has no thresholds, they belong to another step, or this one could not be
+            chosen.
     """
-    path, again = workdir / 'calibration.json', f'fluidjax eval --workdir={workdir}'
+    again = f'evaluate it again: fluidjax eval --workdir={run.path}'
     if rule not in RULES:
         raise UserError(f"threshold '{rule}': is not one of {', '.join(RULES)}")
-    text = package.read_text(workdir, 'calibration.json')
+    text = run.text('calibration.json')
     if text is None:
-        again = f'{again}, then export it again' if package.is_package(workdir) else again
-        raise UserError(f'{workdir}: has no threshold yet; evaluate the run first: {again}')
-    held = _parsed(text, path, again)
-    if held['step'] != step:
+        export = ', then export it again' if run.package is not None else ''
         raise UserError(
-            f'{path}: is of step {held["step"]}, the run is at step {step}; evaluate '
-            f'it again: {again}'
+            f'{run.path}: has no threshold yet; evaluate the run first: '
+            f'fluidjax eval --workdir={run.path}{export}'
         )
-    threshold = held['thresholds'].get(row, {}).get(rule)
+    where = run.path / 'calibration.json'
+    calibration = parse_json(text, str(where), again)
+    step, thresholds = calibration.get('step'), calibration.get('thresholds')
+    if not isinstance(step, int) or not isinstance(thresholds, dict):
+        raise UserError(f'{where}: has no thresholds; {again}')
+    if step != run.step:
+        raise UserError(f'{where}: is of step {step}, the run is at step {run.step}; {again}')
+    threshold = thresholds.get(run.name, {}).get(rule)
     if threshold is None:
-        raise UserError(f'{path}: holds no threshold {rule} of {row}; evaluate again: {again}')
+        raise UserError(f'{where}: has no threshold {rule} of {run.name}; {again}')
     return float(threshold)
-
-
-def _parsed(text: str, path: Path, again: str) -> dict:
-    try:
-        held = json.loads(text)
-        if isinstance(held['step'], int) and isinstance(held['thresholds'], dict):
-            return held
-    except (ValueError, KeyError, TypeError):
-        pass
-    raise UserError(f'{path}: holds no thresholds as eval writes them; evaluate again: {again}')

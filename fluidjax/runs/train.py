@@ -1,4 +1,4 @@
-"""Training a configuration: all its stages, one after another, in the run's folder."""
+"""Training all stages of a configuration, one after another, in the run's folder."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from fluidjax.runs.feed import Feed, some_volumes
 from fluidjax.runs.progress_picture import painter
 from fluidjax.runs.stages import Stage, build_stages, fluid_settings
 from fluidjax.training import parallel
+from fluidjax.training.logs import mirrored
 from fluidjax.training.loop import Watch, is_done, state_template, train_stage
 from fluidjax.training.stopping import StopRequest
-from fluidjax.training.wandb_mirror import mirrored
 
 Params = dict[str, Any]
 
@@ -42,43 +42,37 @@ def train(
     profile: int = 0,
     saved: Callable[[], None] = lambda: None,
 ) -> None:
-    """Train the stages of a configuration; skip what is done, resume what is not.
+    """Train the stages of a configuration; finished ones are skipped, unfinished ones resumed.
 
     Writes `config.json`, `cohort.json`, `checkpoints/<stage>`, `metrics.jsonl` and TensorBoard
-    events. All settings are checked before anything is written or trained. Of several processes the
-    first one writes; the others need no access to its `workdir`.
+    events. All settings are checked before anything is written or trained. With several processes
+    only the first one writes; the others need no access to its `workdir`.
 
     Args:
         config: the configuration.
         workdir: the run's folder.
-        wandb_project: of Weights & Biases, which is told the metrics too; empty: none.
-        profile: dispatches of each stage to trace; 0: none.
+        wandb_project: project of Weights & Biases that gets the metrics too; empty: none.
+        profile: number of dispatches of each stage to trace; 0: none.
         saved: called after each checkpoint was written.
 
     Raises:
-        UserError: a field that does not fit, data that cannot be read, a workdir that holds
-            another run or is being trained in, or a loss that is not finite.
+        UserError: a field that does not fit, data that cannot be read, a workdir with another run
+            or in which another command trains, or a loss that is not finite.
         Stopped: a signal asked for it; the run is saved.
     """
     with contextlib.ExitStack() as opened:
         stop = opened.enter_context(StopRequest())
         with parallel.together():
-            run = _open_run(config, workdir)
+            stages, feeds, cohort = _open_run(config, workdir)
             if parallel.is_first():
-                opened.enter_context(
-                    files.locked(
-                        workdir / '.lock',
-                        'another command trains in this folder; wait for it or '
-                        'choose another --workdir',
-                    )
-                )
-                _write_what_it_is(config, run[-1], workdir)
-            _tell_what_it_is(config, run)
-            mirror = opened.enter_context(
-                mirrored(wandb_project, workdir, config, [stage.method.stage for stage in run[0]])
-            )
+                advice = 'another command trains here; wait for it or choose another --workdir'
+                opened.enter_context(files.locked(workdir / '.lock', advice))
+                _write_identity(config, cohort, workdir)
+            _describe(config, feeds[-1], cohort)
+            names = [stage.method.stage for stage in stages]
+            mirror = opened.enter_context(mirrored(wandb_project, workdir, config, names))
         watch = Watch(mirror=mirror, profile=profile, tell=_tell, saved=saved)
-        _train_stages(*run, config, workdir, stop, watch)
+        _train_stages(stages, feeds, cohort, config, workdir, stop, watch)
 
 
 def _tell(line: str) -> None:
@@ -87,13 +81,13 @@ def _tell(line: str) -> None:
 
 
 def _open_run(config: ConfigDict, workdir: Path) -> tuple[tuple[Stage, ...], list[Feed], Any]:
-    """Stages, feeds and cohort of a configuration, all checked; nothing is written."""
+    """Check a configuration; returns its stages, their feeds, and the cohort. Writes nothing."""
     grid = model_grid(config)
     stages = build_stages(config, grid)
     if parallel.is_first():
-        _refuse_another_run(config, workdir, grid)
+        _refuse_another_run(config, stages, workdir, grid)
     settings_from(MapSettings, config.detect.map, 'detect.map')
-    for stage in stages:  # shapes that do not fit say so
+    for stage in stages:  # fails if shapes do not fit
         state_template(stage.method.init, stage.method.trainable, stage.training)
     layouts = [
         parallel.layout_of(stage.training.batch_size, stage.training.accumulate) for stage in stages
@@ -106,29 +100,26 @@ def _open_run(config: ConfigDict, workdir: Path) -> tuple[tuple[Stage, ...], lis
     return stages, feeds, cohort
 
 
-def _write_what_it_is(config: ConfigDict, cohort: Any, workdir: Path) -> None:
-    check_cohort_of(workdir, cohort)
+def _write_identity(config: ConfigDict, cohort: Any, workdir: Path) -> None:
+    path = workdir / 'cohort.json'
+    check_cohort_of(workdir, path.read_text() if path.is_file() else None, cohort)
     save_config(workdir / 'config.json', config)
-    files.write_json(workdir / 'cohort.json', identity(cohort))
+    files.write_json(path, identity(cohort))
 
 
-def _tell_what_it_is(config: ConfigDict, run: tuple) -> None:
-    _, feeds, cohort = run
-    _tell(
-        f'{config.method} on {cohort.name}: '
-        + ', '.join(f'{n} {split}' for split, n in cohort.sizes.items())
-        + '; '
-        + _devices(feeds[-1].layout)
-    )
+def _describe(config: ConfigDict, feed: Feed, cohort: Any) -> None:
+    """Print the method, the cohort and the devices."""
+    sizes = ', '.join(f'{n} {split}' for split, n in cohort.sizes.items())
+    _tell(f'{config.method} on {cohort.name}: {sizes}; {_devices(feed.layout)}')
     if jax.default_backend() == 'tpu' and fluid_settings(config).scheme == 'flow_map':
         _tell(
-            'fluid.scheme flow_map reads memory by gathers, which TPUs do slowly: '
-            '--config.fluid.scheme=koren carries the same lesions by stencils'
+            'config.fluid.scheme: flow_map is slow on TPUs, because it gathers from memory; '
+            '--config.fluid.scheme=koren transports the same lesions with stencils'
         )
 
 
 def _devices(layout: parallel.Layout) -> str:
-    """What a run trains on, in words."""
+    """The devices that a run trains on, in words."""
     kind, there = jax.devices()[0].platform, jax.device_count()
     used = len(layout.devices) * layout.processes
     if there == 1:
@@ -138,7 +129,7 @@ def _devices(layout: parallel.Layout) -> str:
         words += f', {layout.processes} processes'
     if used < there:
         words += (
-            f' ({there - used} stay idle: a batch of {layout.batch_size} does not divide by '
+            f' ({there - used} stay idle: a batch of {layout.batch_size} cannot be shared by '
             f'{there})'
         )
     return words
@@ -185,7 +176,7 @@ def _train_stages(
 
 
 def _picture(stage: Stage, config: ConfigDict, cohort: Any) -> Any:
-    """How a stage shows a validation scan now and then, if it is to, in the first process."""
+    """The function that draws a validation scan during training; None where no one is wanted."""
     from data_pipelines import input_pipeline
 
     if not stage.training.picture_every or not parallel.is_first():
@@ -194,27 +185,35 @@ def _picture(stage: Stage, config: ConfigDict, cohort: Any) -> Any:
     return painter(stage.method, model_grid(config), fluid_settings(config), scan.image, scan.brain)
 
 
-def _refuse_another_run(config: ConfigDict, workdir: Path, grid: Grid) -> None:
-    """A workdir with checkpoints belongs to its configuration; only `detect` may change.
+def _refuse_another_run(
+    config: ConfigDict, stages: tuple[Stage, ...], workdir: Path, grid: Grid
+) -> None:
+    """Check that the checkpoints in a workdir, if any, are of this configuration.
 
-    Fields that an older fluidjax did not know are taken at their defaults.
+    Only `detect` may differ. Fields that older versions did not have count as their defaults.
+
+    Args:
+        config: the configuration.
+        stages: built from it.
+        workdir: the run's folder.
+        grid: the model's grid.
+
+    Raises:
+        UserError: they are of another configuration.
     """
     path = workdir / 'config.json'
     if not path.is_file() or not (workdir / 'checkpoints').is_dir():
         return
-    old, new = load_config(path), ConfigDict(config.to_dict())
-    changed = [name for name in differences(old, new) if not name.startswith('detect.')]
+    old = load_config(path)
+    names = differences(old, ConfigDict(config.to_dict()))
+    changed = [name for name in names if not name.startswith('detect.')]
     outside = [name for name in changed if name.partition('.')[0] in ('seed', 'size', 'cohort')]
-    if changed and (outside or not _same_stages(old, new, grid)):
-        raise UserError(
-            f'{workdir} holds a run with another configuration (it differs in '
-            f'{", ".join(changed[:4])}); choose another --workdir'
-        )
-
-
-def _same_stages(old: ConfigDict, new: ConfigDict, grid: Grid) -> bool:
-    """Whether two configurations come to the same methods, trained alike."""
-    try:
-        return build_stages(old, grid) == build_stages(new, grid)
-    except UserError:
-        return False
+    if not changed:
+        return
+    with contextlib.suppress(UserError):  # the old configuration cannot be built any more
+        if not outside and build_stages(old, grid) == stages:
+            return
+    raise UserError(
+        f'{workdir}: contains a run with another configuration (it differs in '
+        f'{", ".join(changed[:4])}); choose another --workdir'
+    )

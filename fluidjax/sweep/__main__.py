@@ -1,74 +1,83 @@
-"""Train and evaluate many configurations or seeds, and put them in one table and picture.
+"""Train and evaluate many configurations or seeds, and compare them in one table and picture.
 
     fluidjax sweep --config=configs/ldm.py:demo --seeds=0,1,2 --workdir=runs/seeds
     fluidjax sweep --config=configs/sweeps/learning_rate.py:demo --workdir=runs/rates --workers=4
     fluidjax sweep ... --tpu=NAME --zone=ZONE --workdir=gs://BUCKET/FOLDER
     fluidjax sweep ... --slurm --sbatch='--gpus=1' --workers=8
 
-The last two run on all hosts of a TPU VM slice, and as a Slurm job array of --workers workers;
---dry-run shows what they would run. What is finished is not done again, and what was begun goes on.
-Workers started apart on one --workdir share the trials; the trial of one that dies is taken over.
+The same command continues an interrupted sweep; finished trials are not repeated. Several commands
+on one --workdir share the trials, and take over the trial of a command that died. --tpu runs on all
+hosts of TPU VM slices, --slurm submits an array of --workers jobs; --dry-run only shows how.
 """
 
+import copy
 import re
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from fluidjax.base import cli
 from fluidjax.base.settings import changed_config
+from fluidjax.base.trials import Fields
 from fluidjax.training import cluster
 
 FLAGS = flags.FlagValues()
-FLAGS.append_flag_values(cluster.FLAGS)
+cluster.define_flags(FLAGS)
 CONFIG = config_flags.DEFINE_config_file(
-    'config', None, 'A configuration, with --seeds, or a file of configs/sweeps.', flag_values=FLAGS
+    'config',
+    None,
+    'A configuration, trained with --seeds, or a file of configs/sweeps.',
+    flag_values=FLAGS,
 )
 WORKDIR = flags.DEFINE_string(
     'workdir',
     None,
-    'Folder of the sweep, or gs://BUCKET/FOLDER; each trial gets one in it.',
+    'Folder of the sweep, or gs://BUCKET/FOLDER; each trial has a folder in it.',
     flag_values=FLAGS,
 )
-SEEDS = flags.DEFINE_list(
-    'seeds', ['0', '1', '2'], 'Of a configuration, comma-separated.', flag_values=FLAGS
+SEEDS = cli.define_words(
+    'seeds', ['0', '1', '2'], 'Seeds to train a configuration with.', flag_values=FLAGS
 )
-WORKERS = flags.DEFINE_integer('workers', 1, 'Trials at a time.', lower_bound=1, flag_values=FLAGS)
+WORKERS = flags.DEFINE_integer(
+    'workers', 1, 'Trials at the same time.', lower_bound=1, flag_values=FLAGS
+)
 WAIT = flags.DEFINE_boolean(
     'wait',
     True,
-    'Stay until the other workers are done, to take over what one leaves.',
+    'Wait for the other workers, to take over the trial of one that dies.',
     flag_values=FLAGS,
 )
-RETRY = flags.DEFINE_boolean('retry', False, 'Try trials that failed again.', flag_values=FLAGS)
+RETRY = flags.DEFINE_boolean('retry', False, 'Repeat trials that failed.', flag_values=FLAGS)
 SHARE = flags.DEFINE_string(
-    'share', '0/1', 'I/N: of the trials every Nth from the Ith on.', flag_values=FLAGS
+    'share', '0/1', 'I/N: only every Nth trial, starting with trial I.', flag_values=FLAGS
 )
-TPU = flags.DEFINE_list('tpu', [], 'Names of TPU VM slices.', flag_values=FLAGS)
-ZONE = flags.DEFINE_string('zone', None, 'Their zone.', flag_values=FLAGS)
+TPU = flags.DEFINE_list('tpu', [], 'Names of TPU VM slices to run on.', flag_values=FLAGS)
+ZONE = flags.DEFINE_string('zone', None, 'Zone of the TPU VMs.', flag_values=FLAGS)
 PROJECT = flags.DEFINE_string(
-    'project', '', "Their project; gcloud's own without.", flag_values=FLAGS
+    'project', '', "Google Cloud project of the TPU VMs; by default gcloud's.", flag_values=FLAGS
 )
 BRING = flags.DEFINE_string(
     'bring',
     '',
-    'gs://BUCKET/FOLDER of scans that each host copies to '
-    'the folder scans, for --config.cohort.data_dir=scans.',
+    'gs://BUCKET/FOLDER of scans that each TPU host copies to its folder scans, for '
+    '--config.cohort.data_dir=scans.',
     flag_values=FLAGS,
 )
-SLURM = flags.DEFINE_boolean('slurm', False, 'Submit a job array.', flag_values=FLAGS)
+SLURM = flags.DEFINE_boolean('slurm', False, 'Submit a Slurm job array.', flag_values=FLAGS)
 SBATCH = flags.DEFINE_string('sbatch', '', 'Further options of sbatch.', flag_values=FLAGS)
 DRY_RUN = flags.DEFINE_boolean(
-    'dry-run', False, 'Show what --tpu or --slurm would run.', flag_values=FLAGS
+    'dry-run', False, 'Only show what --tpu or --slurm would run.', flag_values=FLAGS
 )
-ELSEWHERE = ('workers', 'tpu', 'zone', 'project', 'bring', 'slurm', 'sbatch', 'dry-run')
+# Flags that say where and how often the sweep runs, which its workers are not given.
+NOT_FOR_WORKERS = ('workers', 'tpu', 'zone', 'project', 'bring', 'slurm', 'sbatch', 'dry-run')
 
 
 def main() -> None:
-    """Read the flags and sweep, here or elsewhere."""
+    """Run the sweep, here or on other machines."""
     if CONFIG.value is None or not WORKDIR.value:
         raise cli.UserError(
             'sweep needs --config=FILE and --workdir=DIR, e.g. '
@@ -77,109 +86,122 @@ def main() -> None:
     from fluidjax.runs.bucket import is_bucket
 
     if is_bucket(WORKDIR.value) and (WORKERS.value > 1 or SLURM.value):
-        raise cli.UserError('--workdir: several workers share a folder of a disk, not of a bucket')
-    if TPU.value or SLURM.value:
-        _elsewhere()
+        raise cli.UserError('--workdir: several workers need a folder on a disk, not in a bucket')
+    if SLURM.value:
+        _submit_to_slurm()
+    elif TPU.value:
+        _start_on_tpus()
     elif DRY_RUN.value:
         raise cli.UserError('--dry-run: shows what --tpu or --slurm would run; give one of them')
-    elif WORKERS.value > 1:
-        from fluidjax.sweep import worker
-
-        worker.start_workers(WORKERS.value, _own_arguments(), Path(WORKDIR.value).expanduser())
-        _sweep_here()  # the table, and what no worker is left to do
     else:
-        _sweep_here()
+        if WORKERS.value > 1:
+            from fluidjax.sweep import worker
+
+            workdir = Path(WORKDIR.value).expanduser()
+            worker.start_workers(WORKERS.value, _worker_arguments(), workdir)
+        _sweep_here()  # after workers: the trials that none of them finished, and the table
 
 
-def _own_arguments() -> list[str]:
-    """The words of this command, without those that say where and how often it runs."""
+def _worker_arguments() -> list[str]:
+    """The words of this command as the user wrote them, without `NOT_FOR_WORKERS`."""
     words, rest = [], list(sys.argv[1:])
     while rest:
         word = rest.pop(0)
-        name, given, _ = word.lstrip('-').partition('=')
-        if name in ELSEWHERE:
-            if not given and name not in ('slurm', 'dry-run') and rest:
-                rest.pop(0)
-            continue
-        words.append(word)
+        name, has_value, _ = word.lstrip('-').replace('_', '-').partition('=')
+        if not word.startswith('-') or name.removeprefix('no') not in NOT_FOR_WORKERS:
+            words.append(word)
+        elif not has_value and name in FLAGS and not FLAGS[name].boolean:
+            rest = rest[1:]
     return words
 
 
-def _elsewhere() -> None:
+def _submit_to_slurm() -> None:
+    from fluidjax.sweep import remote
+
+    workdir = Path(WORKDIR.value).expanduser().absolute()
+    arguments, python = _worker_arguments(), Path(sys.executable)
+    script = remote.slurm_script(
+        arguments, workdir, WORKERS.value, SBATCH.value, python, Path.cwd()
+    )
+    remote.submit(script, workdir, DRY_RUN.value)
+
+
+def _start_on_tpus() -> None:
     from fluidjax.runs.bucket import is_bucket
     from fluidjax.sweep import remote
 
-    if SLURM.value:
-        workdir = Path(WORKDIR.value).expanduser().absolute()
-        script = remote.slurm_script(
-            _own_arguments(), workdir, WORKERS.value, SBATCH.value, Path(sys.executable), Path.cwd()
-        )
-        remote.submit(script, workdir, DRY_RUN.value)
-        return
     if not ZONE.value:
-        raise cli.UserError('--tpu: name its zone too, --zone=us-central2-b')
+        raise cli.UserError('--tpu: name the zone too, --zone=us-central2-b')
     if not is_bucket(WORKDIR.value):
         raise cli.UserError(
-            f"--workdir: '{WORKDIR.value}' would end with the TPU VM; give gs://BUCKET/FOLDER"
+            f"--workdir: '{WORKDIR.value}' would be lost with the TPU VM; give gs://BUCKET/FOLDER"
         )
-    remote.run(
-        remote.tpu_commands(TPU.value, ZONE.value, _own_arguments(), PROJECT.value, BRING.value),
-        DRY_RUN.value,
-    )
-    cli.tell(
-        'to follow it: '
-        + '; '.join(
-            shlex.join(command)
-            for command in remote.follow_commands(TPU.value, ZONE.value, PROJECT.value)
-        )
-    )
+    tpus = remote.Tpus(tuple(TPU.value), ZONE.value, PROJECT.value)
+    remote.run(tpus.start_commands(_worker_arguments(), BRING.value), DRY_RUN.value)
+    cli.tell('to follow it: ' + '; '.join(map(shlex.join, tpus.follow_commands())))
 
 
 def _sweep_here() -> None:
-    cluster.join()
+    cluster.join(FLAGS)
     from fluidjax.runs.bucket import mirrored_folder
-    from fluidjax.sweep import report as sweep_report
-    from fluidjax.sweep import seeds, worker
+    from fluidjax.sweep import report, store, worker
     from fluidjax.training import parallel
 
     config = CONFIG.value
     with mirrored_folder(WORKDIR.value) as (workdir, saved):
         if 'sweep' in config:
-            store, score = _store(config.sweep, workdir), config.sweep.score
+            trials, score, write = _store(config.sweep, workdir), config.sweep.score, report.write
             configure = lambda fields: changed_config(config.sweep.base, fields)
         else:
-            store, score = seeds.store(workdir, _seeds(), *_share()), 'dice_validated'
-            configure = lambda fields: seeds.config_of(config, fields)
+            seeds = cli.numbers('seeds', SEEDS.value, int)
+            named = {f'seed{seed}': {'seed': seed} for seed in seeds}
+            trials = store.TrialStore(workdir, _own_share(named))
+            score, write, configure = 'dice_validated', report.write_seeds, _with_seed(config)
         if RETRY.value and parallel.is_first():
-            store.forget_failures()
-        worker.work(store, configure, score, WAIT.value, saved)
+            trials.forget_failures()
+        worker.work(trials, configure, score, WAIT.value, saved)
         if not parallel.is_first():
             return
-        results = store.results()
-        report = sweep_report if 'sweep' in config else seeds
-        table = report.write(workdir, results, score)
-    print(f'{len(results)} of {store.count()} trials:\n{table}')
-    failed = [f'{name}: {made["error"]}' for name, made in results.items() if 'error' in made]
-    if failed:
+        results = trials.results()
+        table = write(workdir, results, score)
+    print(f'{len(results)} of {trials.count()} trials:\n{table}')
+    failures = [f'{name}: {one["error"]}' for name, one in results.items() if 'error' in one]
+    if failures:
         raise cli.UserError(
-            f'{len(failed)} of {store.count()} trials failed, of which '
-            f'{failed[0]}; --retry tries them again'
+            f'{len(failures)} of {trials.count()} trials failed, the first was {failures[0]}; '
+            '--retry repeats them'
         )
 
 
-def _store(sweep: 'trials.Sweep', workdir: Path) -> 'trial_store.TrialStore':  # noqa: F821
+def _with_seed(config: ConfigDict) -> Callable[[Fields], ConfigDict]:
+    """The configuration of a trial that changes only the seed."""
+
+    def configure(fields: Fields) -> ConfigDict:
+        one = copy.deepcopy(config)
+        one.seed = fields['seed']
+        return one
+
+    return configure
+
+
+def _store(sweep: 'trials.Sweep', workdir: Path) -> 'store.TrialStore':  # noqa: F821
     from fluidjax.sweep.store import SearchStore, TrialStore
 
-    place, places = _share()
-    if sweep.search:
-        if places > 1:
-            raise cli.UserError(
-                '--share: an Optuna search needs one store; run it on one machine '
-                'or on a shared folder'
-            )
-        return SearchStore(workdir, sweep)
-    named = {f'trial-{number:03d}': fields for number, fields in enumerate(sweep.trials)}
-    return TrialStore(workdir, dict(list(named.items())[place::places]))
+    if not sweep.search:
+        named = {f'trial-{number:03d}': fields for number, fields in enumerate(sweep.trials)}
+        return TrialStore(workdir, _own_share(named))
+    if _share()[1] > 1:
+        raise cli.UserError(
+            '--share: an Optuna search cannot be shared out beforehand; run it on one machine or '
+            'on a shared folder'
+        )
+    return SearchStore(workdir, sweep)
+
+
+def _own_share(named: dict[str, Fields]) -> dict[str, Fields]:
+    """The trials of --share."""
+    first, step = _share()
+    return dict(list(named.items())[first::step])
 
 
 def _share() -> tuple[int, int]:
@@ -187,13 +209,6 @@ def _share() -> tuple[int, int]:
     if not match or not int(match[1]) < int(match[2]):
         raise cli.UserError(f"--share: '{SHARE.value}' must be I/N with I below N, e.g. 0/2")
     return int(match[1]), int(match[2])
-
-
-def _seeds() -> list[int]:
-    try:
-        return [int(seed) for seed in SEEDS.value]
-    except ValueError as error:
-        raise cli.UserError(f'--seeds={",".join(SEEDS.value)}: give whole numbers') from error
 
 
 def command() -> None:

@@ -1,10 +1,10 @@
-"""The benchmark's cells: each trained, calibrated and scored on every test set, once.
+"""The cells of a benchmark: each is trained, calibrated and scored on every test set.
 
-    WORKDIR/runs/NAME/seedN/      a run as `fluidjax.main` writes it
-    WORKDIR/scores/NAME/seedN.json    a line for every test case, and what it took
-    WORKDIR/scores/NAME/seedN.npz     slices of some cases, for the pictures
+    WORKDIR/runs/NAME/seedN/          a run as `fluidjax train` writes it
+    WORKDIR/scores/NAME/seedN.json    scores of every test case, and the time of the training
+    WORKDIR/scores/NAME/seedN.npz     slices of some cases, for the figures
 
-All cells of a seed share the autoencoder: the first to need it trains it.
+All cells of a seed share one autoencoder, which the first that needs it trains.
 """
 
 from __future__ import annotations
@@ -23,33 +23,34 @@ from ml_collections import ConfigDict
 
 from configs.methods import config_of
 from fluidjax.base import cli
-from fluidjax.base.files import write_bytes, write_text
+from fluidjax.base.files import new_folder, write_bytes, write_text
 from fluidjax.base.subject import Subject
 from fluidjax.detect import evaluate
+from fluidjax.detect.scores import COHORT_SCORES
 from fluidjax.runs import thresholds
 from fluidjax.runs.cases import split_validation, with_simulated_lesions
 from fluidjax.runs.cohort import open_cohort
 from fluidjax.runs.detector import Detector, Output
-from fluidjax.runs.evaluate import curve_of, training_brains
+from fluidjax.runs.evaluate import curve_of, score_row, training_brains
 from fluidjax.runs.load import load_run
 from fluidjax.runs.train import train
 
-# Lesions of the test sets come from a seed that no run has: all cells see the same ones.
+# Seed of the simulated test lesions. No run has it, and all cells are tested on the same lesions.
 TEST_SEED = 20250610
 PICTURED = 4  # cases of each test set
-# The cell whose detector also makes the rows that have learnt nothing.
+# The cell whose detector also scores the trivial baselines, which learn nothing.
 TRIVIAL_FROM = 'conddiff'
 Cells = Mapping[str, Mapping[str, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Folders:
-    """The user's own, each '' where not given.
+    """Folders of the user, each '' where not given.
 
     Attributes:
         healthy: healthy scans to test on.
         patients: scans with lesion masks to test on.
-        lesions: lesion masks in MNI152 space, for the cells that train on such a bank.
+        lesions: lesion masks in MNI152 space, for the cells that train on them.
     """
 
     healthy: str = ''
@@ -58,14 +59,14 @@ class Folders:
 
 
 def run(cells: Cells, scale: str, seeds: Sequence[int], workdir: Path, folders: Folders) -> None:
-    """Train and score what is not there yet; see the module's docstring.
+    """Train and score the cells that have no scores yet; see the docstring of this module.
 
     Args:
         cells: of `configs.benchmark`, by name.
         scale: size of the configurations.
         seeds: of the runs.
-        workdir: where to write.
-        folders: the user's own.
+        workdir: folder of the benchmark.
+        folders: of the user.
     """
     for seed in seeds:
         for number, (name, cell) in enumerate(cells.items(), 1):
@@ -79,36 +80,25 @@ def run(cells: Cells, scale: str, seeds: Sequence[int], workdir: Path, folders: 
             config = cell_config(cell, scale, seed, folders.lesions)
             folder = workdir / 'runs' / slug(trained_name(name, cell)) / f'seed{seed}'
             _train(config, folder, workdir / 'runs' / 'autoencoder' / f'seed{seed}')
-            scored = score_cell(name, cell, folder, judged_by(scale, seed), folders)
-            write_bytes(path.with_suffix('.npz'), scored.pop('pictures'))
-            write_text(
-                path,
-                json.dumps(
-                    evaluate.json_safe(
-                        {
-                            'cell': name,
-                            'seed': seed,
-                            'training_seconds': training_seconds(folder),
-                            **scored,
-                        }
-                    )
-                )
-                + '\n',
-            )
+            scores = score_cell(name, cell, folder, judged_by(scale, seed), folders)
+            write_bytes(path.with_suffix('.npz'), scores.pop('pictures'))
+            seconds = training_seconds(folder)
+            content = {'cell': name, 'seed': seed, 'training_seconds': seconds, **scores}
+            write_text(path, json.dumps(evaluate.json_safe(content)) + '\n')
 
 
 def scores_path(workdir: Path, name: str, seed: int) -> Path:
-    """Where the scores of a cell are kept."""
+    """The file of a cell's scores."""
     return workdir / 'scores' / slug(name) / f'seed{seed}.json'
 
 
 def slug(name: str) -> str:
-    """A cell's name as a folder's: 'conddiff, T = 250' -> 'conddiff-t-250'."""
+    """The folder's name of a cell: 'conddiff, T = 250' -> 'conddiff-t-250'."""
     return re.sub('[^a-z0-9]+', '-', name.lower()).strip('-')
 
 
 def trained_name(name: str, cell: Mapping[str, Any]) -> str:
-    """The name of a cell's training; cells that differ in sampling alone share one."""
+    """The name of a cell's training; cells that differ only in sampling share it."""
     if not cell.get('sample'):
         return name
     changed = ' '.join(f'{k.rpartition(".")[2]} {v}' for k, v in cell.get('train', {}).items())
@@ -116,10 +106,13 @@ def trained_name(name: str, cell: Mapping[str, Any]) -> str:
 
 
 def cell_config(cell: Mapping[str, Any], scale: str, seed: int, lesions: str = '') -> ConfigDict:
-    """The configuration a cell is trained with.
+    """The configuration that a cell is trained with.
 
     Args:
-        lesions: folder of masks for a cell that trains on such a bank.
+        cell: of `configs.benchmark`.
+        scale: size of the configuration.
+        seed: of the run.
+        lesions: folder of masks, for a cell that trains on them.
     """
     config = config_of(cell['method'], scale)
     config.update_from_flattened_dict({**cell.get('train', {}), 'seed': seed})
@@ -129,30 +122,29 @@ def cell_config(cell: Mapping[str, Any], scale: str, seed: int, lesions: str = '
 
 
 def judged_by(scale: str, seed: int) -> ConfigDict:
-    """The configuration whose lesions validate and test every cell, however it was trained."""
+    """The configuration of the lesions that validate and test all cells of a seed."""
     config = config_of(TRIVIAL_FROM, scale)
     config.seed = seed
     return config
 
 
 def _train(config: ConfigDict, folder: Path, shared: Path) -> None:
-    """Train a cell, with the autoencoder of its seed where another cell has trained it."""
+    """Train a cell, with the autoencoder of its seed if another cell has trained it."""
     own = folder / 'checkpoints' / 'autoencoder'
     if 'autoencoder' in config and shared.is_dir() and not own.is_dir():
-        beside = own.with_name('.autoencoder')
-        shutil.rmtree(beside, ignore_errors=True)
-        shutil.copytree(shared, beside)
-        beside.rename(own)
+        _copy_folder(shared, own)
     train(config, folder)
     if 'autoencoder' in config and not shared.is_dir():
-        beside = shared.with_name(f'.{shared.name}')
-        shutil.rmtree(beside, ignore_errors=True)
-        shutil.copytree(own, beside)
-        beside.rename(shared)
+        _copy_folder(own, shared)
+
+
+def _copy_folder(source: Path, target: Path) -> None:
+    with new_folder(target) as beside:
+        shutil.copytree(source, beside, dirs_exist_ok=True)
 
 
 def training_seconds(folder: Path) -> float:
-    """What a run's training took, its interruptions left out; without a shared autoencoder's."""
+    """The time of a run's training without its interruptions and without a shared autoencoder."""
     seconds, last = 0.0, {}
     for line in (folder / 'metrics.jsonl').read_text().splitlines():
         logged = json.loads(line)
@@ -167,14 +159,18 @@ def training_seconds(folder: Path) -> float:
 def score_cell(
     name: str, cell: Mapping[str, Any], folder: Path, judge: ConfigDict, folders: Folders
 ) -> dict[str, Any]:
-    """Calibrate a trained cell and score it on every test set.
+    """Calibrate a trained cell, and score it on every test set.
 
     Args:
+        name: of the cell.
+        cell: of `configs.benchmark`.
+        folder: of its run.
         judge: see `judged_by`.
+        folders: of the user.
 
     Returns:
-        'rows': a line for every test set, row of the table and case; 'curves': {test set: {row:
-        curve}}; 'calibration'; 'pictures': the bytes of an .npz with slices.
+        'rows': scores for every test set, method and case; 'curves': {test set: {method: curve}};
+        'calibration': thresholds by method; 'pictures': bytes of an .npz file with slices.
     """
     run = load_run(folder, cell.get('sample'))
     cohort = open_cohort(judge)
@@ -182,8 +178,8 @@ def score_cell(
     trivial = name == TRIVIAL_FROM
 
     def outputs(cases: Sequence[Subject]) -> dict[str, Output]:
-        found = {name: detector.detect(cases)}
-        return found | (detector.trivial_rows(cases, darker) if trivial else {})
+        own = {name: detector.detect(cases)}
+        return own | (detector.trivial_rows(cases, darker) if trivial else {})
 
     split = split_validation(judge, cohort, keep_half=False)
     darker = thresholds.darker_on(split.validation)
@@ -203,7 +199,7 @@ def score_cell(
 def test_sets(
     config: ConfigDict, cohort: Any, bank: np.ndarray | None, folders: Folders
 ) -> dict[str, list[Subject]]:
-    """The cases to judge by, those of every cell alike; names as the tables show them."""
+    """The test cases, the same for every cell, by the name of the test set in the tables."""
     from data_pipelines import input_pipeline
 
     own = list(input_pipeline.subjects(cohort, 'test'))
@@ -230,43 +226,33 @@ def test_sets(
 
 
 def _as_healthy(case: Subject) -> Subject:
-    """A diseased test subject before its lesion."""
+    """A test subject without its lesion."""
     return dataclasses.replace(case, image=case.healthy, lesion=None)
 
 
 def _scored(
     test_set: str, row: str, output: Output, cases: Sequence[Subject], rules: Mapping[str, float]
 ) -> list[dict[str, Any]]:
-    counterparts = None if output.counterparts is None else list(output.counterparts)
-    maps = list(output.maps)
-    scored = evaluate.score_method(maps, counterparts, cases, rules['dice'], output.seconds)
-    of_all = {
-        'dice_global': evaluate.global_dice(maps, cases)['mean'],
-        'sensitivity_1fp': evaluate.sensitivity_at_fp(maps, cases)['mean'],
-    }
-    return [{**one, **of_all, 'cohort': test_set, 'method': row} for one in scored]
+    by_case, summary = score_row(output, cases, rules['dice'])
+    of_all = {name: summary[name]['mean'] for name in COHORT_SCORES}
+    return [{**scores, **of_all, 'cohort': test_set, 'method': row} for scores in by_case]
 
 
 def _slices(
     test_set: str, row: str, output: Output, cases: Sequence[Subject], threshold: float
 ) -> dict[str, np.ndarray]:
-    """Axial planes through the lesion's middle: scan, counterpart, map, truth `(4, n, x, y)`."""
+    """Axial planes with most of the lesion: scan, counterpart, map, truth `(4, n, x, y)`."""
     shown = [number for number, case in enumerate(cases) if case.lesion is not None][:PICTURED]
     planes = []
     for number in shown:
-        case = cases[number]
-        z = int(np.argmax(np.sum(case.lesion, axis=(0, 1))))
-        planes.append(
-            [
-                volume[..., z]
-                for volume in (
-                    case.image,
-                    output.counterparts[number],
-                    output.maps[number],
-                    case.lesion,
-                )
-            ]
+        case, counterpart, residual = (
+            cases[number],
+            output.counterparts[number],
+            output.maps[number],
         )
+        z = int(np.argmax(np.sum(case.lesion, axis=(0, 1))))
+        volumes = (case.image, counterpart, residual, case.lesion)
+        planes.append([volume[..., z] for volume in volumes])
     if not planes:
         return {}
     return {

@@ -1,6 +1,7 @@
-"""Is one method better than the others on the same subjects? Paired tests, corrected for many.
+"""Paired tests between methods on the same subjects, corrected for multiple comparisons.
 
-Knows only rows of scores (`evaluate.score_method`, with `cohort` and, for repeated runs, `seed`).
+The input is rows of scores as `evaluate.score_method` returns them, with `cohort` and, for several
+runs of a method, `seed`.
 """
 
 from __future__ import annotations
@@ -16,21 +17,21 @@ from fluidjax.base.errors import UserError
 
 Row = Mapping[str, Any]
 Comparison = dict[str, float | int | None]
-DIGITS = 12  # scores that differ only by rounding errors are equal
+DIGITS = 12  # differences below this are rounding errors
 
 
 def compare(
     rows_by_method: Mapping[str, Sequence[Row]], score: str, reference: str
 ) -> dict[str, Comparison]:
-    """Compare a reference method with every other one by a score, subject by subject.
+    """Compare a reference method with every other method, subject by subject.
 
-    Runs of several seeds are not more subjects: a subject's score is its mean over the seeds that
-    have one, and only then are methods paired by (cohort, name).
+    Several seeds are not more subjects: a subject's score is averaged over the seeds first, then
+    the methods are paired by (cohort, name).
 
     Args:
       rows_by_method: {method: rows}. A row has `name`, the score, and may have `cohort` and `seed`.
-      score: a key of the rows, such as 'ap'. Subjects without it (None, NaN) are in no pair.
-      reference: the method the others are held against.
+      score: a key of the rows, such as 'ap'. Subjects without it (None, NaN) are left out.
+      reference: the method that the others are compared with.
 
     Returns:
       {other method: {difference, p, p_holm, n}}: the mean of reference - method, the two-sided p
@@ -38,7 +39,7 @@ def compare(
       correction over the methods, and the number of pairs. With no pair all but `n` are None.
 
     Raises:
-      UserError: the reference is not among the methods, or a method has a subject twice for one
+      UserError: the reference is not one of the methods, or a method has a subject twice for one
         seed.
     """
     if reference not in rows_by_method:
@@ -61,18 +62,18 @@ def compare(
 
 
 def subject_scores(rows: Sequence[Row], score: str) -> dict[tuple, float]:
-    """{(cohort, name): score, averaged over seeds} of the rows that have it.
+    """{(cohort, name): score averaged over the seeds}, of the rows that have the score.
 
     Raises:
-      UserError: a subject is there twice for one seed.
+      UserError: a subject appears twice for one seed.
     """
     seen, values = set(), {}
     for row in rows:
         subject, seed = (row.get('cohort'), row['name']), row.get('seed')
         if (subject, seed) in seen:
             raise UserError(
-                f"subject '{row['name']}': is there twice for one seed; "
-                'give the rows a cohort or a seed that tells them apart'
+                f"subject '{row['name']}': appears twice for one seed; "
+                'give the rows different cohorts or seeds'
             )
         seen.add((subject, seed))
         value = row.get(score)

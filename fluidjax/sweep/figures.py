@@ -1,4 +1,4 @@
-"""The figures of a benchmark, as PNG bytes: intervals, sizes, and examples in rows."""
+"""The figures of a benchmark, as PNG bytes: intervals, lesion sizes, and example cases."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SCAN, COUNTERPART, MAP, TRUTH = range(4)
 
 
 def interval_figure(entries: Mapping[str, Entry], label: str) -> bytes:
-    """A horizontal bar a method, with its 95 % interval over cases; the first method on top."""
+    """One bar per method, with its 95 % interval over cases; the first method on top."""
     names = list(entries)
     figure = Figure(figsize=(7.5, 0.4 + 0.34 * len(names)), layout='constrained')
     axes = figure.subplots()
@@ -34,7 +34,7 @@ def interval_figure(entries: Mapping[str, Entry], label: str) -> bytes:
 
 
 def size_figure(entries: Mapping[str, Mapping[str, Entry]], label: str) -> bytes:
-    """A line a method over the strata of lesion size."""
+    """One line per method over the strata of lesion size."""
     figure = Figure(figsize=(7.5, 3.6), layout='constrained')
     axes = figure.subplots()
     strata: Sequence[str] = ()
@@ -58,7 +58,7 @@ def size_figure(entries: Mapping[str, Mapping[str, Entry]], label: str) -> bytes
 
 
 def example_figure(examples: Mapping[str, tuple[np.ndarray, float]]) -> bytes:
-    """Cases in columns; the scan and its truth on top, then a method a pair of rows.
+    """One column per case; scan and truth on top, then two rows per method: counterpart and map.
 
     Args:
         examples: for each method `(4, n, x, y)`, axial planes of scan, counterpart, map and truth

@@ -1,10 +1,8 @@
-"""A sweep on other machines: the commands for TPU VMs (gcloud) and for a Slurm cluster (sbatch).
-
-Commands are values, shown with `--dry-run` and run one after another without.
-"""
+"""A sweep on other machines: the commands for TPU VMs (gcloud) and for a Slurm cluster (sbatch)."""
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 import shutil
 import subprocess
@@ -17,70 +15,70 @@ from fluidjax.base.files import write_text
 
 Command = list[str]
 ARCHIVE = 'fluidjax.tar.gz'
+GCLOUD = ('gcloud', 'compute', 'tpus', 'tpu-vm')
+UNPACK = f'mkdir -p fluidjax && tar -xzf {ARCHIVE} -C fluidjax && cd fluidjax'
 
 
-def tpu_commands(
-    names: Sequence[str], zone: str, arguments: Sequence[str], project: str = '', bring: str = ''
-) -> list[Command]:
-    """What sets TPU VM slices up and starts the sweep on every host of each.
+@dataclasses.dataclass(frozen=True)
+class Tpus:
+    """TPU VM slices that exist already.
 
-    The hosts of a slice train each trial together. Several slices share the trials out beforehand.
-
-    Args:
-        names: of the TPU VMs, which must be there.
-        zone: theirs.
-        arguments: of the sweep: `--config=...`, `--workdir=gs://...`.
-        project: of Google Cloud; empty: gcloud's own.
-        bring: `gs://BUCKET/FOLDER` of scans that each host copies to `scans` in its checkout.
+    Attributes:
+        names: of the TPU VMs.
+        zone: of all of them.
+        project: of Google Cloud; empty for gcloud's own.
     """
-    where = [f'--zone={zone}', *([f'--project={project}'] if project else [])]
-    tpu = ['gcloud', 'compute', 'tpus', 'tpu-vm']
-    commands = [['git', 'archive', '--format=tar.gz', f'--output={ARCHIVE}', 'HEAD']]
-    for number, name in enumerate(names):
-        on_all = ['ssh', name, '--worker=all', *where]
-        share = [f'--share={number}/{len(names)}'] if len(names) > 1 else []
-        unpack = 'mkdir -p fluidjax && tar -xzf fluidjax.tar.gz -C fluidjax && cd fluidjax'
-        sweep = ' '.join(shlex.quote(word) for word in ('./run.sh', 'sweep', *arguments, *share))
-        loop = f'until {sweep}; do [ $? = {RESUME_ME} ] || exit 1; done'
-        # `&&` before `&` would leave a shell that holds the connection until the sweep ends.
-        start = (
-            f'cd fluidjax || exit 1; FLUIDJAX_EXTRA=tpu nohup sh -c {shlex.quote(loop)} '
-            '> sweep.log 2>&1 < /dev/null &'
-        )
-        commands += [
-            [*tpu, 'scp', ARCHIVE, f'{name}:', '--worker=all', *where],
-            [*tpu, *on_all, f'--command={unpack} && FLUIDJAX_EXTRA=tpu ./run.sh setup'],
+
+    names: tuple[str, ...]
+    zone: str
+    project: str = ''
+
+    def start_commands(self, arguments: Sequence[str], bring: str = '') -> list[Command]:
+        """Commands that set the slices up and start the sweep on every host of each.
+
+        The hosts of a slice train each trial together. Several slices share the trials out
+        beforehand.
+
+        Args:
+            arguments: of the sweep: `--config=...`, `--workdir=gs://...`.
+            bring: `gs://BUCKET/FOLDER` of scans that each host copies to `scans` in its checkout.
+        """
+        commands = [['git', 'archive', '--format=tar.gz', f'--output={ARCHIVE}', 'HEAD']]
+        for number, name in enumerate(self.names):
+            share = [f'--share={number}/{len(self.names)}'] if len(self.names) > 1 else []
+            commands += [
+                [*GCLOUD, 'scp', ARCHIVE, f'{name}:', '--worker=all', *self._where()],
+                self._ssh(name, 'all', f'{UNPACK} && FLUIDJAX_EXTRA=tpu ./run.sh setup'),
+            ]
+            if bring:
+                copy = f'gcloud storage rsync --recursive {shlex.quote(bring)} scans'
+                commands.append(self._ssh(name, 'all', f'cd fluidjax && {copy}'))
+            commands.append(self._ssh(name, 'all', _in_background([*arguments, *share])))
+        return commands
+
+    def follow_commands(self) -> list[Command]:
+        """Commands that show the sweep's log while it runs."""
+        return [self._ssh(name, '0', 'tail -f fluidjax/sweep.log') for name in self.names]
+
+    def _ssh(self, name: str, worker: str, command: str) -> Command:
+        return [
+            *(*GCLOUD, 'ssh', name, f'--worker={worker}', *self._where()),
+            f'--command={command}',
         ]
-        if bring:
-            commands.append(
-                [
-                    *tpu,
-                    *on_all,
-                    '--command=cd fluidjax && gcloud storage rsync '
-                    f'--recursive {shlex.quote(bring)} scans',
-                ]
-            )
-        commands.append([*tpu, *on_all, f'--command={start}'])
-    return commands
+
+    def _where(self) -> list[str]:
+        return [f'--zone={self.zone}', *([f'--project={self.project}'] if self.project else [])]
 
 
-def follow_commands(names: Sequence[str], zone: str, project: str = '') -> list[Command]:
-    """What shows a sweep's log while it runs on TPU VMs."""
-    where = [f'--zone={zone}', *([f'--project={project}'] if project else [])]
-    return [
-        [
-            'gcloud',
-            'compute',
-            'tpus',
-            'tpu-vm',
-            'ssh',
-            name,
-            '--worker=0',
-            *where,
-            '--command=tail -f fluidjax/sweep.log',
-        ]
-        for name in names
-    ]
+def _in_background(arguments: Sequence[str]) -> str:
+    """A shell command that starts the sweep, again after each preemption, and returns at once."""
+    sweep = shlex.join(('./run.sh', 'sweep', *arguments))
+    loop = f'until {sweep}; do [ $? = {RESUME_ME} ] || exit 1; done'
+    # `&&` before `&` would leave a shell that holds the connection until the sweep ends.
+    return (
+        f'cd fluidjax || exit 1; FLUIDJAX_EXTRA=tpu nohup sh -c {shlex.quote(loop)} '
+        '> sweep.log 2>&1 < /dev/null &'
+    )
 
 
 def slurm_script(
@@ -91,15 +89,15 @@ def slurm_script(
     python: Path,
     checkout: Path,
 ) -> str:
-    """A job array of workers on one store, each started again when it was preempted.
+    """A job array of workers on one folder, each started again after a preemption.
 
     Args:
         arguments: of the sweep.
         workdir: its folder, on a file system that all nodes share.
-        workers: how many.
-        options: further ones of sbatch, `--gpus=1 --time=8:00:00`.
+        workers: number of jobs.
+        options: further options of sbatch, `--gpus=1 --time=8:00:00`.
         python: the interpreter that has fluidjax.
-        checkout: where to run.
+        checkout: folder to run in.
     """
     lines = [
         '#!/bin/bash',
@@ -107,17 +105,12 @@ def slurm_script(
         f'#SBATCH --array=0-{workers - 1}',
         '#SBATCH --requeue',
         '#SBATCH --open-mode=append',
-        '# Two minutes before its time is up a worker is asked to save what it does.',
+        '# Two minutes before its time is up a worker is asked to save its trial.',
         '#SBATCH --signal=TERM@120',
         f'#SBATCH --output="{workdir}/slurm-%A_%a.log"',
-    ]
-    lines += [f'#SBATCH {options}'] if options else []
-    command = ' '.join(
-        shlex.quote(str(word)) for word in (python, '-m', 'fluidjax.sweep', *arguments, '--nowait')
-    )
-    lines += [
+        *([f'#SBATCH {options}'] if options else []),
         f'cd {shlex.quote(str(checkout))}',
-        f'srun {command}',
+        'srun ' + shlex.join((str(python), '-m', 'fluidjax', 'sweep', *arguments, '--nowait')),
         'status=$?',
         f'if [ $status = {RESUME_ME} ]; then',
         '  scontrol requeue "${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}"',

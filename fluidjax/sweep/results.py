@@ -1,12 +1,11 @@
-"""RESULTS.md of a benchmark: tables, tests between methods, figures; from the scores of its cells.
+"""RESULTS.md of a benchmark: tables, tests between methods and figures, from its cells' scores.
 
-A number of a table is the mean over seeds of the mean over cases, with the standard deviation over
-seeds; intervals and tests are over cases, a case's score averaged over the seeds first.
+Tables show means over cases, averaged over the seeds, with the standard deviation over the seeds.
+Intervals and tests are over cases, whose scores are averaged over the seeds first.
 """
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,13 +14,14 @@ from typing import Any
 import numpy as np
 
 from fluidjax.base.errors import UserError
-from fluidjax.base.files import write_bytes, write_text
+from fluidjax.base.files import read_json, write_bytes, write_text
 from fluidjax.detect.evaluate import bootstrap_mean, by_size
 from fluidjax.detect.figures import curve_figure
 from fluidjax.detect.scores import SCORES, verdict
-from fluidjax.sweep import figures as benchmark_figures
+from fluidjax.sweep import figures
 from fluidjax.sweep.cells import scores_path, slug
 from fluidjax.sweep.compare import compare, subject_scores
+from fluidjax.sweep.report import markdown_table, mean_and_spread
 
 Row = dict[str, Any]
 Rows = dict[str, list[Row]]
@@ -37,16 +37,19 @@ HEADLINE = (
 TISSUE = ('contrast_removed', 'healthy_changed', 'psnr', 'ssim', 'psnr_outside', 'seconds')
 TESTED = ('dice_validated', 'ap')
 REFERENCES = ('fluidjax', 'conddiff')
-NOTES = {'inpainting': 'inpainting (told where the lesion is: an upper bound, no detector)'}
+NOTES = {'inpainting': 'inpainting (is given the lesion mask: an upper bound, not a detector)'}
 
 
 def write(workdir: Path, title: str, names: Sequence[str]) -> Path:
-    """Write `RESULTS.md` (`RESULTS-<title>.md` for another list than the comparison) and figures.
+    """Write the figures and `RESULTS.md`, or `RESULTS-<title>.md` for any list but the comparison.
 
     Args:
-        workdir: of the benchmark.
+        workdir: folder of the benchmark.
         title: name of the list of cells.
-        names: its cells; those not finished yet are named as missing.
+        names: its cells; the page lists those that are not finished.
+
+    Returns:
+        The page.
 
     Raises:
         UserError: no cell is finished.
@@ -56,10 +59,10 @@ def write(workdir: Path, title: str, names: Sequence[str]) -> Path:
         raise UserError(f'{workdir}: no cell is finished; run the benchmark without --collect')
     by_set = _by_test_set(cells)
     parts = [f'# Benchmark: {title}', '', _summary(workdir, names, cells), '']
-    figures = workdir / f'figures-{title}'
+    folder = workdir / f'figures-{title}'
     for test_set, rows in by_set.items():
         parts += [f'## Test set: {test_set}', '', _set_section(rows), '']
-        parts += _pictures(workdir, figures, test_set, rows, cells)
+        parts += _pictures(workdir, folder, test_set, rows, cells)
     path = workdir / ('RESULTS.md' if title == 'comparison' else f'RESULTS-{title}.md')
     write_text(path, '\n'.join(parts) + '\n')
     return path
@@ -68,114 +71,89 @@ def write(workdir: Path, title: str, names: Sequence[str]) -> Path:
 def _finished(workdir: Path, names: Sequence[str]) -> list[dict[str, Any]]:
     """The scores of every finished cell and seed, in the order of the names."""
     return [
-        json.loads(path.read_text())
+        read_json(path, 'delete it to score the cell again')
         for name in names
         for path in sorted(scores_path(workdir, name, 0).parent.glob('seed*.json'))
     ]
 
 
 def _by_test_set(cells: Sequence[Mapping[str, Any]]) -> dict[str, Rows]:
-    """{test set: {method: lines of all seeds}}."""
-    found: dict[str, Rows] = {}
+    """{test set: {method: scores of all cases and seeds}}."""
+    by_set: dict[str, Rows] = {}
     for cell in cells:
         for row in cell['rows']:
-            rows = found.setdefault(row['cohort'], {})
+            rows = by_set.setdefault(row['cohort'], {})
             rows.setdefault(row['method'], []).append({**row, 'seed': cell['seed']})
-    return found
+    return by_set
 
 
 def _summary(workdir: Path, names: Sequence[str], cells: Sequence[Mapping[str, Any]]) -> str:
-    done: dict[str, list[Mapping]] = {}
+    finished: dict[str, list[float]] = {}
     for cell in cells:
-        done.setdefault(cell['cell'], []).append(cell)
-    missing = [name for name in names if name not in done]
-    lines = ['| cell | seeds | training, minutes a seed |', '|---|---|---|']
-    for name, runs in done.items():
-        minutes = statistics.mean(cell['training_seconds'] for cell in runs) / 60.0
-        lines.append(f'| {name} | {len(runs)} | {minutes:.1f} |')
-    if missing:
-        lines += ['', f'Not finished: {", ".join(missing)}.']
-    return '\n'.join(lines)
+        finished.setdefault(cell['cell'], []).append(cell['training_seconds'] / 60.0)
+    table = markdown_table(
+        ['cell', 'seeds', 'training, minutes per seed'],
+        [
+            [name, str(len(minutes)), f'{statistics.mean(minutes):.1f}']
+            for name, minutes in finished.items()
+        ],
+    )
+    missing = [name for name in names if name not in finished]
+    return table + (f'\nNot finished: {", ".join(missing)}.' if missing else '')
 
 
 def _set_section(rows: Rows) -> str:
     cases = len({row['name'] for lines in rows.values() for row in lines})
     parts = [
-        f'{cases} cases.',
-        '',
+        f'{cases} cases.\n',
         _table(rows, HEADLINE),
-        '',
-        'The healthy counterpart:',
-        '',
+        'The healthy counterpart:\n',
         _table(rows, TISSUE, with_verdict=True),
     ]
     for reference in REFERENCES:
         if reference in rows and len(rows) > 1:
-            parts += ['', _comparison(rows, reference)]
-    parts += ['', 'Dice (validated) by lesion size:', '', _sizes(rows)]
-    return '\n'.join(parts)
+            parts.append(_comparison(rows, reference))
+    return '\n'.join([*parts, 'Dice (validated) by lesion size:\n', _sizes(rows)])
 
 
 def _table(rows: Rows, scores: Sequence[str], with_verdict: bool = False) -> str:
     head = ['method', *(SCORES[score].label for score in scores)] + ['verdict'] * with_verdict
-    lines = ['| ' + ' | '.join(head) + ' |', '|---' * len(head) + '|']
-    for method, found in rows.items():
-        cells = [_cell(found, score) for score in scores]
+    lines = []
+    for method, cases in rows.items():
+        line = [NOTES.get(method, method), *(_cell(cases, score) for score in scores)]
         if with_verdict:
-            cells.append(
-                verdict(
-                    {score: bootstrap_mean(row.get(score) for row in found) for score in TISSUE}
-                )
-                or ''
-            )
-        lines.append('| ' + ' | '.join([NOTES.get(method, method), *cells]) + ' |')
-    return '\n'.join(lines)
+            means = {score: bootstrap_mean(case.get(score) for case in cases) for score in TISSUE}
+            line.append(verdict(means) or '')
+        lines.append(line)
+    return markdown_table(head, lines)
 
 
 def _cell(rows: Sequence[Row], score: str) -> str:
-    """Mean and standard deviation over seeds of the mean over cases."""
-    means = seed_means(rows, score)
-    if not means:
-        return '–'
-    digits = SCORES[score].digits
-    spread = f' ± {statistics.stdev(means):.{digits}f}' if len(means) > 1 else ''
-    return f'{statistics.mean(means):.{digits}f}{spread}'
-
-
-def seed_means(rows: Sequence[Row], score: str) -> list[float]:
-    """A score's mean over the cases, for each seed that has one."""
+    """Mean and standard deviation over the seeds of a score's mean over the cases."""
     by_seed: dict[int, list[float]] = {}
     for row in rows:
         if row.get(score) is not None:
             by_seed.setdefault(row['seed'], []).append(row[score])
-    return [statistics.mean(values) for values in by_seed.values()]
-
-
-def over_cases(rows: Sequence[Row], score: str) -> list[float]:
-    """A score of each case, averaged over the seeds."""
-    return list(subject_scores(rows, score).values())
+    means = [statistics.mean(values) for values in by_seed.values()]
+    return mean_and_spread(means, SCORES[score].digits)
 
 
 def _comparison(rows: Rows, reference: str) -> str:
-    lines = [
-        f'{reference} against the others: mean paired difference, p of a two-sided Wilcoxon '
-        'signed-rank test over the cases, corrected by Holm.',
-        '',
-        '| against | ' + ' | '.join(f'{SCORES[s].label}, difference | p' for s in TESTED) + ' |',
-        '|---' * (1 + 2 * len(TESTED)) + '|',
-    ]
-    found = {score: compare(rows, score, reference) for score in TESTED}
+    results = [compare(rows, score, reference) for score in TESTED]
+    lines = []
     for method in (name for name in rows if name != reference):
-        cells = []
-        for score in TESTED:
-            one = found[score][method]
-            cells += (
-                ['–', '–']
-                if one['p_holm'] is None
-                else [f'{one["difference"]:+.3f}', _p(one['p_holm'])]
-            )
-        lines.append(f'| {method} | ' + ' | '.join(cells) + ' |')
-    return '\n'.join(lines)
+        line = [method]
+        for result in results:
+            difference, p = result[method]['difference'], result[method]['p_holm']
+            line += ['–', '–'] if p is None else [f'{difference:+.3f}', _p(p)]
+        lines.append(line)
+    head = ['against']
+    for score in TESTED:
+        head += [f'{SCORES[score].label}, difference', 'p']
+    return (
+        f'{reference} against the others: mean paired difference, p of a two-sided Wilcoxon '
+        'signed-rank test over the cases, corrected by Holm.\n\n'
+    ) + markdown_table(head, lines)
 
 
 def _p(value: float) -> str:
@@ -184,31 +162,26 @@ def _p(value: float) -> str:
 
 def _sizes(rows: Rows) -> str:
     strata = list(by_size(next(iter(rows.values()))))
-    lines = ['| method | ' + ' | '.join(strata) + ' |', '|---' * (1 + len(strata)) + '|']
-    for method, found in rows.items():
-        cells = [_cell(some, 'dice_validated') for some in by_size(found).values()]
-        lines.append(f'| {method} | ' + ' | '.join(cells) + ' |')
-    return '\n'.join(lines)
+    lines = [
+        [method, *(_cell(some, 'dice_validated') for some in by_size(cases).values())]
+        for method, cases in rows.items()
+    ]
+    return markdown_table(['method', *strata], lines)
 
 
 def _pictures(
     workdir: Path, folder: Path, test_set: str, rows: Rows, cells: Sequence[Mapping[str, Any]]
 ) -> list[str]:
-    """Markdown of the figures of a test set, which are written."""
-    dice = {
-        method: bootstrap_mean(over_cases(found, 'dice_validated'))
-        for method, found in rows.items()
-    }
+    """Write the figures of a test set; returns the Markdown that shows them."""
+    label = SCORES['dice_validated'].label
+    dice = {method: _dice_over_cases(cases) for method, cases in rows.items()}
     sizes = {
-        method: {
-            name: bootstrap_mean(over_cases(some, 'dice_validated'))
-            for name, some in by_size(found).items()
-        }
-        for method, found in rows.items()
+        method: {name: _dice_over_cases(some) for name, some in by_size(cases).items()}
+        for method, cases in rows.items()
     }
-    made = {
-        'dice': benchmark_figures.interval_figure(dice, SCORES['dice_validated'].label),
-        'sizes': benchmark_figures.size_figure(sizes, SCORES['dice_validated'].label),
+    pictures = {
+        'dice': figures.interval_figure(dice, label),
+        'sizes': figures.size_figure(sizes, label),
     }
     curves = {
         row: curve
@@ -217,30 +190,35 @@ def _pictures(
         for row, curve in cell['curves'].get(test_set, {}).items()
     }
     if curves:
-        made['curves'] = curve_figure(curves)
+        pictures['curves'] = curve_figure(curves)
     examples = _examples(workdir, test_set, cells)
     if examples:
-        made['examples'] = benchmark_figures.example_figure(examples)
+        pictures['examples'] = figures.example_figure(examples)
     lines = []
-    for kind, png in made.items():
+    for kind, png in pictures.items():
         path = folder / f'{slug(test_set)}-{kind}.png'
         write_bytes(path, png)
         lines += [f'![{kind}, {test_set}]({path.relative_to(workdir)})', '']
     return lines
 
 
+def _dice_over_cases(rows: Sequence[Row]) -> dict[str, float | None]:
+    """Mean and interval over the cases."""
+    return bootstrap_mean(subject_scores(rows, 'dice_validated').values())
+
+
 def _examples(
     workdir: Path, test_set: str, cells: Sequence[Mapping[str, Any]]
 ) -> dict[str, tuple[np.ndarray, float]]:
-    """For each method of the first seed `(4, n, x, y)` slices and its threshold."""
-    found = {}
+    """For each method `(4, n, x, y)` slices of the first seed, and the threshold."""
+    examples = {}
     for cell in cells:
         path = scores_path(workdir, cell['cell'], cell['seed']).with_suffix('.npz')
         if cell['seed'] != cells[0]['seed'] or not path.is_file():
             continue
-        with np.load(path) as held:
-            for key in held.files:
+        with np.load(path) as slices:
+            for key in slices.files:
                 where, row, *rest = key.split('|')
                 if where == test_set and not rest:
-                    found[row] = (held[key], float(held[f'{key}|threshold']))
-    return found
+                    examples[row] = (slices[key], float(slices[f'{key}|threshold']))
+    return examples

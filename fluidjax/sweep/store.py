@@ -1,15 +1,14 @@
-"""Which worker does which trial: one folder a trial, and a lock that its worker holds.
+"""Which worker does which trial: one folder per trial, and a lock that its worker holds.
 
-A lock ends with the process that holds it, so the trial of a worker that died is free again, and
-whoever takes it goes on from its last checkpoint. Workers share a folder on one machine, or on a
-file system with locks between machines.
+A lock ends with the process that holds it. So the trial of a worker that died is free again, and
+the next worker continues it from its last checkpoint. The workers share a folder, on one machine or
+on a file system with locks between machines.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import os
 import socket
 from pathlib import Path
@@ -17,17 +16,16 @@ from typing import IO, Any
 
 from fluidjax.base import files
 from fluidjax.base.errors import UserError
-from fluidjax.base.files import write_text
 from fluidjax.base.trials import Between, Fields, Sweep
 
 
 @dataclasses.dataclass
 class Claim:
-    """A trial that is this worker's until it is given back.
+    """A trial that this worker holds until it gives it back.
 
     Attributes:
         name: of the trial, and of its folder.
-        fields: what it changes.
+        fields: of the configuration that it changes.
         lock: the open lock file.
     """
 
@@ -36,45 +34,48 @@ class Claim:
     lock: IO[str]
 
     def give_back(self) -> None:
-        """Let others take it."""
+        """Let other workers take it."""
         self.lock.close()
 
 
 class TrialStore:
-    """Trials listed beforehand.
+    """Trials that are listed beforehand.
 
     Args:
-        workdir: the sweep's folder.
-        trials: fields by name.
+        workdir: folder of the sweep.
+        trials: for each trial the fields it changes.
     """
 
     def __init__(self, workdir: Path, trials: dict[str, Fields]) -> None:
         self.workdir, self._trials = workdir, trials
 
     def names(self) -> list[str]:
-        """All trials known by now, in their order."""
+        """The trials known so far, in order."""
         return list(self._trials)
 
     def count(self) -> int:
-        """How many there will be."""
+        """Number of trials when all are known."""
         return len(self._trials)
 
     def fields(self, name: str) -> Fields:
-        """What a trial changes."""
+        """The fields that a trial changes."""
         return self._trials[name]
 
     def result(self, name: str) -> dict[str, Any] | None:
-        """What a trial came to: `{'fields', 'score', 'scores'}` or `{'fields', 'error'}`."""
+        """The result of a finished trial, or None.
+
+        It is `{'fields', 'worker', 'score', 'scores'}` or `{'fields', 'worker', 'error'}`.
+        """
         path = self.workdir / name / 'trial.json'
-        return json.loads(path.read_text()) if path.is_file() else None
+        return files.read_json(path, 'delete it to repeat the trial') if path.is_file() else None
 
     def results(self) -> dict[str, dict[str, Any]]:
-        """The trials that are finished, with what they came to."""
-        made = {name: self.result(name) for name in self.names()}
-        return {name: result for name, result in made.items() if result is not None}
+        """The results of the finished trials."""
+        results = {name: self.result(name) for name in self.names()}
+        return {name: result for name, result in results.items() if result is not None}
 
     def next(self) -> Claim | None:
-        """A trial that is neither finished nor another's, or None where there is none now."""
+        """A trial that is not finished and that no worker holds, or None."""
         for name in self.names():
             claim = self._claim(name)
             if claim is not None:
@@ -87,29 +88,33 @@ class TrialStore:
         lock = files.take_lock(self.workdir / '.claims' / f'{name}.lock')
         if lock is None:
             return None
-        if self.result(name) is not None:  # finished between the two looks
+        if self.result(name) is not None:  # finished before the lock was taken
             lock.close()
             return None
         return Claim(name, self.fields(name), lock)
 
-    def finish(self, claim: Claim, made: dict[str, Any]) -> None:
-        """Write down what a trial came to, and give it back."""
-        whose = f'process {os.getpid()} on {socket.gethostname()}'
-        write_text(
+    def finish(self, claim: Claim, result: dict[str, Any]) -> None:
+        """Write a trial's result, and give the trial back."""
+        worker = f'process {os.getpid()} on {socket.gethostname()}'
+        files.write_json(
             self.workdir / claim.name / 'trial.json',
-            json.dumps({'fields': dict(claim.fields), 'worker': whose, **made}, indent=2) + '\n',
+            {'fields': dict(claim.fields), 'worker': worker, **result},
         )
         claim.give_back()
 
     def forget_failures(self) -> None:
-        """Let trials that failed be tried again."""
+        """Delete the results of trials that failed, so that they are done again."""
         for name, result in self.results().items():
             if 'error' in result:
                 (self.workdir / name / 'trial.json').unlink()
 
 
 class SearchStore(TrialStore):
-    """Trials that Optuna proposes, knowing those before; its journal is the shared store.
+    """Trials that Optuna proposes from the results so far; the workers share its journal.
+
+    Args:
+        workdir: folder of the sweep.
+        sweep: with a search.
 
     Raises:
         UserError: Optuna is not installed.
@@ -142,19 +147,22 @@ class SearchStore(TrialStore):
         return kinds.CategoricalDistribution(where.values)
 
     def names(self) -> list[str]:
-        """Those proposed by now."""
+        """The trials proposed so far."""
         return [f'trial-{t.number:03d}' for t in self._study.get_trials(deepcopy=False)]
 
     def count(self) -> int:
-        """How many there will be."""
+        """Number of trials when all are proposed."""
         return self._sweep.count
 
     def fields(self, name: str) -> Fields:
-        """What Optuna proposed."""
-        return self._study.get_trials(deepcopy=False)[int(name.removeprefix('trial-'))].params
+        """The fields that Optuna proposed."""
+        return self._study.get_trials(deepcopy=False)[self._number(name)].params
+
+    def _number(self, name: str) -> int:
+        return int(name.removeprefix('trial-'))
 
     def next(self) -> Claim | None:
-        """One whose worker died, else a new one."""
+        """A trial whose worker died, else a new one; None when all are proposed."""
         claim = super().next()
         if claim is not None:
             return claim
@@ -164,9 +172,10 @@ class SearchStore(TrialStore):
             number = self._study.ask(self._space).number
             return self._claim(f'trial-{number:03d}')
 
-    def finish(self, claim: Claim, made: dict[str, Any]) -> None:
-        """Also tell Optuna, before the others may look."""
-        failed = self._optuna.trial.TrialState.FAIL if 'error' in made else None
-        with contextlib.suppress(ValueError):  # told by a worker that died just after
-            self._study.tell(int(claim.name.removeprefix('trial-')), made.get('score'), failed)
-        super().finish(claim, made)
+    def finish(self, claim: Claim, result: dict[str, Any]) -> None:
+        """Also tell Optuna the result, before other workers see the trial finished."""
+        failed = self._optuna.trial.TrialState.FAIL if 'error' in result else None
+        # Optuna has the result already where a worker died between the two steps.
+        with contextlib.suppress(ValueError):
+            self._study.tell(self._number(claim.name), result.get('score'), failed)
+        super().finish(claim, result)

@@ -1,7 +1,8 @@
-"""Doing the trials of a sweep: one worker's loop, several workers on a machine, and progress."""
+"""The work on a sweep's trials: the loop of one worker, and several workers on one machine."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -9,7 +10,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +18,21 @@ from ml_collections import ConfigDict
 
 from fluidjax.base import cli
 from fluidjax.base.errors import RESUME_ME, Stopped, UserError
+from fluidjax.base.files import read_json
 from fluidjax.base.trials import Fields
 from fluidjax.sweep.store import TrialStore
 
 POLL_SECONDS = 2.0
+EVALUATE_AGAIN = 'evaluate the run again, with fluidjax eval'
 Configure = Callable[[Fields], ConfigDict]
 
 
 def do_trial(config: ConfigDict, folder: Path, saved: Callable[[], None]) -> dict[str, Any]:
-    """Train and evaluate one trial; what is done of it is not done again.
+    """Train and evaluate one trial, or continue where it was interrupted.
 
     Returns:
-        Its scores by name: those of the validation scans, `validation_ap` and `validation_dice`,
-        and the means of the test set's; in other processes than the first nothing.
+        Its scores by name: `validation_ap` and `validation_dice` of the validation scans, and the
+        means over the test set. Empty in all processes but the first.
     """
     from fluidjax.runs import evaluate
     from fluidjax.runs.load import load_run
@@ -45,16 +48,16 @@ def do_trial(config: ConfigDict, folder: Path, saved: Callable[[], None]) -> dic
 
 
 def is_evaluated(folder: Path) -> bool:
-    """Whether the scores of a run are younger than its newest checkpoint."""
+    """Whether the scores of a run are newer than its last checkpoint."""
     scores = folder / 'eval' / 'metrics.json'
     checkpoints = [p.stat().st_mtime for p in (folder / 'checkpoints').glob('*/*')]
     return scores.is_file() and scores.stat().st_mtime > max(checkpoints)
 
 
 def scores_of(folder: Path, row: str) -> dict[str, Any]:
-    """A row's scores in an evaluated run's files."""
-    tests = json.loads((folder / 'eval' / 'metrics.json').read_text())
-    chosen = json.loads((folder / 'calibration.json').read_text())
+    """The scores of an evaluated run, of the row `row` of its table."""
+    tests = read_json(folder / 'eval' / 'metrics.json', EVALUATE_AGAIN)
+    chosen = read_json(folder / 'calibration.json', EVALUATE_AGAIN)
     scores = {name: entry['mean'] for name, entry in next(iter(tests.values()))[row].items()}
     validation = chosen.get('validation', {}).get(row, {})
     return scores | {f'validation_{name}': value for name, value in validation.items()}
@@ -67,17 +70,18 @@ def work(
     wait: bool = True,
     saved: Callable[[], None] = lambda: None,
 ) -> None:
-    """Do trials until there are none; several workers on one store share them.
+    """Do trials until all are done; several workers on one store share them.
 
     Args:
-        store: hands trials out.
-        configure: a trial's configuration from its fields.
-        score: what its score is.
-        wait: also take over the trials of others, should these die: return when all are finished.
-        saved: called when there is something new in the sweep's folder.
+        store: hands out the trials.
+        configure: makes a trial's configuration from its fields.
+        score: the name of the score to keep.
+        wait: return only when the trials of other workers are finished too, and take over those
+            of a worker that died.
+        saved: called after something new was written to the sweep's folder.
 
     Raises:
-        Stopped: a signal asked for it; the trial under way is saved and given back.
+        Stopped: a signal asked to stop; the trial under way is saved and released.
     """
     from fluidjax.training import parallel
     from fluidjax.training.stopping import StopRequest
@@ -90,11 +94,11 @@ def work(
         if not taken:
             return False
         name, fields = json.loads(taken)
-        made = _outcome(configure, fields, store.workdir / name, name, score, saved)
+        result = _result(configure, fields, store.workdir / name, score, saved)
         if claim is not None:
-            store.finish(claim, made)
+            store.finish(claim, result)
             saved()
-            _tell_progress(store, name, made)
+            _tell_progress(store, name, result)
         return True
 
     with StopRequest():
@@ -107,24 +111,20 @@ def work(
             time.sleep(POLL_SECONDS)
 
 
-def _outcome(
-    configure: Configure,
-    fields: Fields,
-    folder: Path,
-    name: str,
-    score: str,
-    saved: Callable[[], None],
+def _result(
+    configure: Configure, fields: Fields, folder: Path, score: str, saved: Callable[[], None]
 ) -> dict[str, Any]:
+    """The result of a trial as `TrialStore.finish` takes it; its errors do not end the sweep."""
     from fluidjax.training import parallel
 
     if parallel.is_first():
-        cli.tell(f'{name}: ' + ', '.join(f'{key}={value}' for key, value in fields.items()))
+        cli.tell(f'{folder.name}: ' + ', '.join(f'{key}={value}' for key, value in fields.items()))
     try:
         scores = do_trial(configure(fields), folder, saved)
     except UserError as error:
         return {'error': str(error)}
     except Exception as error:
-        if not parallel.is_alone():  # the others do not know: better to end than to wait for ever
+        if not parallel.is_alone():  # the other processes would wait for this one for ever
             raise
         traceback.print_exc()
         return {'error': f'{type(error).__name__}: {" ".join(str(error).split())[:200]}'}
@@ -136,71 +136,77 @@ def _outcome(
     return {'score': value, 'scores': scores}
 
 
-def _tell_progress(store: TrialStore, name: str, made: dict[str, Any]) -> None:
-    outcome = f'failed: {made["error"]}' if 'error' in made else f'score {made["score"]:.4g}'
+def _tell_progress(store: TrialStore, name: str, result: dict[str, Any]) -> None:
+    outcome = f'failed: {result["error"]}' if 'error' in result else f'score {result["score"]:.4g}'
     cli.tell(f'{name}: {outcome}; {len(store.results())} of {store.count()} trials are finished')
 
 
 def start_workers(count: int, arguments: list[str], workdir: Path) -> None:
-    """Run this command as several workers, and return when all have ended.
+    """Run this command in several processes, and return when all have ended.
 
-    Each writes to `workdir/worker-N.log`; visible NVIDIA GPUs are shared among them. A signal is
-    passed on. One that dies is told of; the others take its trial.
+    Each writes to `workdir/worker-N.log`, and has its share of the visible NVIDIA GPUs. Signals
+    are passed on to all of them. When one dies, the others take over its trial.
+
+    Args:
+        count: number of workers.
+        arguments: of the command.
+        workdir: folder of the sweep.
 
     Raises:
         Stopped: the workers were asked to stop.
     """
     workdir.mkdir(parents=True, exist_ok=True)
-    workers = []
-    for number in range(count):
-        with (workdir / f'worker-{number}.log').open('a') as log:
-            workers.append(
-                subprocess.Popen(
-                    [sys.executable, '-m', 'fluidjax.sweep', *arguments],
-                    stdout=log,
-                    stderr=log,
-                    env=os.environ | _gpus_of(number, count),
-                    start_new_session=True,
-                )
-            )  # else the terminal's Ctrl-C would reach it twice
-    cli.tell(f'{count} workers; they write to {workdir}/worker-N.log')
+    workers = [_start_worker(number, count, arguments, workdir) for number in range(count)]
+    cli.tell(f'{count} workers write to {workdir}/worker-N.log')
+    with _signals_passed_on(workers):
+        statuses = [worker.wait() for worker in workers]
+    for number, status in enumerate(statuses):
+        if status < 0:
+            cli.tell(f'worker {number} was killed (signal {-status}); its trial is free again')
+    for status in (RESUME_ME, 130):
+        if status in statuses:
+            raise Stopped('the workers stopped; the same command continues their trials', status)
 
+
+def _start_worker(
+    number: int, count: int, arguments: list[str], workdir: Path
+) -> subprocess.Popen[bytes]:
+    with (workdir / f'worker-{number}.log').open('a') as log:
+        return subprocess.Popen(
+            [sys.executable, '-m', 'fluidjax', 'sweep', *arguments],
+            stdout=log,
+            stderr=log,
+            env=os.environ | _gpus_of(number, count),
+            start_new_session=True,  # else the terminal's Ctrl-C would reach it twice
+        )
+
+
+@contextlib.contextmanager
+def _signals_passed_on(workers: list[subprocess.Popen[bytes]]) -> Iterator[None]:
     def pass_on(number: int, frame: Any) -> None:
         for worker in workers:
             if worker.poll() is None:
                 worker.send_signal(signal.SIGTERM if number == signal.SIGHUP else number)
 
-    before = {
-        number: signal.signal(number, pass_on)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-    }
+    signals = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    before = {number: signal.signal(number, pass_on) for number in signals}
     try:
-        statuses = [worker.wait() for worker in workers]
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    for number, status in enumerate(statuses):
-        if status < 0:
-            cli.tell(f'worker {number} was killed (signal {-status}); its trial was given back')
-    for status in (RESUME_ME, 130):
-        if status in statuses:
-            raise Stopped(
-                'the workers stopped, and saved what they were doing; the same command '
-                'goes on from there',
-                status,
-            )
 
 
 def _gpus_of(number: int, count: int) -> dict[str, str]:
-    """The part of the visible NVIDIA GPUs that is a worker's, as an environment."""
-    named = os.environ.get('CUDA_VISIBLE_DEVICES')
-    if named is None:
+    """A worker's share of the visible NVIDIA GPUs, as an environment variable."""
+    visible = os.environ.get('CUDA_VISIBLE_DEVICES')
+    if visible is None:
         try:
             listed = subprocess.run(['nvidia-smi', '-L'], capture_output=True, text=True)
         except OSError:
             return {}
-        named = ','.join(str(i) for i in range(listed.stdout.count('GPU ')))
-    gpus = [gpu for gpu in named.split(',') if gpu]
+        visible = ','.join(str(i) for i in range(listed.stdout.count('GPU ')))
+    gpus = [gpu for gpu in visible.split(',') if gpu]
     if not gpus:
         return {}
     own = gpus[number::count] or [gpus[number % len(gpus)]]

@@ -1,7 +1,7 @@
-"""Checkpoints with orbax: whole states, written beside and renamed, found again by their step.
+"""Checkpoints with orbax: whole states, named by their step.
 
-A state holds its step, and batches and random numbers are functions of seed and step, so a
-checkpoint is the data's position too.
+A checkpoint is written under another name and renamed when it is complete. Batches and random
+numbers are functions of seed and step, so the step is also the position in the data.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from fluidjax.base.errors import UserError
 
 KEPT = 2
 METRIC = 'validation_loss'
-# What orbax and tensorstore raise for a checkpoint that is torn or of another tree.
+# What orbax and tensorstore raise for a checkpoint that is incomplete or of another tree.
 UNREADABLE = (ValueError, KeyError, TypeError, OSError, AttributeError)
 
 
 def _options(writes: bool, in_background: bool = False) -> ocp.CheckpointManagerOptions:
-    # One process writes; the others of a run are not asked, and get the state from it.
+    # The first process reads and writes; the others get the state from it.
     alone = (
         ocp.options.MultiprocessingOptions(
             primary_host=jax.process_index(),
@@ -56,12 +56,12 @@ def _options(writes: bool, in_background: bool = False) -> ocp.CheckpointManager
 
 
 def _quieten() -> None:
-    """Errors of orbax's threads come back as exceptions; it would also print their traces."""
+    """Keep orbax from printing traces of errors that it also raises."""
     logging.getLogger('absl').setLevel(logging.CRITICAL)
 
 
 def _reason(error: Exception) -> str:
-    """What is wrong: the operating system's own words, where tensorstore quotes them."""
+    """The reason of an error: the operating system's message where tensorstore quotes it."""
     text = ' '.join(str(error).split())
     quoted = re.search(r': ([^:]+) \[os_error_code', text)
     return quoted[1] if quoted else text[:200]
@@ -75,7 +75,7 @@ def _reader(directory: Path) -> Iterator[ocp.CheckpointManager]:
 
 
 def all_steps(directory: Path) -> list[int]:
-    """Steps of the checkpoints in a folder, the oldest first."""
+    """The steps of the checkpoints in a folder, the oldest first."""
     if not directory.is_dir():
         return []
     with _reader(directory) as manager:
@@ -83,12 +83,12 @@ def all_steps(directory: Path) -> list[int]:
 
 
 def latest_step(directory: Path) -> int | None:
-    """Step of the newest whole checkpoint in a folder, or None."""
+    """The step of the newest complete checkpoint in a folder, or None."""
     return max(all_steps(directory), default=None)
 
 
 def best_step(directory: Path) -> int | None:
-    """Step of the checkpoint with the least validation loss, or None where none was measured."""
+    """The step of the checkpoint with the lowest validation loss; None if none was measured."""
     losses = {}
     for step in all_steps(directory):
         with _reader(directory) as manager:
@@ -99,12 +99,12 @@ def best_step(directory: Path) -> int | None:
 
 
 class Writer:
-    """Writes the checkpoints of a stage while it trains on; use it as a context manager.
+    """Writes the checkpoints of a stage in the background; use it as a context manager.
 
-    The newest two are kept, and the one with the least validation loss where it is measured.
+    It keeps the newest two, and the one with the lowest validation loss where it is measured.
 
     Args:
-        directory: the stage's folder, made as needed.
+        directory: the stage's folder, created as needed.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -126,9 +126,15 @@ class Writer:
             self._manager.close()
 
     def save(self, step: int, state: Any, validation_loss: float | None = None) -> Path:
-        """Begin to write a state (a tree of host arrays that nobody changes) as that of a step.
+        """Begin to write the checkpoint of a step; it gets its name when it is complete.
 
-        A checkpoint appears under its name when it is whole, not before.
+        Args:
+            step: the step.
+            state: a tree of host arrays, which must not change afterwards.
+            validation_loss: where it was measured.
+
+        Returns:
+            The folder that it will be.
 
         Raises:
             UserError: it, or the one before it, cannot be written.
@@ -140,16 +146,16 @@ class Writer:
         return self._directory / str(step)
 
     def newly_written(self) -> bool:
-        """Whether the checkpoint that was begun last is there now; true once for each."""
+        """Whether the last checkpoint has been completed since the last call."""
         done = self._writing and not self._manager.is_saving_in_progress()
         self._writing = self._writing and not done
         return done
 
     def wait(self) -> None:
-        """Return when all is written.
+        """Wait until everything is written.
 
         Raises:
-            UserError: it cannot be.
+            UserError: it cannot be written.
         """
         with self._in_one_line():
             self._manager.wait_until_finished()
@@ -160,7 +166,7 @@ class Writer:
             yield
         except UserError:
             raise
-        except Exception as error:  # of whatever kind the file system's errors have become
+        except Exception as error:  # errors of the file system come as many types
             reason = getattr(error, 'strerror', None) or _reason(error)
             raise UserError(
                 f'{self._directory}: cannot write the checkpoint ({reason}); free space or choose '
@@ -169,7 +175,7 @@ class Writer:
 
 
 class NoWriter:
-    """In place of `Writer` in the processes that do not write."""
+    """Replaces `Writer` in the processes that do not write."""
 
     def __enter__(self) -> NoWriter:
         return self
@@ -178,33 +184,33 @@ class NoWriter:
         pass
 
     def save(self, *_: object) -> str:
-        """Nothing; the first process does."""
-        return 'the first process knows'
+        """Does nothing; the first process writes."""
+        return 'that of the first process'
 
     def newly_written(self) -> bool:
-        """Never."""
+        """Always False."""
         return False
 
     def wait(self) -> None:
-        """Nothing."""
+        """Does nothing."""
 
 
 def save(directory: Path, step: int, state: Any) -> Path:
-    """Write a state as the checkpoint of a step, and return when it is there; see `Writer`."""
+    """Write a state as the checkpoint of a step, and wait until it is complete; see `Writer`."""
     with Writer(directory) as writer:
         return writer.save(step, state)
 
 
 def restore(directory: Path, template: Any, step: int | None = None) -> Any:
-    """Read a state back into the structure, shapes and dtypes of `template`.
+    """Read a state with the structure, shapes and dtypes of `template`.
 
     Args:
-        directory: the folder `save` wrote to.
+        directory: the folder that `save` wrote to.
         template: a tree of arrays or `jax.ShapeDtypeStruct`.
         step: which checkpoint; the newest by default.
 
     Raises:
-        UserError: there is none, it is damaged, or it belongs to another configuration.
+        UserError: there is no checkpoint, or it is damaged or of another configuration.
     """
     step = latest_step(directory) if step is None else step
     if step is None:
@@ -222,15 +228,15 @@ def restore(directory: Path, template: Any, step: int | None = None) -> Any:
 
 
 def restore_newest(directory: Path, template: Any) -> tuple[int, Any, list[Path]]:
-    """The newest checkpoint that can be read, by its step.
+    """The newest checkpoint that can be read.
 
-    Those after it that cannot are renamed to `damaged-STEP`, so that training writes them anew.
+    Newer ones that cannot be read are renamed to `damaged-STEP`: training writes them again.
 
     Returns:
-        The step and the state, 0 and None where there is no checkpoint; and what was renamed.
+        The step and the state, 0 and None if there is no checkpoint; and the renamed folders.
 
     Raises:
-        UserError: there are checkpoints, and none of them can be read.
+        UserError: there are checkpoints, but none of them can be read.
     """
     steps, problems = all_steps(directory)[::-1], []
     for step in steps:

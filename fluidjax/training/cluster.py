@@ -1,7 +1,7 @@
-"""Joining the processes of one run: those that the cluster's launcher started, or flags name.
+"""Connecting the processes of one run, which a cluster's launcher started or flags name.
 
-JAX finds out by itself under Slurm's srun, Open MPI's mpirun, on Cloud TPU and in Kubernetes
-JobSets. One process alone joins nothing.
+JAX recognises Slurm's srun, Open MPI's mpirun, Cloud TPU slices and Kubernetes JobSets. A single
+process has nothing to connect to.
 """
 
 from __future__ import annotations
@@ -14,24 +14,26 @@ from absl import flags
 
 from fluidjax.base.errors import UserError
 
-FLAGS = flags.FlagValues()
-COORDINATOR = flags.DEFINE_string(
-    'coordinator',
-    None,
-    'HOST:PORT of the first process, where several processes train one run '
-    'and no launcher that JAX knows started them.',
-    flag_values=FLAGS,
-)
-PROCESSES = flags.DEFINE_integer(
-    'processes', None, 'How many processes there are.', lower_bound=1, flag_values=FLAGS
-)
-PROCESS = flags.DEFINE_integer(
-    'process', None, 'Number of this one, from 0.', lower_bound=0, flag_values=FLAGS
-)
+
+def define_flags(flag_values: flags.FlagValues) -> None:
+    """Define the flags that `join` reads."""
+    flags.DEFINE_string(
+        'coordinator',
+        None,
+        'HOST:PORT of the first process, for several processes of one run that were not started by '
+        'a launcher that JAX recognises.',
+        flag_values=flag_values,
+    )
+    flags.DEFINE_integer(
+        'processes', None, 'Number of processes.', lower_bound=1, flag_values=flag_values
+    )
+    flags.DEFINE_integer(
+        'process', None, 'Number of this process, from 0.', lower_bound=0, flag_values=flag_values
+    )
 
 
 def launched_by() -> str | None:
-    """What started several processes of this run, or None."""
+    """The launcher that started several processes of this run, or None."""
     for name, count in (('Slurm', 'SLURM_STEP_NUM_TASKS'), ('Open MPI', 'OMPI_COMM_WORLD_SIZE')):
         if int(os.environ.get(count) or 1) > 1:
             return name
@@ -39,35 +41,40 @@ def launched_by() -> str | None:
         return 'Kubernetes'
     chips = [*Path('/dev').glob('accel[0-9]*'), *Path('/dev/vfio').glob('[0-9]*')]
     on_tpu = bool(chips) and importlib.util.find_spec('libtpu') is not None
-    # A TPU's own name for one alone, and what is set where a slice is to be used one host each.
+    # 'localhost' is set on a single host, and to use the hosts of a slice separately.
     if on_tpu and os.environ.get('TPU_WORKER_HOSTNAMES', ',') != 'localhost':
         return 'Cloud TPU'
     return None
 
 
-def join() -> None:
-    """Join the other processes; call it before JAX is used.
+def join(flag_values: flags.FlagValues) -> None:
+    """Connect to the other processes; call it before JAX is used.
+
+    Args:
+        flag_values: with the flags of `define_flags`, parsed.
 
     Raises:
-        UserError: flags that do not fit together, or processes that do not find each other.
+        UserError: flags that do not fit together, or the processes cannot connect.
     """
     import jax
 
-    given = [flag.name for flag in (COORDINATOR, PROCESSES, PROCESS) if flag.value is not None]
-    by = None if given else launched_by()
-    if not given and by is None:
+    values = {name: flag_values[name].value for name in ('coordinator', 'processes', 'process')}
+    given = [name for name, value in values.items() if value is not None]
+    launcher = None if given else launched_by()
+    if not given and launcher is None:
         return
     if given and len(given) < 3:
         raise UserError(f'--{given[0]}: give all three of --coordinator, --processes and --process')
-    if given and PROCESS.value >= PROCESSES.value:
-        raise UserError(f'--process={PROCESS.value}: must be below --processes={PROCESSES.value}')
-    # On CPUs: what carries sums between processes. No other backend reads it.
+    if given and values['process'] >= values['processes']:
+        advice = f'must be below --processes={values["processes"]}'
+        raise UserError(f'--process={values["process"]}: {advice}')
+    # The library for sums between processes on CPUs; other backends ignore it.
     jax.config.update('jax_cpu_collectives_implementation', 'gloo')
     try:
-        jax.distributed.initialize(COORDINATOR.value, PROCESSES.value, PROCESS.value)
+        jax.distributed.initialize(*values.values())
     except (RuntimeError, ValueError, OSError) as error:
         reason = ' '.join(str(error).split())[:200]
         raise UserError(
-            f'the processes of this run did not find each other ({by or given[0]}: '
-            f'{reason}); name them: --coordinator=HOST:PORT --processes=N --process=I'
+            f'the processes of this run could not connect ({launcher or given[0]}: {reason}); '
+            'name them: --coordinator=HOST:PORT --processes=N --process=I'
         ) from error

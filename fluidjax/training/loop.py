@@ -1,4 +1,4 @@
-"""The loop, to be read from top to bottom: restore, step, log, save."""
+"""Training one stage: restore, then step, log and save until the end."""
 
 from __future__ import annotations
 
@@ -14,31 +14,27 @@ import optax
 
 from fluidjax.base.errors import Stopped
 from fluidjax.training import checkpoint, parallel
-from fluidjax.training.compiling import run_once
-from fluidjax.training.logs import NoLog, RunLog
-from fluidjax.training.optimizer import learning_rate_schedule, make_optimizer
-from fluidjax.training.profiling import Profile
+from fluidjax.training.logs import NoLog, Profile, RunLog, Tally
 from fluidjax.training.rounds import Rounds
-from fluidjax.training.settings import StageSettings
-from fluidjax.training.state import Params, TrainState, create_state
+from fluidjax.training.settings import StageSettings, learning_rate_schedule, make_optimizer
+from fluidjax.training.state import Params, TrainState, create_state, run_once
 from fluidjax.training.steps import make_validation
 from fluidjax.training.stopping import StopRequest
-from fluidjax.training.tally import Tally
 
 Batches = Callable[[int], Iterator[dict[str, np.ndarray]]]
-VALIDATION_PURPOSE = 2**31 - 1  # a step that no run reaches, folded into the key
+VALIDATION_PURPOSE = 2**31 - 1  # folded into the key; a step that no run reaches
 
 
 @dataclasses.dataclass(frozen=True)
 class Watch:
-    """What a run shows beside its losses; each may be left out.
+    """What a run reports beside its losses; everything is optional.
 
     Attributes:
-        validation: the batches of one pass over the validation scans, each time the same.
+        validation: returns the batches of one pass over the validation scans, always the same.
         picture: `averaged params -> (height, width, 3)` uint8.
         mirror: a run of Weights & Biases.
-        profile: dispatches of each stage of which a trace is written to `workdir/profile`.
-        tell: writes a line to the person at the terminal.
+        profile: number of dispatches of each stage to trace, into `workdir/profile`.
+        tell: prints a line to the terminal.
         saved: called after each checkpoint was written.
     """
 
@@ -51,7 +47,7 @@ class Watch:
 
 
 def is_done(directory: Path, settings: StageSettings) -> bool:
-    """Whether a stage's folder of checkpoints holds its last step (or a later one)."""
+    """Whether the checkpoints in a folder include a stage's last step (or a later one)."""
     step = checkpoint.latest_step(directory)
     return step is not None and step >= settings.steps
 
@@ -59,7 +55,7 @@ def is_done(directory: Path, settings: StageSettings) -> bool:
 def state_template(
     init: Callable[[jax.Array], Params], trainable: tuple[str, ...], settings: StageSettings
 ) -> TrainState:
-    """Shapes and dtypes of a stage's state, computed without allocating anything."""
+    """The shapes and dtypes of a stage's state; nothing is allocated."""
     optimizer = make_optimizer(settings.optimizer, settings.steps, trainable)
     return jax.eval_shape(
         lambda key: create_state(init(key), trainable, optimizer), jax.random.key(0)
@@ -80,18 +76,16 @@ def train_stage(
     """Train one stage to its end, from its newest checkpoint if there is one.
 
     Args:
-        method: offers `stage` (its name; checkpoints go to `workdir/checkpoints/<stage>`),
-            `trainable` (the parameter groups to train), `init(key) -> params` and
-            `loss(params, samples, key, share) -> (loss, metrics)`.
-        prepare: replaces initial parameters by data-dependent ones; only called for a new run.
-        batches: `number -> iterator` of numpy batches with a leading axis of this process's
-            devices, from that batch on.
+        method: see `fluidjax.methods`; its checkpoints go to `workdir/checkpoints/<stage>`.
+        prepare: turns initial parameters into data-dependent ones; only called for a new run.
+        batches: takes the number of a batch and returns an iterator of numpy batches from that one
+            on, `(device, sample, ...)` of the devices of this process.
         settings: length, batch and optimiser.
-        workdir: the run's folder; the first process's is used.
+        workdir: the run's folder; that of the first process is used.
         seed: the run's seed.
         layout: the devices.
         stop: asked after every dispatch.
-        watch: what is shown.
+        watch: what is reported.
 
     Returns:
         The averaged parameters, all groups, on the host.
@@ -99,7 +93,7 @@ def train_stage(
     Raises:
         UserError: the loss is not finite (names the step and the last good checkpoint), or a
             checkpoint cannot be written or read.
-        Stopped: `stop` asked for it; the state is saved.
+        Stopped: `stop` asked to; the state is saved.
     """
     folder = workdir / 'checkpoints' / method.stage
     optimizer = make_optimizer(settings.optimizer, settings.steps, method.trainable)
@@ -177,7 +171,10 @@ def _start(
     key: jax.Array,
     watch: Watch,
 ) -> tuple[int, TrainState]:
-    """Step and state to go on from, on the host; in other processes than the first, a place."""
+    """The step and the state to go on from, on the host.
+
+    Only the first process reads checkpoints. The others return zeros, which it replaces later.
+    """
     template = state_template(method.init, method.trainable, settings)
     start, state = 0, None
     with parallel.together():
@@ -185,7 +182,7 @@ def _start(
             start, state, damaged = checkpoint.restore_newest(folder, template)
             for path in damaged:
                 watch.tell(
-                    f'{path}: this checkpoint is damaged, so it was set aside and training '
+                    f'{path}: this checkpoint was damaged, so it was renamed and training '
                     f'goes on from step {start}'
                 )
     start = parallel.from_first(start)
@@ -199,7 +196,7 @@ def _start(
 def _records(
     workdir: Path, stage: str, start: int, settings: StageSettings, watch: Watch
 ) -> tuple[Any, Any, Profile]:
-    """What is written during a stage: by the first process alone."""
+    """Checkpoints, log and trace of a stage; only the first process writes them."""
     if not parallel.is_first():
         return checkpoint.NoWriter(), NoLog(), Profile(workdir, 0)
     return (
@@ -212,18 +209,18 @@ def _records(
 def _validation(
     method: Any, layout: parallel.Layout, key: jax.Array, watch: Watch
 ) -> Callable[[TrainState], float]:
-    """The mean loss of averaged parameters on the validation scans, with the same draws always."""
+    """The mean loss of averaged parameters on the validation scans, always with the same draws."""
     loss_of = parallel.data_parallel(
-        make_validation(method.loss, parallel.AXIS_NAME), layout, (True, True, True, False)
+        make_validation(method.loss, parallel.AXIS_NAME), layout, (True, True, True, True, False)
     )
     first = parallel.to_devices(layout.first, layout)
 
     def validate(state: TrainState) -> float:
         losses = []
         for number, batch in enumerate(watch.validation()):
-            placed = parallel.to_devices(batch, layout) | {'first': first}
+            samples = parallel.to_devices(batch, layout)
             draw = jax.random.fold_in(jax.random.fold_in(key, VALIDATION_PURPOSE), number)
-            losses.append(loss_of(state.ema, state.frozen, placed, draw))
+            losses.append(loss_of(state.ema, state.frozen, samples, first, draw))
         return float(np.mean([parallel.unreplicate(loss) for loss in losses]))
 
     return validate

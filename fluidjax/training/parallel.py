@@ -1,7 +1,7 @@
-"""The one place that knows of devices and processes: how a batch lies on them, and `jax.pmap`.
+"""Devices and processes: how a batch is distributed over them, and `jax.pmap`.
 
-State is on every device; a batch has a leading axis of the devices of its process. One process
-alone, the usual case, pays nothing for the others that could be there.
+No other module knows how many there are. The state is on every device; a batch has the devices of
+its process as a leading axis. With one process, the usual case, nothing is communicated.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ AXIS_NAME = 'device'
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How the samples of a step lie on the devices.
+    """How the samples of a step are distributed over the devices.
 
     Attributes:
         batch_size: samples of a step, over all devices of all processes.
-        devices: those of this process that are used.
-        process: number of this process.
-        processes: how many there are.
+        devices: the devices of this process that are used.
+        process: number of this process, from 0.
+        processes: number of processes.
     """
 
     batch_size: int
@@ -49,19 +49,21 @@ class Layout:
 
     @property
     def first(self) -> np.ndarray:
-        """For each device here, the place of its first sample in the whole batch."""
+        """The place in the whole batch of the first sample of each device of this process."""
         start = self.process * self.local_batch
         return start + self.per_device * np.arange(len(self.devices), dtype=np.int32)
 
 
 def layout_of(batch_size: int, parts: int = 1) -> Layout:
-    """The layout of a batch on the devices there are.
+    """The layout of a batch on the available devices.
 
-    One process uses as many of its devices as share the batch evenly; several use all of theirs.
+    A single process uses as many of its devices as can share the batch evenly; several processes
+    use all of their devices.
 
     Args:
         batch_size: samples of a step.
-        parts: in how many parts each device goes through its own (`StageSettings.accumulate`).
+        parts: number of parts in which a device goes through its samples
+            (`StageSettings.accumulate`).
 
     Raises:
         UserError: the batch cannot be shared evenly.
@@ -74,7 +76,7 @@ def layout_of(batch_size: int, parts: int = 1) -> Layout:
     if not used or batch_size % (used * processes * parts):
         where = f'{len(here) * processes} device(s)' + (f' in {parts} parts' if parts > 1 else '')
         raise UserError(
-            f'training.batch_size {batch_size} cannot be shared evenly by {where}; '
+            f'config.training.batch_size: {batch_size} cannot be shared evenly by {where}; '
             'choose a multiple'
         )
     return Layout(batch_size, tuple(here[:used]), jax.process_index(), processes)
@@ -86,15 +88,15 @@ def data_parallel(
     spread: tuple[bool, ...],
     donated: tuple[int, ...] = (),
 ) -> Callable[..., Any]:
-    """A function of one device on all of them.
+    """Run a function of one device on all devices.
 
     Args:
-        function: run in a mapped axis of the name `AXIS_NAME`.
+        function: called on each device, in a mapped axis named `AXIS_NAME`.
         layout: the devices.
         spread: for each argument whether it has a leading device axis.
         donated: arguments whose buffers are reused for the results.
     """
-    # Several processes: the axis runs over the devices of all, which pmap takes by itself.
+    # With several processes pmap uses the devices of all of them by default.
     devices = layout.devices if layout.processes == 1 else None
     axes = tuple(0 if each else None for each in spread)
     return jax.pmap(
@@ -103,17 +105,17 @@ def data_parallel(
 
 
 def to_devices(tree: Any, layout: Layout) -> Any:
-    """Host arrays with a leading device axis, on their way to the devices; does not wait."""
+    """Begin to copy host arrays with a leading device axis to the devices, without waiting."""
     mesh = Mesh(np.array(layout.devices), (AXIS_NAME,))
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec(AXIS_NAME)))
 
 
 def replicate(tree: Any, layout: Layout) -> Any:
-    """Copy a tree onto every device, with a leading device axis: the first process's, onto all."""
+    """Copy the first process's tree onto every device, with a leading device axis."""
     if layout.processes > 1:
         tree = multihost_utils.broadcast_one_to_all(tree)
-    # pmap wants a mapped argument; the tree itself is broadcast. The axis has the step's name, or
-    # the step would compile twice: for this state, and for its own output's sharding.
+    # pmap needs one mapped argument; the tree itself is broadcast. The axis has the name that the
+    # step uses: otherwise the step would compile twice, for this sharding and for its output's.
     copy = data_parallel(lambda _, x: x, layout, (True, False))
     return copy(np.zeros(len(layout.devices), np.float32), tree)
 
@@ -121,7 +123,7 @@ def replicate(tree: Any, layout: Layout) -> Any:
 def unreplicate(tree: Any) -> Any:
     """The first device's copy of a replicated tree, as numpy arrays on the host.
 
-    They are copies: on a CPU numpy would look into a buffer that the next step reuses.
+    They are copies: on a CPU numpy would share a buffer that the next step overwrites.
     """
     for leaf in jax.tree.leaves(tree):
         leaf.addressable_shards[0].data.copy_to_host_async()
@@ -129,17 +131,17 @@ def unreplicate(tree: Any) -> Any:
 
 
 def is_first() -> bool:
-    """Whether this process is the one that writes and speaks."""
+    """Whether this process is the first, which alone writes files and messages."""
     return jax.process_index() == 0
 
 
 def is_alone() -> bool:
-    """Whether there is no other process."""
+    """Whether this process is the only one."""
     return jax.process_count() == 1
 
 
 def from_first(number: int) -> int:
-    """A whole number as the first process has it."""
+    """The first process's value of an integer."""
     if is_alone():
         return number
     return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
@@ -147,12 +149,13 @@ def from_first(number: int) -> int:
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-    """What ends one process here ends all of them: nobody waits for the lost.
+    """End all processes if the block fails in one of them.
 
-    All processes must pass through, and none may use the devices of others within.
+    Otherwise the others would wait forever for the one that failed. All processes must enter the
+    block, and none may use the devices of others within it.
 
     Raises:
-        UserError, OSError: a process's own; in the others a UserError that there is one.
+        UserError, OSError: as raised in the block; in the other processes a UserError that says so.
     """
     problem = None
     try:
@@ -163,14 +166,14 @@ def together() -> Iterator[None]:
         bad = multihost_utils.process_allgather(np.int32(problem is not None))
         if problem is None and bad.any():
             raise UserError(
-                f'stopped with process {int(np.argmax(bad))} of this run, which says why'
+                f'stopped because process {int(np.argmax(bad))} of this run failed; it says why'
             )
     if problem is not None:
         raise problem
 
 
 def text_from_first(text: str) -> str:
-    """A text as the first process has it."""
+    """The first process's value of a text."""
     if is_alone():
         return text
     content = np.frombuffer(text.encode(), np.uint8)

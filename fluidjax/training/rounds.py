@@ -1,4 +1,4 @@
-"""What one dispatch does: a step on new pairs, or a round of several from pooled latents."""
+"""What one dispatch does: a step on new pairs, or several steps on pooled latents."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ Batch = dict[str, np.ndarray]
 
 
 class Rounds:
-    """The compiled dispatches of a stage, and where latents are pooled the pool.
+    """The compiled dispatches of a stage, with the pool where latents are pooled.
 
-    The pool is no part of the state: it holds the latents of the last rounds, which are functions
-    of the frozen parameters, the seed and the step, so a resumed run makes them again.
+    The pool is not part of the state. It holds the latents of the last rounds, which are functions
+    of the frozen parameters, the seed and the step, so a resumed run computes them again.
 
     Args:
-        method: offers `loss`, and for a pool `examples` and `example_loss`.
+        method: see `fluidjax.methods`; a pool needs its `examples` and `example_loss`.
         optimizer: of the state.
         settings: of the stage.
         layout: the devices.
-        key: the run's.
+        key: the run's key.
 
     Raises:
         UserError: a pool for a method that has no latents.
@@ -46,72 +46,74 @@ class Rounds:
     ) -> None:
         self._layout, self._key, self._settings = layout, key, settings
         self._first = parallel.to_devices(layout.first, layout)
-        self._examples = getattr(method, 'examples', None)
         self._pool: Any = None
         axis = parallel.AXIS_NAME
+        spread = (True, True, True, False)
         if not settings.pooled:
             step = make_train_step(method.loss, optimizer, settings, axis)
-            self._step = parallel.data_parallel(step, layout, (True, True, False), donated=(0,))
+            self._step = parallel.data_parallel(step, layout, spread, donated=(0,))
             return
-        if self._examples is None:
+        if method.examples is None:
             raise UserError(
-                f'{method.stage}.training.reuse and pool: for methods that train on '
-                'latents; set both to 1'
+                f'config.{method.stage}.training.reuse: only methods that train on latents can '
+                'reuse them; set reuse and pool to 1'
             )
-        fill = make_fill(method.examples, settings, axis)
-        # In a loop of its own XLA's CPU code is several times slower: there, a step a dispatch.
+        self._examples = method.examples
+        # On CPUs XLA runs code within a loop several times slower: one step per dispatch there.
         self._dispatches = settings.reuse if layout.devices[0].platform == 'cpu' else 1
-        steps = make_pool_steps(
-            method.example_loss, optimizer, settings, axis, settings.reuse // self._dispatches
-        )
-        self._fill = parallel.data_parallel(
-            fill, layout, (True, True, True, False, False), donated=(1,)
-        )
-        self._step = parallel.data_parallel(steps, layout, (True, True, True, False), donated=(0,))
+        count = settings.reuse // self._dispatches
+        fill = make_fill(method.examples, settings, axis)
+        steps = make_pool_steps(method.example_loss, optimizer, settings, axis, count)
+        spread_fill = (True, True, True, True, False, False)
+        self._fill = parallel.data_parallel(fill, layout, spread_fill, donated=(1,))
+        self._step = parallel.data_parallel(steps, layout, spread, donated=(0,))
 
     def first_batch(self, step: int) -> int:
-        """Number of the batch to begin with, to go on after a step: pooled ones come again."""
+        """The number of the batch to begin with after a step, so that the pool can be refilled."""
         return max(0, step // self._settings.reuse - (self._settings.pool - 1))
 
     def resume(self, state: TrainState, step: int, feed: Iterator[Batch]) -> None:
-        """Make the pool as it was after a step; takes the batches from `first_batch` on."""
+        """Refill the pool to what it was after a step; takes the batches from `first_batch` on."""
         for number in range(self.first_batch(step), step // self._settings.reuse):
-            self._put(state, self._placed(next(feed)), number)
+            self._put(state, next(feed), number)
 
     def __call__(self, state: TrainState, batch: Batch, step: int) -> Any:
-        """Go on after a step with a batch: the new state, and a list of metrics of `reuse` steps.
+        """Continue after a step with a batch; returns before the devices are done.
 
-        Each has a leading axis of steps. Returns before the devices are done; `state` is not to be
-        used again.
+        Args:
+            state: on the devices; it is donated, so it must not be used again.
+            batch: numpy arrays `(device, sample, ...)`.
+            step: number of steps done.
+
+        Returns:
+            The new state, and a list of metrics with a leading axis of steps, in all `reuse` steps.
         """
-        placed = self._placed(batch)
         if not self._settings.pooled:
-            state, metrics = self._step(state, placed, self._key)
+            samples = parallel.to_devices(batch, self._layout)
+            state, metrics = self._step(state, samples, self._first, self._key)
             return state, [metrics]
-        self._put(state, placed, step // self._settings.reuse)
-        made = []
+        self._put(state, batch, step // self._settings.reuse)
+        history = []
         for _ in range(self._dispatches):
             state, metrics = self._step(state, self._pool, self._first, self._key)
-            made.append(metrics)
-        return state, made
+            history.append(metrics)
+        return state, history
 
-    def _placed(self, batch: Batch) -> Any:
-        return parallel.to_devices(batch, self._layout) | {'first': self._first}
-
-    def _put(self, state: TrainState, placed: Any, number: int) -> None:
+    def _put(self, state: TrainState, batch: Batch, number: int) -> None:
+        """Put the examples of a batch into the pool."""
+        samples = parallel.to_devices(batch, self._layout)
         if self._pool is None:
-            self._pool = self._empty_pool(state, placed)
+            self._pool = self._empty_pool(state, samples)
         step = np.int32(number * self._settings.reuse)
-        self._pool = self._fill(state.frozen, self._pool, placed, step, self._key)
+        self._pool = self._fill(state.frozen, self._pool, samples, self._first, step, self._key)
 
-    def _empty_pool(self, state: TrainState, placed: Any) -> Any:
-        """Zeros in the shapes of one device's examples, times places and devices."""
+    def _empty_pool(self, state: TrainState, samples: Any) -> Any:
+        """Zeros `(device, place, sample, ...)` in the shapes of one device's examples."""
         one = lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
-        samples = {name: one(x) for name, x in placed.items() if name != 'first'}
         examples = jax.eval_shape(
-            lambda *given: self._examples(*given, WHOLE),
+            lambda *arguments: self._examples(*arguments, WHOLE),
             jax.tree.map(one, state.frozen),
-            samples,
+            jax.tree.map(one, samples),
             self._key,
         )
         places = (len(self._layout.devices), self._settings.pool)

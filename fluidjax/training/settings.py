@@ -1,13 +1,47 @@
-"""How one stage is trained."""
+"""How one stage is trained: its length and batch, and its optimiser.
+
+The optimiser is AdamW with a schedule with warm-up; gradients are clipped before the update.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 
-from fluidjax.base.errors import UserError
-from fluidjax.training.optimizer import OptimizerSettings
+import optax
 
+from fluidjax.base.settings import check
+
+DECAYS = ('constant', 'cosine')
 REDUCE_DTYPES = ('float32', 'bfloat16')
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerSettings:
+    """AdamW, as all stages use it.
+
+    Attributes:
+        learning_rate: the peak, reached after `warmup_steps`.
+        warmup_steps: linear rise from zero.
+        decay: 'constant', or 'cosine' to a hundredth of the peak at the last step.
+        weight_decay: decoupled; zero in the published configuration.
+        clip_norm: largest global gradient norm of each parameter group; 0 turns it off. (The
+            published code clips before the gradients exist, so it has no effect there.)
+        b2: decay rate of the second moment.
+    """
+
+    learning_rate: float = 1e-4
+    warmup_steps: int = 0
+    decay: str = 'constant'
+    weight_decay: float = 0.0
+    clip_norm: float = 0.1
+    b2: float = 0.999
+
+    def __post_init__(self) -> None:
+        for name in ('learning_rate', 'warmup_steps', 'weight_decay', 'clip_norm'):
+            value = getattr(self, name)
+            check(value >= 0, f'training.optimizer.{name}', value, 'must be 0 or more')
+        known = self.decay in DECAYS
+        check(known, 'training.optimizer.decay', self.decay, f'is not one of {", ".join(DECAYS)}')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,16 +53,17 @@ class StageSettings:
         batch_size: samples of one step, over all devices of all processes.
         optimizer: see `OptimizerSettings`.
         ema_decay: decay of the parameters' moving average.
-        log_every: steps between two lines of metrics (each the mean of the steps between).
+        log_every: steps between two lines of metrics; each is the mean over the steps between.
         checkpoint_every: steps between two checkpoints; there is always one at the end.
         validate_every: steps between two losses on the validation scans, by which the best
             checkpoint is kept; 0: never.
         picture_every: steps between two pictures of a validation scan; 0: never.
-        accumulate: parts in which a device goes through its samples, for less memory.
-        reuse: steps for which the latents of one batch are used; 1: new pairs at every step.
-            Latent methods alone: what fresh pairs cost there is their encoding.
-        pool: how many such batches are kept, of which each step draws its samples.
-        reduce_dtype: 'float32', or 'bfloat16' to halve what devices send each other of gradients.
+        accumulate: number of parts in which a device goes through its samples, to save memory.
+        reuse: steps for which the latents of one batch are used; 1: new pairs at every step. Only
+            for latent methods, where encoding is most of the cost of new pairs.
+        pool: number of such batches that are kept; each step draws its samples from them.
+        reduce_dtype: type in which devices send each other gradients: 'float32', or 'bfloat16',
+            which is half the bytes.
     """
 
     steps: int
@@ -45,33 +80,52 @@ class StageSettings:
     reduce_dtype: str = 'float32'
 
     def __post_init__(self) -> None:
-        for field, least in (
-            ('steps', 1),
-            ('batch_size', 1),
-            ('log_every', 1),
-            ('checkpoint_every', 1),
-            ('validate_every', 0),
-            ('picture_every', 0),
-            ('accumulate', 1),
-            ('reuse', 1),
-            ('pool', 1),
-        ):
-            if getattr(self, field) < least:
-                raise UserError(
-                    f'training.{field} is {getattr(self, field)}: it must be {least} or more'
-                )
-        if self.reduce_dtype not in REDUCE_DTYPES:
-            raise UserError(
-                f"training.reduce_dtype is '{self.reduce_dtype}': use {' or '.join(REDUCE_DTYPES)}"
-            )
-        for field in ('steps', 'log_every', 'checkpoint_every', 'validate_every', 'picture_every'):
-            if getattr(self, field) % self.reuse:
-                raise UserError(
-                    f'training.{field} is {getattr(self, field)}: with training.reuse '
-                    f'{self.reuse} it must be a multiple of that'
-                )
+        at_least_0 = ('validate_every', 'picture_every')
+        in_steps = ('steps', 'log_every', 'checkpoint_every', *at_least_0)
+        for name in (*in_steps, 'batch_size', 'accumulate', 'reuse', 'pool'):
+            value, least = getattr(self, name), 0 if name in at_least_0 else 1
+            check(value >= least, f'training.{name}', value, f'must be {least} or more')
+        advice = f'must be a multiple of training.reuse, {self.reuse}'
+        for name in in_steps:
+            value = getattr(self, name)
+            check(value % self.reuse == 0, f'training.{name}', value, advice)
+        known = self.reduce_dtype in REDUCE_DTYPES
+        advice = f'is not one of {", ".join(REDUCE_DTYPES)}'
+        check(known, 'training.reduce_dtype', self.reduce_dtype, advice)
 
     @property
     def pooled(self) -> bool:
-        """Whether steps draw from kept latents instead of new pairs of their own."""
+        """Whether steps draw from kept latents instead of making new pairs."""
         return self.reuse > 1 or self.pool > 1
+
+
+def learning_rate_schedule(settings: OptimizerSettings, total_steps: int) -> optax.Schedule:
+    """Learning rate as a function of the step."""
+    peak = settings.learning_rate
+    if settings.decay == 'constant':
+        after = optax.constant_schedule(peak)
+    else:
+        after = optax.cosine_decay_schedule(peak, max(1, total_steps - settings.warmup_steps), 0.01)
+    if settings.warmup_steps <= 0:
+        return after
+    rise = optax.linear_schedule(0.0, peak, settings.warmup_steps)
+    return optax.join_schedules([rise, after], [settings.warmup_steps])
+
+
+def make_optimizer(
+    settings: OptimizerSettings, total_steps: int, groups: tuple[str, ...]
+) -> optax.GradientTransformation:
+    """AdamW over parameter groups, each clipped by its own norm.
+
+    Groups are clipped separately because they can be adversaries: a large gradient of the
+    discriminator must not shrink the step of the autoencoder.
+    """
+    schedule = learning_rate_schedule(settings, total_steps)
+    clip = optax.clip_by_global_norm(settings.clip_norm) if settings.clip_norm else optax.identity()
+
+    def one_group() -> optax.GradientTransformation:
+        adamw = optax.adamw(schedule, b2=settings.b2, weight_decay=settings.weight_decay)
+        return optax.chain(clip, adamw)
+
+    labels = {name: name for name in groups}
+    return optax.partition({name: one_group() for name in groups}, labels)

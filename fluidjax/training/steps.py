@@ -1,4 +1,4 @@
-"""Training steps as pure functions of one device; `parallel` makes them run on all.
+"""Training steps as pure functions of one device; `parallel` runs them on all devices.
 
 step:  new pairs, their loss, one update
 fill:  latents of new pairs into the pool;  pool_steps:  several updates from the pool
@@ -18,16 +18,17 @@ from fluidjax.training.settings import StageSettings
 from fluidjax.training.state import Params, TrainState
 
 Metrics = dict[str, jax.Array]
-Batch = dict[str, jax.Array]
+Samples = dict[str, jax.Array]
 LossFn = Callable[[Params, Any, jax.Array, Share], tuple[jax.Array, Metrics]]
 StepFn = Callable[..., tuple[TrainState, Metrics]]
-# Folded into a step's key for the choice from the pool. Methods split that key: with a small number
-# this would be one of theirs, and each place in the pool would see its own share of the times.
+# Folded into a step's key to draw samples from the pool. Methods split the same key, so the number
+# must be one that no split uses: otherwise the choice of a pool place would determine the diffusion
+# time that the method draws.
 POOL_PURPOSE = 2**31 - 2
 
 
 def ema_rate(decay: float, step: jax.Array) -> jax.Array:
-    """EMA decay of a step: it rises with the step so that a short run forgets its start."""
+    """EMA decay at a step: it rises with the step, so that a short run forgets its start."""
     step = step.astype(jnp.float32)
     return jnp.minimum(decay, (1.0 + step) / (10.0 + step))
 
@@ -38,22 +39,24 @@ def make_train_step(
     settings: StageSettings,
     axis_name: str,
 ) -> StepFn:
-    """Build `(state, batch, key) -> (state, metrics)` for one device of a mapped axis.
+    """Build `(state, samples, first, key) -> (state, metrics)` for one device of a mapped axis.
 
     Args:
         loss_fn: `(params, samples, key, share) -> (loss, metrics)` over the device's samples; a
-            metric is a number, or one number a sample.
+            metric is a number, or one number per sample.
         optimizer: the optimiser the state was created with.
         settings: of the stage.
         axis_name: the mapped axis over which gradients and metrics are averaged.
 
-    `batch` holds the samples and `first`, the place of the device's first one in the whole batch.
-    Metrics have a leading axis of the one step. The key handed to the loss is folded from the run's
-    key and the step: the same seed gives the same run, whatever the number of restarts or devices.
+    `first` is the place of the device's first sample in the whole batch. Metrics have a leading
+    axis of length 1, the step. The loss gets a key derived from the run's key and the step: the
+    same seed gives the same run, whatever the number of restarts or devices.
     """
 
-    def step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
-        samples, share = _share_of(batch, axis_name)
+    def step(
+        state: TrainState, samples: Samples, first: jax.Array, key: jax.Array
+    ) -> tuple[TrainState, Metrics]:
+        share = _share_of(samples, first, axis_name)
         update = _updater(loss_fn, optimizer, settings)
         state, metrics = update(state, samples, _step_key(key, state.step), share)
         return state, jax.tree.map(lambda value: value[None], metrics)
@@ -64,21 +67,28 @@ def make_train_step(
 def make_fill(
     examples_fn: Callable[..., Any], settings: StageSettings, axis_name: str
 ) -> Callable[..., Any]:
-    """Build `(frozen, pool, batch, step, key) -> pool`: new examples in the place of the oldest.
+    """Build `(frozen, pool, samples, first, step, key) -> pool`: it replaces the oldest examples.
 
     Args:
         examples_fn: `(frozen, samples, key, share) -> examples`, a tree of `(count, ...)`.
         settings: of the stage.
         axis_name: the mapped axis of the devices.
 
-    A pool is such a tree with a leading axis of its places.
+    A pool is such a tree with a leading axis, its places.
     """
 
-    def fill(frozen: Params, pool: Any, batch: Batch, step: jax.Array, key: jax.Array) -> Any:
-        samples, share = _share_of(batch, axis_name)
+    def fill(
+        frozen: Params,
+        pool: Any,
+        samples: Samples,
+        first: jax.Array,
+        step: jax.Array,
+        key: jax.Array,
+    ) -> Any:
+        share = _share_of(samples, first, axis_name)
         key = _step_key(key, step)
 
-        def make(part: Batch, share: Share) -> Any:
+        def make(part: Samples, share: Share) -> Any:
             return examples_fn(frozen, part, key, share)
 
         if settings.accumulate == 1:
@@ -104,21 +114,21 @@ def make_pool_steps(
 ) -> StepFn:
     """Build `(state, pool, first, key) -> (state, metrics)`: `count` steps in one dispatch.
 
-    Each sample of a step is drawn from those that its place in the batch had in the last rounds.
-    Arguments as of `make_train_step`; metrics have a leading axis of the steps.
+    Each sample of a step is drawn from those that had its place in the batch in the last rounds.
+    The arguments are those of `make_train_step`; metrics have a leading axis of the steps.
     """
 
     def steps(state: TrainState, pool: Any, first: jax.Array, key: jax.Array) -> Any:
         update = _updater(example_loss, optimizer, settings)
-        places, samples = jax.tree.leaves(pool)[0].shape[:2]
-        share = Share(first, samples * jax.lax.axis_size(axis_name), axis_name)
+        places, count_here = jax.tree.leaves(pool)[0].shape[:2]
+        share = Share(first, count_here * jax.lax.axis_size(axis_name), axis_name)
         filled = jnp.minimum(state.step // settings.reuse + 1, places)
 
         def one(state: TrainState, _: None) -> tuple[TrainState, Metrics]:
             step_key = _step_key(key, state.step)
-            u = share.uniform(jax.random.fold_in(step_key, POOL_PURPOSE), (samples,))
+            u = share.uniform(jax.random.fold_in(step_key, POOL_PURPOSE), (count_here,))
             place = jnp.minimum(jnp.int32(u * filled), filled - 1)
-            drawn = jax.tree.map(lambda kept: kept[place, jnp.arange(samples)], pool)
+            drawn = jax.tree.map(lambda kept: kept[place, jnp.arange(count_here)], pool)
             return update(state, drawn, step_key, share)
 
         if count == 1:
@@ -130,10 +140,12 @@ def make_pool_steps(
 
 
 def make_validation(loss_fn: LossFn, axis_name: str) -> Callable[..., jax.Array]:
-    """Build `(params, frozen, batch, key) -> loss` over all devices."""
+    """Build `(params, frozen, samples, first, key) -> loss` over all devices."""
 
-    def validate(params: Params, frozen: Params, batch: Batch, key: jax.Array) -> jax.Array:
-        samples, share = _share_of(batch, axis_name)
+    def validate(
+        params: Params, frozen: Params, samples: Samples, first: jax.Array, key: jax.Array
+    ) -> jax.Array:
+        share = _share_of(samples, first, axis_name)
         loss, _ = loss_fn({**frozen, **params}, samples, key, share)
         return jax.lax.pmean(loss, axis_name)
 
@@ -141,20 +153,18 @@ def make_validation(loss_fn: LossFn, axis_name: str) -> Callable[..., jax.Array]
 
 
 def _step_key(key: jax.Array, step: jax.Array) -> jax.Array:
-    # The second fold stood for the device once; without it older runs would not continue alike.
+    # The second fold was once the number of the device; runs of that time need it to continue.
     return jax.random.fold_in(jax.random.fold_in(key, step), 0)
 
 
-def _share_of(batch: Batch, axis_name: str) -> tuple[Batch, Share]:
-    """A device's samples, and which they are of the whole batch."""
-    samples = {name: value for name, value in batch.items() if name != 'first'}
+def _share_of(samples: Samples, first: jax.Array, axis_name: str) -> Share:
+    """The part of the whole batch that a device's samples are."""
     count = len(next(iter(samples.values())))
-    total = count * jax.lax.axis_size(axis_name)
-    return samples, Share(batch['first'].reshape(()), total, axis_name)
+    return Share(first, count * jax.lax.axis_size(axis_name), axis_name)
 
 
 def _parts_of(samples: Any, share: Share, parts: int) -> tuple[Any, Share]:
-    """Samples and shares with a leading axis of the parts."""
+    """Samples and shares, with the parts as a leading axis."""
     count = len(jax.tree.leaves(samples)[0]) // parts
     split = jax.tree.map(lambda x: x.reshape(parts, count, *x.shape[1:]), samples)
     return split, share.replace(first=share.first + count * jnp.arange(parts))
@@ -165,7 +175,7 @@ def _joined(parts: jax.Array) -> jax.Array:
 
 
 def _device_mean(grads: Params, axis: str, dtype: str) -> Params:
-    """Gradients averaged over the devices, sent as numbers of a kind."""
+    """Gradients averaged over the devices, which send them as numbers of a type."""
     if dtype == 'float32' or jax.lax.axis_size(axis) == 1:
         return jax.lax.pmean(grads, axis)
     sent = jax.tree.map(lambda x: x.astype(dtype), grads)
@@ -197,8 +207,9 @@ def _updater(
     def update(
         state: TrainState, samples: Any, key: jax.Array, share: Share
     ) -> tuple[TrainState, Metrics]:
-        made = (gradient if settings.accumulate == 1 else accumulated)(state, samples, key, share)
-        grads, metrics = _device_mean(made[0], share.axis, settings.reduce_dtype), made[1]
+        compute = gradient if settings.accumulate == 1 else accumulated
+        grads, metrics = compute(state, samples, key, share)
+        grads = _device_mean(grads, share.axis, settings.reduce_dtype)
         metrics = {
             name: jax.lax.pmean(value, share.axis) if value.ndim == 0 else share.everyones(value)
             for name, value in metrics.items()

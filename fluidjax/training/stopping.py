@@ -1,4 +1,4 @@
-"""Being asked to stop: SIGTERM of a scheduler or a preempted machine, and Ctrl-C."""
+"""Requests to stop: SIGTERM from a scheduler or a preempted machine, and Ctrl-C."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from fluidjax.base.errors import RESUME_ME, Stopped
 from fluidjax.training import parallel
 
 INTERRUPTED = 130
-# JAX has all processes stop at the call after the largest number that any has asked with, so each
-# call has the next one, whatever stages and trials there are. Orbax asks with the steps it saves,
-# which must not count: these are larger.
+# JAX stops all processes at the call after the largest number that any process has called with, so
+# every call takes the next number, over all stages and trials. Orbax calls with the steps that it
+# saves; to be unaffected by them, these numbers are larger.
 _asked = itertools.count(2**30)
 
 
 class StopRequest:
     """Listens to signals; use it as a context manager.
 
-    Where steps are taken (`deferred`) a signal is remembered, so that the run can save itself; a
-    second Ctrl-C ends it at once. Elsewhere nothing can be lost, and the first one does. In several
-    processes JAX's coordination service passes SIGTERM on, so that all stop after the same
-    dispatch; Ctrl-C ends a process there at once.
+    During training steps (`deferred`) a signal is remembered, so that the run can save itself; a
+    second Ctrl-C ends it at once. Elsewhere nothing can be lost, and the first signal ends it. With
+    several processes JAX's coordination service passes SIGTERM on, so that all stop after the same
+    dispatch; Ctrl-C ends a process at once.
     """
 
     def __init__(self) -> None:
@@ -54,7 +54,7 @@ class StopRequest:
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
-        """Remember signals instead of ending at once; ask for them with `after_dispatch`."""
+        """Remember signals within the block; `after_dispatch` returns what they ask for."""
         self._deferring = True
         try:
             yield
@@ -63,13 +63,13 @@ class StopRequest:
 
     @property
     def status(self) -> int | None:
-        """The exit status that a signal to this process asks for, or None."""
+        """The exit status that a signal to this process has asked for, or None."""
         return self._status
 
     def after_dispatch(self) -> int | None:
         """The exit status to stop with now, or None to go on.
 
-        In several processes each must ask equally often.
+        With several processes all must call it equally often.
         """
         if parallel.is_alone():
             return self._status

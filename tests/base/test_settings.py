@@ -26,7 +26,7 @@ from fluidjax.runs.cohort import model_grid
 from fluidjax.runs.stages import METHODS, build_stages
 from fluidjax.runs.train import _refuse_another_run
 from fluidjax.training.loop import StageSettings, state_template
-from fluidjax.training.optimizer import OptimizerSettings
+from fluidjax.training.settings import OptimizerSettings
 
 CHOICES = {'size': ('paper', 'demo'), 'cohort': ('template', 'nifti')}
 
@@ -175,7 +175,7 @@ def test_an_older_run_without_a_new_field_is_the_same_run(tmp_path):
     (tmp_path / 'checkpoints').mkdir()
     (tmp_path / 'config.json').write_text(json.dumps(old))
     grid = model_grid(config)
-    _refuse_another_run(config, tmp_path, grid)
+    _refuse_another_run(config, build_stages(config, grid), tmp_path, grid)
     for path, value in (
         ('autoencoder.network.dtype', 'bfloat16'),
         ('seed', 1),
@@ -184,7 +184,7 @@ def test_an_older_run_without_a_new_field_is_the_same_run(tmp_path):
         other = ConfigDict(config.to_dict())
         other.update_from_flattened_dict({path: value})
         with pytest.raises(UserError, match='another configuration'):
-            _refuse_another_run(other, tmp_path, grid)
+            _refuse_another_run(other, build_stages(other, grid), tmp_path, grid)
 
 
 @pytest.mark.parametrize('method', METHODS)

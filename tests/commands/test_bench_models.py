@@ -106,7 +106,7 @@ def test_an_estimate_is_the_sum_of_cycles():
 
 @pytest.mark.parametrize('topology', ['v5e', 'h100:2x4', 'v5e:eight', ''])
 def test_a_wrong_topology_is_one_line(topology):
-    with pytest.raises(UserError, match='no TPU topology') as error:
+    with pytest.raises(UserError, match='not a TPU topology') as error:
         aot.chip_of(topology)
     assert '\n' not in str(error.value)
 

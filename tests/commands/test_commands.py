@@ -245,8 +245,8 @@ def test_a_cohort_that_changed_since_is_noticed(trained, store, tmp_path, monkey
 @pytest.mark.parametrize(
     'content,message',
     [
-        ('{"size": "smoke"', 'not a configuration'),
-        ('[]', 'not a configuration'),
+        ('{"size": "smoke"', 'is not JSON'),
+        ('[]', 'JSON object is expected'),
         ('{"size": "smoke"}', 'lacks a field'),
         ('{}', 'size'),
     ],

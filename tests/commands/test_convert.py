@@ -19,17 +19,17 @@ from fluidjax.models import Autoencoder, AutoencoderConfig, Discriminator, UNet,
 from fluidjax.runs import convert
 from fluidjax.runs.load import load_run
 from fluidjax.runs.published_names import published_tensors
-from fluidjax.runs.published_weights import Untold, read_networks
+from fluidjax.runs.published_weights import Assumed, read_networks
 from fluidjax.runs.stages import build_stages
 from fluidjax.training import checkpoint, parallel
-from fluidjax.training.compiling import run_once
 from fluidjax.training.loop import is_done, train_stage
+from fluidjax.training.state import run_once
 from fluidjax.training.stopping import StopRequest
 
 pytestmark = pytest.mark.slow
 
 GROUPS = 4
-UNTOLD = Untold(GROUPS, GROUPS, 8)
+ASSUMED = Assumed(GROUPS, GROUPS, 8)
 AUTOENCODER = Autoencoder(AutoencoderConfig((8, 16), 1, 3, GROUPS))
 DISCRIMINATOR = Discriminator(4, 1)
 
@@ -136,7 +136,7 @@ def test_weights_without_their_autoencoder_are_kept_bare(config, files, tmp_path
     weights, out = state_dict(unet('concat')), tmp_path / 'bare'
     told = convert.convert([files('bare', weights)], out, config)
     assert 'needs the autoencoder' in told and not (out / 'config.json').exists()
-    (network,) = read_networks(files('bare', weights), UNTOLD).values()
+    (network,) = read_networks(files('bare', weights), ASSUMED).values()
     restored = checkpoint.restore(out / 'weights' / 'unet', network.params)
     same(restored, weights, 'out.2.weight', 'conv_out/kernel')
     same(restored, weights, 'time_embed.0.weight', 'time_0/kernel', (1, 0))
@@ -212,7 +212,7 @@ def test_many_names_are_cut_short(files):
     weights = state_dict(unet('none'))
     missing = [name for name in weights if name.startswith('up_blocks.1.resnets.')]
     with pytest.raises(UserError, match=rf'{len(missing)} missing: up_.* and \d+ more$') as error:
-        read_networks(files('few', without(weights, *missing)), UNTOLD)
+        read_networks(files('few', without(weights, *missing)), ASSUMED)
     assert str(error.value).count('up_blocks') == 8
 
 
@@ -326,7 +326,7 @@ def test_pytorch_files(wrap, ending, tmp_path):
     weights = state_dict(unet('none'))
     path = tmp_path / f'weights.{ending}'
     torch.save(wrap({name: torch.from_numpy(value) for name, value in weights.items()}), path)
-    networks = read_networks(path, UNTOLD)
+    networks = read_networks(path, ASSUMED)
     assert set(networks) == {'unet'} | ({'autoencoder'} if wrap is lightning_module else set())
     same(networks['unet'].params, weights, 'conv_in.weight', 'conv_in/kernel')
 

@@ -158,6 +158,6 @@ def test_a_folder_that_is_trained_in_is_refused(train, tmp_path):
     with files.locked(tmp_path / '.lock', 'a test'):
         done = train(f'--workdir={tmp_path}')
     assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1, done.stderr
-    assert 'another command trains in this folder' in done.stderr
+    assert 'another command trains here' in done.stderr
     assert f'process {os.getpid()} on' in done.stderr
     assert not (tmp_path / 'config.json').exists()

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 from urllib.parse import unquote
 
 import nibabel as nib
@@ -15,9 +19,10 @@ import pytest
 from data_pipelines import grids, mni_template, resampling
 from fluidjax.base.errors import UserError
 from fluidjax.predict import batch
-from fluidjax.predict.scans import name_of, scan_files
+from fluidjax.predict.reading import Options, read_scans
+from fluidjax.predict.scans import ScanFile, name_of, scan_files
 
-KINDS = ('desc-healthy_T1w', 'desc-anomaly_map', 'desc-anomaly_mask', 'desc-brain_mask')
+KINDS = ('desc-healthy_T1w', 'desc-anomaly_probseg', 'desc-anomaly_mask', 'desc-brain_mask')
 ENDINGS = {f'{kind}{end}' for kind in KINDS for end in ('.nii.gz', '.json')} | {
     'desc-anomaly_lesions.tsv',
     'desc-anomaly_lesions.json',
@@ -25,6 +30,11 @@ ENDINGS = {f'{kind}{end}' for kind in KINDS for end in ('.nii.gz', '.json')} | {
     'desc-quality.png',
     'desc-anomaly.html',
 }
+
+
+def predict(scans, workdir, out) -> None:
+    """Predict in this process, one scan after the other."""
+    batch.predict(scan_files(scans, out), workdir, out)
 
 
 @pytest.fixture(scope='module')
@@ -56,7 +66,8 @@ def write(path, head, axes='RAS', dtype=np.float32):
 
 @pytest.fixture(scope='module')
 def predicted(head, smoke_run, command, tmp_path_factory):
-    """A batch of good and bad files, by the command line: the folder, the files, the process."""
+    """Good and bad files predicted by the command line: the folder, the scans, the process, and all
+    files given."""
     given, out = tmp_path_factory.mktemp('given'), tmp_path_factory.mktemp('out') / 'maps'
     bids = given / 'bids' / 'sub-01' / 'ses-2' / 'anat'
     scans = {
@@ -66,17 +77,15 @@ def predicted(head, smoke_run, command, tmp_path_factory):
     }
     shutil.copy(scans['sub-01_ses-2'], bids / 'sub-01_ses-2_label-lesion_mask.nii.gz')
     (given / 'text.nii').write_text('nothing')
-    done = command(
-        'predict',
+    files = [
         given / 'bids',
         scans['ein Kopf ä'],
         given / 'text.nii',
         scans['whole'],
         given / 'none.nii.gz',
-        f'--workdir={smoke_run}',
-        f'--out={out}',
-    )
-    return out, scans, done
+    ]
+    done = command('predict', *files, f'--workdir={smoke_run}', f'--out={out}', '--n-jobs=2')
+    return out, scans, done, files
 
 
 FOLDERS = {'sub-01_ses-2': 'sub-01/ses-2/anat', 'ein Kopf ä': 'ein Kopf ä', 'whole': 'whole'}
@@ -87,7 +96,7 @@ def files_of(predicted, name):
 
 
 def test_failures_are_listed_and_stop_nothing(predicted):
-    out, scans, done = predicted
+    out, _, done, _ = predicted
     assert done.returncode == 2 and 'Traceback' not in done.stderr, done.stderr
     lines = [line for line in done.stderr.splitlines() if line.strip()]
     assert lines[-1] == 'fluidjax: error: 2 of 5 scans failed, see above'
@@ -99,6 +108,8 @@ def test_failures_are_listed_and_stop_nothing(predicted):
         'whole',
         'index.html',
         'dataset_description.json',
+        'README.md',
+        '.bidsignore',
     }
     index = (out / 'index.html').read_text()
     assert index.count('<tr>') == 4 and 'text.nii: is a text file' in index
@@ -111,17 +122,18 @@ def test_everything_is_written_on_the_scans_own_voxels(predicted, name):
     folder, scan = files_of(predicted, name)
     assert {p.name.removeprefix(f'{name}_') for p in folder.iterdir()} == ENDINGS
     original = nib.load(scan)
-    found = {kind: nib.load(folder / f'{name}_{kind}.nii.gz') for kind in KINDS}
-    for image in found.values():
+    images = {kind: nib.load(folder / f'{name}_{kind}.nii.gz') for kind in KINDS}
+    for image in images.values():
         assert image.shape == original.shape
         np.testing.assert_allclose(image.affine, original.affine, atol=1e-5)
-    voxels = {kind: image.get_fdata() for kind, image in found.items()}
+        assert image.header.get_xyzt_units() == ('mm', 'sec')
+    voxels = {kind: image.get_fdata() for kind, image in images.items()}
     truth, brain = original.get_fdata() > 0, voxels['desc-brain_mask'] > 0
     assert 2 * (truth & brain).sum() / (truth.sum() + brain.sum()) > 0.9
     assert not voxels['desc-healthy_T1w'][~brain].any()
-    threshold = json.loads((folder / f'{name}_desc-anomaly_map.json').read_text())['Threshold']
+    threshold = json.loads((folder / f'{name}_desc-anomaly_probseg.json').read_text())['Threshold']
     np.testing.assert_array_equal(
-        voxels['desc-anomaly_mask'] > 0, brain & (voxels['desc-anomaly_map'] >= threshold)
+        voxels['desc-anomaly_mask'] > 0, brain & (voxels['desc-anomaly_probseg'] >= threshold)
     )
 
 
@@ -130,7 +142,7 @@ def test_axes_and_formats_change_nothing(predicted):
     maps = []
     for name in FOLDERS:
         folder, _ = files_of(predicted, name)
-        image = nib.load(folder / f'{name}_desc-anomaly_map.nii.gz')
+        image = nib.load(folder / f'{name}_desc-anomaly_probseg.nii.gz')
         maps.append(nib.as_closest_canonical(image).get_fdata())
     for other in maps[1:]:  # the smoke model draws noise by a scan's place in its batch
         assert np.corrcoef(maps[0].ravel(), other.ravel())[0, 1] > 0.9
@@ -157,15 +169,75 @@ def test_tables_and_sidecars(predicted):
     assert 'not for diagnosis' in page and 'sub-01_ses-2' in page
 
 
-def test_again_into_the_same_folder_keeps_what_is_there(predicted, smoke_run, tmp_path):
+def test_the_number_of_processes_changes_no_byte(predicted, smoke_run, tmp_path):
+    """And predicting into the same folder again replaces results and keeps all else."""
+    before, _, _, files = predicted
     out = tmp_path / 'maps'
-    shutil.copytree(predicted[0], out)
-    stale = out / 'whole' / 'whole_desc-uncertainty_map.nii.gz'
-    mine = out / 'whole' / 'notes.txt'
-    stale.write_bytes(b'old'), mine.write_text('mine')
-    batch.predict([str(predicted[1]['whole'])], smoke_run, out)
-    assert not stale.exists() and mine.read_text() == 'mine'
-    assert (out / 'index.html').read_text().count('<tr>') == 4  # one predicted anew, two as before
+    shutil.copytree(before, out)
+    old = [
+        out / 'whole' / f'whole_desc-{name}.nii.gz'
+        for name in ('uncertainty_probseg', 'anomaly_map', 'anomaly_mask')
+    ]
+    for path in old:
+        path.write_bytes(b'old')
+    (out / 'whole' / 'notes.txt').write_text('mine')
+    with pytest.raises(UserError, match='2 of 5 scans failed'):
+        predict(files, smoke_run, out)
+    assert [path.exists() for path in old] == [False, False, True]
+    assert (out / 'whole' / 'notes.txt').read_text() == 'mine'
+    for path in before.rglob('*'):
+        if path.is_file():
+            assert (out / path.relative_to(before)).read_bytes() == path.read_bytes(), path
+
+
+def test_a_new_scan_joins_the_index_and_one_failure_is_told_once(
+    predicted, smoke_run, tmp_path, capsys
+):
+    out = tmp_path / 'maps'
+    (out / 'whole').mkdir(parents=True)
+    table = 'whole_desc-anomaly_lesions.json'
+    shutil.copy(predicted[0] / 'whole' / table, out / 'whole' / table)
+    predict([predicted[1]['ein Kopf ä']], smoke_run, out)
+    assert (out / 'index.html').read_text().count('<tr>') == 3
+    capsys.readouterr()
+    with pytest.raises(UserError, match='text.nii: is a text file'):
+        predict([predicted[3][2]], smoke_run, out)
+    assert 'text.nii' not in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_bids_validator_finds_no_error(predicted):
+    beside = Path(sys.executable).with_name('bids-validator-deno')
+    validator = shutil.which('bids-validator-deno') or (beside if beside.is_file() else None)
+    if validator is None:
+        pytest.skip("bids-validator-deno is not installed (setup.cfg's extra 'dev')")
+    words = [str(validator), str(predicted[0]), '--format', 'json']
+    report = json.loads(subprocess.run(words, capture_output=True, text=True, timeout=300).stdout)
+    issues = report['issues']['issues']
+    assert [issue for issue in issues if issue['severity'] == 'error'] == []
+    assert {issue['code'] for issue in issues} <= {'TOO_FEW_AUTHORS'}
+    assert report['summary']['subjects'] == ['01']
+
+
+class Deadly:
+    """What ends the process that unpickles it."""
+
+    def __reduce__(self):
+        return os._exit, (1,)
+
+    def __str__(self):
+        return 'deadly.nii'
+
+
+def test_a_scan_that_kills_its_process_stops_no_other(tmp_path):
+    paths = [tmp_path / f'{name}.nii' for name in 'abc']
+    for path in paths:
+        path.write_text('nothing')
+    files = [ScanFile(path, path.stem, Path(path.stem)) for path in paths]
+    files.insert(1, ScanFile(Deadly(), 'deadly', Path('deadly')))
+    lines = list(read_scans(files, grids.GRIDS['smoke'], Options(), jobs=2))
+    assert [line.partition(': ')[0] for line in lines] == [str(file.path) for file in files]
+    assert 'was killed' in lines[1] and all('is a text file' in lines[i] for i in (0, 2, 3))
 
 
 def test_a_failure_while_writing_leaves_nothing(predicted, smoke_run, tmp_path, monkeypatch):
@@ -174,9 +246,9 @@ def test_a_failure_while_writing_leaves_nothing(predicted, smoke_run, tmp_path, 
     def full(*_, **__):
         raise OSError(28, 'No space left on device')
 
-    monkeypatch.setattr(files, 'write_scan_page', full)
+    monkeypatch.setattr(files.page, 'write_scan_page', full)
     with pytest.raises(UserError, match='whole.nii: .*No space left'):
-        batch.predict([str(predicted[1]['whole'])], smoke_run, tmp_path / 'out')
+        predict([predicted[1]['whole']], smoke_run, tmp_path / 'out')
     assert not list((tmp_path / 'out').rglob('*'))
 
 
@@ -186,17 +258,47 @@ def test_several_counterparts_give_an_uncertainty(predicted, smoke_run, tmp_path
     workdir, out = tmp_path / 'run', tmp_path / 'out'
     shutil.copytree(smoke_run, workdir)
     (workdir / 'config.json').write_text(json.dumps(config))
-    batch.predict([str(predicted[1]['whole'])], workdir, out)
-    spread = nib.load(out / 'whole' / 'whole_desc-uncertainty_map.nii.gz')
+    predict([predicted[1]['whole']], workdir, out)
+    spread = nib.load(out / 'whole' / 'whole_desc-uncertainty_probseg.nii.gz')
     assert spread.shape == nib.load(predicted[1]['whole']).shape and spread.get_fdata().max() > 0
 
 
 def test_another_data_set_is_not_written_into(tmp_path):
     (tmp_path / 'dataset_description.json').write_text('{"Name": "mine"}')
     with pytest.raises(UserError, match='another data set'):
-        batch.predict(['scan.nii'], tmp_path / 'run', tmp_path)
+        predict(['scan.nii'], tmp_path / 'run', tmp_path)
     with pytest.raises(UserError, match='is a file'):
-        batch.predict(['scan.nii'], tmp_path / 'run', tmp_path / 'dataset_description.json')
+        predict(['scan.nii'], tmp_path / 'run', tmp_path / 'dataset_description.json')
+
+
+def test_participants_and_sessions_are_chosen_by_label(tmp_path):
+    for name in ('sub-01_ses-pre', 'sub-01_ses-post', 'sub-02_ses-pre', 'sub-10_acq-x'):
+        path = tmp_path / name.partition('_')[0] / f'{name}_T1w.nii.gz'
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b'x')
+
+    def names(participants, sessions=()):
+        return [one.name for one in scan_files([tmp_path], tmp_path / 'o', participants, sessions)]
+
+    assert names(['01'], ['ses-pre']) == ['sub-01_ses-pre']
+    assert names(['sub-02', '10']) == ['sub-02_ses-pre', 'sub-10_acq-x']
+    assert names([], ['pre']) == ['sub-01_ses-pre', 'sub-02_ses-pre']
+    with pytest.raises(UserError, match="participant-label: no scan of '1'; there are 01, 02, 10$"):
+        names(['1'])
+    with pytest.raises(UserError, match="session-label: no scan of 'pre'; no scan has ses-LABEL"):
+        names(['10'], ['pre'])
+
+
+def test_the_command_reads_labels_and_jobs(predicted, smoke_run, command, tmp_path):
+    words = ('predict', predicted[3][0], f'--workdir={smoke_run}', f'--out={tmp_path / "out"}')
+    for extra, message in (
+        (('--participant-label', '02', '03'), "no scan of '02'; there are 01"),
+        (('--participant-label', 'sub-01', '--session-label=1'), "no scan of '1'; there are 2"),
+        (('--n-jobs=0',), '--n-jobs: 0 must be 1 or more'),
+    ):
+        done = command(*words, *extra)
+        assert done.returncode == 2 and message in done.stderr, done.stderr
+    assert not (tmp_path / 'out').exists()
 
 
 @pytest.mark.parametrize(
@@ -235,5 +337,5 @@ def test_a_folder_is_searched_but_for_masks_and_results(tmp_path):
     (tmp_path / 'empty').mkdir()
     with pytest.raises(UserError, match='found no scans'):
         scan_files([tmp_path / 'empty'], tmp_path / 'out')
-    with pytest.raises(UserError, match='no scan but the results'):
+    with pytest.raises(UserError, match='only the results'):
         scan_files([tmp_path / 'bids'], tmp_path / 'bids')

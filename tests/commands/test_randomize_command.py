@@ -295,7 +295,7 @@ def test_what_is_there_is_not_overwritten(made):
         (['x.nii', '--out={tmp}', '--config.treshold=0.1'], "no field 'treshold'"),
         (['x.nii', '--out={tmp}', '--config.threshold=7.0'], 'threshold = 7.0'),
         (['x.nii', 'x.nii', '--out={tmp}/o'], 'given twice'),
-        (['--replay=d.json', '--n=3', '--out={tmp}/o'], '--n has no part in --replay'),
+        (['--replay=d.json', '--n=3', '--out={tmp}/o'], '--n cannot be combined with --replay'),
         (['x.nii', 'y.nii', '--out={tmp}', '--brain=b.nii'], '--brain belongs to one scan'),
         (['x.nii', '--out={tmp}/o', '--lesions={tmp}'], 'found no scans'),
     ],

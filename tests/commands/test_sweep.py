@@ -14,9 +14,10 @@ import pytest
 
 from fluidjax.base import trials
 from fluidjax.base.errors import UserError
+from fluidjax.base.settings import changed_config
 from fluidjax.base.trials import Between, OneOf
 from fluidjax.sweep import remote, report
-from fluidjax.sweep import worker as sweep_run
+from fluidjax.sweep import worker
 from fluidjax.sweep.store import SearchStore, TrialStore
 
 BASE = 'configs/ldm.py:smoke'
@@ -42,12 +43,12 @@ def test_a_random_search_stays_within_its_bounds_and_repeats():
 
 
 def test_a_trial_is_its_configuration_with_fields_changed():
-    config = trials.config_of(BASE, {RATE: 0.5, 'seed': 7})
+    config = changed_config(BASE, {RATE: 0.5, 'seed': 7})
     assert config.diffusion.training.optimizer.learning_rate == 0.5 and config.seed == 7
     with pytest.raises(UserError, match="no field 'diffusion.rate'"):
-        trials.config_of(BASE, {'diffusion.rate': 1})
-    with pytest.raises(UserError, match="no configuration file 'configs/none.py'"):
-        trials.config_of('configs/none.py', {})
+        changed_config(BASE, {'diffusion.rate': 1})
+    with pytest.raises(UserError, match="no file 'configs/none.py'"):
+        changed_config('configs/none.py', {})
 
 
 @pytest.mark.parametrize('name', ['learning_rate', 'lesions', 'search'])
@@ -66,7 +67,7 @@ def test_the_sweeps_that_come_along_name_fields_that_are_there(checkout, name):
         }
     ]
     for fields in tried:
-        trials.config_of(sweep.base, fields)
+        changed_config(sweep.base, fields)
 
 
 @pytest.fixture
@@ -82,7 +83,7 @@ def quick(monkeypatch):
             raise RuntimeError('out of\nmemory')
         return {'validation_ap': float(config.seed), 'ap': 0.5}
 
-    monkeypatch.setattr(sweep_run, 'do_trial', do)
+    monkeypatch.setattr(worker, 'do_trial', do)
     return done
 
 
@@ -91,19 +92,19 @@ def store_of(workdir, seeds):
 
 
 def configure(fields):
-    return trials.config_of(BASE, fields)
+    return changed_config(BASE, fields)
 
 
 def test_a_worker_does_each_trial_once_and_a_failure_stops_no_other(quick, tmp_path):
     store = store_of(tmp_path, (2, 3, 4, 5))
-    sweep_run.work(store, configure, 'validation_ap')
-    sweep_run.work(store_of(tmp_path, (2, 3, 4, 5)), configure, 'validation_ap')
+    worker.work(store, configure, 'validation_ap')
+    worker.work(store_of(tmp_path, (2, 3, 4, 5)), configure, 'validation_ap')
     assert quick == ['trial-002', 'trial-003', 'trial-004', 'trial-005']
     results = store.results()
     assert results['trial-003']['error'] == 'loss is nan' and results['trial-005']['score'] == 5.0
     assert results['trial-002']['error'] == 'RuntimeError: out of memory'
     store.forget_failures()
-    sweep_run.work(store, configure, 'validation_ap')
+    worker.work(store, configure, 'validation_ap')
     assert quick[4:] == ['trial-002', 'trial-003']
 
 
@@ -114,17 +115,17 @@ def test_a_trial_of_another_worker_is_left_until_that_one_dies(quick, tmp_path):
         'lock = files.take_lock(__import__("pathlib").Path(sys.argv[1])); '
         'print("held", flush=True); time.sleep(600)'
     )
-    worker = subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, '-c', code, tmp_path / '.claims' / 'trial-004.lock'],
         stdout=subprocess.PIPE,
         text=True,
     )
-    assert worker.stdout.readline() == 'held\n'
-    sweep_run.work(store, configure, 'validation_ap', wait=False)
+    assert process.stdout.readline() == 'held\n'
+    worker.work(store, configure, 'validation_ap', wait=False)
     assert quick == ['trial-005']
-    worker.kill()
-    worker.wait()
-    sweep_run.work(store, configure, 'validation_ap')
+    process.kill()
+    process.wait()
+    worker.work(store, configure, 'validation_ap')
     assert quick == ['trial-005', 'trial-004']
 
 
@@ -138,7 +139,7 @@ def test_optuna_proposes_and_a_dead_workers_trial_is_done_again(quick, tmp_path)
     assert begun.name == 'trial-000' and set(begun.fields) == {'seed', RATE}
     begun.give_back()  # as its worker's death does
     store = SearchStore(tmp_path, sweep)
-    sweep_run.work(store, configure, 'validation_ap')
+    worker.work(store, configure, 'validation_ap')
     assert quick == ['trial-000', 'trial-001', 'trial-002']
     assert store.results()['trial-000']['fields'] == begun.fields
     assert store._study.best_value == max(made['score'] for made in store.results().values())
@@ -157,15 +158,14 @@ def test_the_table_puts_seeds_together_and_the_best_first(tmp_path):
     lines = report.write(tmp_path, results, 'validation_ap').splitlines()
     assert lines[2].startswith('| 0.02 | 0.250 ± 0.071 |') and 'trial-002, trial-003' in lines[2]
     assert lines[3].startswith('| 0.001 | 0.050 ± 0.071 |')
-    assert lines[4].startswith('| 9 | - |') and lines[4].endswith('| loss is nan |')
+    assert lines[4].startswith('| 9 | – |') and lines[4].endswith('| loss is nan |')
     assert (tmp_path / 'sweep.png').read_bytes().startswith(b'\x89PNG')
     assert json.loads((tmp_path / 'sweep.json').read_text()) == results
 
 
 def test_several_slices_share_the_trials_out_and_bring_scans():
-    commands = remote.tpu_commands(
-        ['a', 'b'], 'us-central2-b', ['--config=c.py', '--workdir=gs://x/y'], 'brains', 'gs://x/t1'
-    )
+    tpus = remote.Tpus(('a', 'b'), 'us-central2-b', 'brains')
+    commands = tpus.start_commands(['--config=c.py', '--workdir=gs://x/y'], 'gs://x/t1')
     assert len(commands) == 1 + 2 * 4
     assert all(
         '--worker=all' in c and '--zone=us-central2-b' in c and '--project=brains' in c
@@ -181,7 +181,7 @@ def test_a_slice_is_let_go_when_its_sweep_has_begun(tmp_path):
     script = tmp_path / 'fluidjax' / 'run.sh'
     script.write_text('#!/bin/sh\ntouch begun\nsleep 8\n')
     script.chmod(0o755)
-    start = remote.tpu_commands(['a'], 'z', ['--workdir=gs://x/y'])[-1][-1]
+    start = remote.Tpus(('a',), 'z').start_commands(['--workdir=gs://x/y'])[-1][-1]
     subprocess.run(
         ['bash', '-c', start.removeprefix('--command=')],
         cwd=tmp_path,
@@ -203,10 +203,10 @@ def call(command):
 @pytest.mark.parametrize(
     ('words', 'message'),
     [
-        (['--tpu=a', '--workdir=gs://x/y'], 'name its zone'),
+        (['--tpu=a', '--workdir=gs://x/y'], 'name the zone'),
         (['--tpu=a', '--zone=z', '--workdir=runs/x'], 'gs://BUCKET/FOLDER'),
         (['--workdir=runs/x', '--dry-run'], 'give one of them'),
-        (['--workdir=gs://x/y', '--workers=2'], 'not of a bucket'),
+        (['--workdir=gs://x/y', '--workers=2'], 'not in a bucket'),
     ],
 )
 def test_a_mistake_of_a_sweep_is_one_line(call, words, message):
@@ -258,7 +258,11 @@ def test_four_trials_by_two_workers_one_of_them_killed(checkout, tmp_path):
     environment = {'FLUIDJAX_STORE': str(tmp_path / 'store')}
     workers = [
         subprocess.Popen(
-            [sys.executable, '-m', 'fluidjax.sweep', f'--config={config}', f'--workdir={workdir}'],
+            [
+                *(sys.executable, '-m', 'fluidjax', 'sweep'),
+                f'--config={config}',
+                f'--workdir={workdir}',
+            ],
             cwd=checkout,
             stderr=subprocess.PIPE,
             text=True,

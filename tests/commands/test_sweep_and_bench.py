@@ -8,24 +8,27 @@ import jax.numpy as jnp
 import pytest
 
 from fluidjax.bench import timer
-from fluidjax.sweep import seeds, worker
+from fluidjax.sweep import report, worker
 
 
 def write_scores(workdir, seed, dice):
     folder = workdir / f'seed{seed}' / 'eval'
     folder.mkdir(parents=True)
-    scores = {score: {'mean': dice} for score in seeds.SCORES} | {'psnr': {'mean': None}}
+    scores = {score: {'mean': dice} for score in report.OF_SEEDS} | {'psnr': {'mean': None}}
     (folder / 'metrics.json').write_text(json.dumps({'cohort': {'conddiff': scores}}))
 
 
 def test_sweep_puts_seeds_into_one_table(tmp_path):
     for seed, dice in enumerate((0.2, 0.4, 0.6)):
         write_scores(tmp_path, seed, dice)
-    table = seeds.collect(tmp_path, ['seed0', 'seed1', 'seed2'])
+    results = {f'seed{i}': {'fields': {'seed': i}, 'score': 0.2 * i} for i in range(3)}
+    results['seed3'] = {'fields': {'seed': 3}, 'error': 'loss is nan'}
+    text = report.write_seeds(tmp_path, results, 'dice_validated')
+    table = json.loads((tmp_path / 'sweep.json').read_text())
     assert table['cohort/conddiff']['ap'] == [0.2, 0.4, 0.6]
-    text = seeds.as_markdown(table)
+    assert (tmp_path / 'sweep.md').read_text() == text
     row = text.splitlines()[2]
-    assert row.startswith('| cohort/conddiff | 0.400 ± 0.200 |') and row.endswith('| - |')
+    assert row.startswith('| cohort/conddiff | 0.400 ± 0.200 |') and row.endswith('| – |')
     assert len({line.count('|') for line in text.splitlines()}) == 1
 
 
@@ -92,7 +95,7 @@ def test_bench_map_times_the_map_and_its_memory(tmp_path):
     [
         (['map', '--shape', '16', '18'], 'three numbers'),
         (['fluid', '--shape', '16', '18', '1'], 'grid shape'),
-        (['fluid', '--shape=a,b'], "'a,b' must be numbers"),
+        (['fluid', '--shape=a,b'], "'a,b' must be whole numbers"),
         (['fluid', '--spacing', '1', '1', '0'], 'grid spacing'),
         (['fluid', '--shape', '4000', '4000', '4000'], 'more than 2^31 voxels'),
         (['water'], "not 'water'"),

@@ -59,8 +59,9 @@ def test_scale_is_robust_to_a_lesion(mni_at_8mm):
 
 def test_white_matter_lands_where_it_should(mni_at_8mm):
     scan = _scan(mni_at_8mm)
-    head, brain = preprocess.extract_brain(scan)
-    level = preprocess.white_matter_level(head.data, brain, head.affine, np.eye(4))
+    head, brain = preprocess.crop_to_brain(scan, *preprocess.find_brain(scan))
+    levels = mni_template.tissue_levels(head.data, head.affine, np.eye(4))
+    level = preprocess.white_matter_level(levels['wm'], head.data, brain)
     assert level == pytest.approx(850, abs=50)  # The template's own white matter is at 0.85.
 
 
@@ -96,9 +97,9 @@ def test_mask_volume_survives_resampling(mni_at_8mm):
     fine = Volume(np.zeros((120, 120, 120), np.float32), np.diag([1.0, 1, 1, 1]), '')
     ball = _ball(fine, (60, 60, 60), 25)
     target = np.diag([4.0, 4.0, 4.0, 1.0])
-    coarse = preprocess.resample_mask(ball, fine.affine, (30, 30, 30), target)
+    coarse = resampling.resample_mask(ball, fine.affine, (30, 30, 30), target)
     assert coarse.sum() * 64 == pytest.approx(ball.sum(), rel=0.05)
-    assert not preprocess.resample_mask(0 * ball, fine.affine, (30, 30, 30), target).any()
+    assert not resampling.resample_mask(0 * ball, fine.affine, (30, 30, 30), target).any()
 
 
 def _moved(mni_at_8mm, matrix, shift):
@@ -111,7 +112,7 @@ def _moved(mni_at_8mm, matrix, shift):
 
 def test_cropping_moves_nothing(mni_at_8mm):
     scan = _scan(mni_at_8mm)
-    head, brain = preprocess.extract_brain(scan)
+    head, brain = preprocess.crop_to_brain(scan, *preprocess.find_brain(scan))
     assert head.data.size < scan.data.size
     np.testing.assert_allclose(
         _centroid(brain, head.affine), _centroid(scan.data > 0, scan.affine), atol=0.5
@@ -128,7 +129,7 @@ def test_registration_recovers_a_known_affine():
         [[1, 0, 0], [0, c, -s], [0, s, c]]
     )
     scan, truth = _moved((data, grid.affine), turn @ np.diag([1.1, 0.93, 1.04]), (12, -25, 31))
-    head, brain = preprocess.extract_brain(scan)
+    head, brain = preprocess.crop_to_brain(scan, *preprocess.find_brain(scan))
     found = registration.register_to_mni(head.data, brain, head.affine)
     corners = np.array([[x, y, z, 1.0] for x in (-60, 60) for y in (-95, 60) for z in (-50, 70)])
     error = np.linalg.norm((corners @ (found - truth).T)[:, :3], axis=1)

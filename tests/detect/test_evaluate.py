@@ -295,9 +295,6 @@ def test_rows_by_size():
         'above 50 ml': [50.0, 300.0],
     }
     assert list(evaluate.by_size([], (2.5,))) == ['below 2.5 ml', 'above 2.5 ml']
-    summary = evaluate.summarise_by_size(rows[:3])
-    assert summary['below 10 ml']['ap'] == evaluate.bootstrap_mean([0.1, 9.99])
-    assert summary['above 50 ml']['ap'] == {'mean': None, 'ci_low': None, 'ci_high': None, 'n': 0}
     for edges in ((), (5.0, 5.0), (50.0, 10.0)):
         with pytest.raises(ValueError, match='must be ascending'):
             evaluate.by_size(rows, edges)
@@ -371,11 +368,13 @@ def test_intensity_map(cases):
     assert row['dice_validated'] == 1.0
 
 
-def test_mean_brain(cases):
-    mean = baselines.mean_brain(c.image for c in cases)
+def test_mean_and_spread(cases):
+    mean, spread = baselines.mean_and_spread(c.image for c in cases)
+    expected = np.std([c.image for c in cases], axis=0)
+    np.testing.assert_allclose(spread, np.maximum(expected, baselines.LEAST_SPREAD), atol=1e-6)
     np.testing.assert_allclose(mean, np.mean([c.image for c in cases], axis=0), atol=1e-6)
     assert mean.dtype == np.float32
     with pytest.raises(UserError, match='no training images'):
-        baselines.mean_brain([])
+        baselines.mean_and_spread([])
     with pytest.raises(UserError, match='training image 1 has shape'):
-        baselines.mean_brain([mean, mean[1:]])
+        baselines.mean_and_spread([mean, mean[1:]])

@@ -16,7 +16,7 @@ from fluidjax.methods.augment import AugmentSettings
 from fluidjax.methods.autoencoder import AutoencoderLoss, AutoencoderMethod
 from fluidjax.models import AutoencoderConfig, Discriminator, perceptual
 from fluidjax.models.discriminator import discriminator_loss, feature_matching, generator_loss
-from fluidjax.training.compiling import run_once
+from fluidjax.training.state import run_once
 
 pytestmark = pytest.mark.slow
 

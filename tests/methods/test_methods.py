@@ -10,12 +10,13 @@ from scipy import ndimage
 
 from configs.methods import config_of
 from fluidjax.fluid.grid import Grid
-from fluidjax.methods.bridge import between, touched
+from fluidjax.methods.bridge import between
+from fluidjax.methods.latents import touched
 from fluidjax.models.autoencoder import Autoencoder
 from fluidjax.runs.stages import METHODS, build_stages
-from fluidjax.training.compiling import run_once
 from fluidjax.training.loop import StageSettings
-from fluidjax.training.optimizer import OptimizerSettings, make_optimizer
+from fluidjax.training.settings import OptimizerSettings, make_optimizer
+from fluidjax.training.state import run_once
 
 GRID = Grid((16, 16, 16), (12.0, 12.0, 12.0))
 STEPS = 20

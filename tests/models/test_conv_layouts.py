@@ -21,7 +21,7 @@ from fluidjax.models.conv import (
 )
 from fluidjax.models.folding import END, SAME, fold, pair_convolution, unfold
 from fluidjax.models.layers import GroupNorm, Upsample
-from fluidjax.training.compiling import run_once
+from fluidjax.training.state import run_once
 
 KEY = jax.random.key(0)
 

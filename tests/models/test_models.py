@@ -19,7 +19,7 @@ from fluidjax.models import (
 )
 from fluidjax.models.conv import ALGORITHMS, conv3d, conv_algorithm, default_algorithm
 from fluidjax.models.layers import ResBlock, depth_to_space, space_to_depth
-from fluidjax.training.compiling import run_once
+from fluidjax.training.state import run_once
 
 KEY = jax.random.key(0)
 

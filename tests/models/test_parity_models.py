@@ -20,7 +20,7 @@ from fluidjax.models import Autoencoder, AutoencoderConfig, Discriminator, UNet,
 from fluidjax.models.condition import VectorConditionEncoder
 from fluidjax.models.layers import time_embedding
 from fluidjax.runs.convert import PUBLISHED_LATENT_SCALE
-from fluidjax.runs.published_weights import Untold, read_networks
+from fluidjax.runs.published_weights import Assumed, read_networks
 
 WHOLE = 1e-4  # networks, loss terms, loops
 SINGLE = 2e-5  # schedules and single steps
@@ -53,9 +53,9 @@ def load(golden_dir):
     return lambda name: dict(np.load(golden_dir / f'{name}.npz'))
 
 
-def network(golden_dir, name: str, untold: Untold = Untold()):
+def network(golden_dir, name: str, assumed: Assumed = Assumed()):
     """The one network in a golden file."""
-    (found,) = read_networks(golden_dir / f'{name}.npz', untold).values()
+    (found,) = read_networks(golden_dir / f'{name}.npz', assumed).values()
     return found
 
 
@@ -64,7 +64,7 @@ def unet(golden_dir, name: str):
     found = network(
         golden_dir,
         name,
-        Untold(unet_groups=config.norm_num_groups, num_head_channels=config.num_head_channels),
+        Assumed(unet_groups=config.norm_num_groups, num_head_channels=config.num_head_channels),
     )
     assert found.model == UNet(config)  # as the weights tell it
     return found

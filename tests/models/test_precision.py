@@ -13,7 +13,7 @@ from fluidjax.models.conv import Conv3D
 from fluidjax.models.discriminator import BatchNorm
 from fluidjax.models.layers import GroupNorm, SelfAttention
 from fluidjax.models.unet import UNet, UNetConfig
-from fluidjax.training.compiling import run_once
+from fluidjax.training.state import run_once
 
 KEY = jax.random.key(0)
 CODER = AutoencoderConfig(channels=(8, 16), num_res_blocks=1, norm_num_groups=4)

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from data_pipelines.grids import voxel_positions
+from data_pipelines.resampling import to_scan
 from data_pipelines.volume_io import Volume
-from data_pipelines.way_back import to_scan
 from fluidjax.base.subject import Subject
 from fluidjax.predict.on_scan import intensity_scale, predicted_on_scan
+from fluidjax.runs.detector import Output
 
 TURN = np.array([[0.96, -0.28, 0, 3], [0.28, 0.96, 0, -2], [0, 0, 1, 5], [0, 0, 0, 1]])
 MODEL = np.array([[4.0, 0, 0, -60], [0, 4.0, 0, -64], [0, 0, 4.0, -56], [0, 0, 0, 1]])
@@ -55,7 +56,8 @@ def predicted():
     case = Subject('a', (image * brain).astype(np.float32), brain, None, None, MODEL)
     scan = scan_of(lambda p: 20 + ball(p) * 400 * (0.5 + 0.01 * (p[..., 0] - 8)))
     anomaly = np.where(positions[..., 0] > 8, 1.0, 0.0)
-    return predicted_on_scan(case, case.image, anomaly, 0.1 * anomaly, 0.5, scan), scan
+    output = Output(anomaly[None], case.image[None], 0.0, 0.1 * anomaly[None])
+    return predicted_on_scan(case, output, 0, 0.5, scan), scan
 
 
 def test_the_counterpart_is_on_the_scans_scale(predicted):

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import dataclasses
+import gzip
 import re
 
+import nibabel as nib
 import numpy as np
 import pytest
-from test_viewer import CHROMIUM, Browser, nifti_of
+from browser import CHROMIUM, Browser
 
 from fluidjax.detect import viewer
 from fluidjax.detect.figures import Panel, subject_figure
@@ -18,7 +22,7 @@ from fluidjax.predict.regions import regions_of
 def panel(make_case):
     case = make_case('sub-<01>', centre=(5, 15, 12))
     found = np.abs(case.image - case.healthy)
-    case.lesion, case.affine = None, np.diag([4.0, 4.0, 4.0, 1.0])
+    case = dataclasses.replace(case, lesion=None)
     return Panel('predicted', 'ldm', case, case.healthy, found, 0.1)
 
 
@@ -61,11 +65,16 @@ def test_a_scan_without_marks_or_niivue(panel, tmp_path, monkeypatch):
     assert 'class="warnings"' not in text
 
 
+def map_in_viewer(panel) -> nib.Nifti1Image:
+    data = viewer.subject_data(panel, 0.5)
+    return nib.Nifti1Image.from_bytes(gzip.decompress(base64.b64decode(data['map'])))
+
+
 def test_a_large_scan_is_thinned_where_it_lies(panel):
     assert thinned(panel) == (1, panel)
     step, small = thinned(panel, most=500)
     assert step > 1 and small.subject.image.shape < panel.subject.image.shape
-    full, thin = (nifti_of(viewer.subject_data(p, 0.5), 'map') for p in (panel, small))
+    full, thin = (map_in_viewer(one) for one in (panel, small))
     peaks = [
         image.affine @ [*np.argwhere(image.get_fdata() >= 0.1).mean(0), 1] for image in (full, thin)
     ]

@@ -33,7 +33,7 @@ def test_it_is_small_and_whole():
     opened = package.open_package(package.BUNDLED)
     assert package.BUNDLED.stat().st_size < LARGEST_BYTES
     assert {'calibration.json', 'metrics.json'} <= set(opened.texts)
-    assert package.manifest['preprocessing']['registration'] == 'affine'
+    assert opened.manifest['preprocessing']['registration'] == 'affine'
 
 
 def test_its_card_says_what_it_is():
@@ -48,7 +48,7 @@ def test_its_card_says_what_it_is():
 def test_it_finds_a_hole_and_little_else(brain):
     image, ball = brain
     model = fluidjax.load()
-    assert thresholds.load(model.path, model.run.name, model.run.step, 'fpr_1') > 0
+    assert thresholds.load(model.run, 'fpr_1') > 0
     holed = np.where(ball, 0.35 * image, image)
     as_nifti = lambda data: nib.Nifti1Image(1000 * data, GRID.affine)
     clean, found = model.detect([as_nifti(image), as_nifti(holed)])

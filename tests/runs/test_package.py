@@ -48,7 +48,7 @@ def test_a_package_holds_the_run(smoke_run, package):
     old, new = load_run(smoke_run), load_run(package)
     assert new.step == old.step and new.name == old.name and new.method == old.method
     jax.tree.map(np.testing.assert_array_equal, new.params, old.params)
-    assert thresholds.load(package, new.name, new.step, 'fpr_1') == 0.1
+    assert thresholds.load(new, 'fpr_1') == 0.1
     changed = load_run(package, {'diffusion.process.sampler_steps': 1})
     assert changed.config.diffusion.process.sampler_steps == 1
 
@@ -154,8 +154,8 @@ def test_the_training_command_makes_the_same_configuration(checkout, monkeypatch
     flags.DEFINE_string('workdir', '', '', flag_values=values)
     made = config_flags.DEFINE_config_file('config', None, '', flag_values=values)
     monkeypatch.chdir(checkout)
-    monkeypatch.setattr(sys, 'argv', words[2:])  # where ml_collections looks for overrides
-    values(words[2:])
+    monkeypatch.setattr(sys, 'argv', words[1:])  # where ml_collections looks for overrides
+    values(words[1:])
     assert made.value.to_dict() == {
         **config.to_dict(),
         'cohort': {**config.cohort.to_dict(), 'data_dir': 'HEALTHY'},
@@ -181,13 +181,13 @@ def test_formats_of_other_versions(package, tmp_path, monkeypatch, capsys):
     [
         ({'drop': ['config.json']}, 'lacks config.json'),
         ({'drop': ['model.safetensors', 'README.md']}, 'lacks model.safetensors, README.md'),
-        ({'add': [('../../evil.py', 'x')]}, "holds '../../evil.py'"),
-        ({'add': [('/etc/passwd', 'x')]}, "holds '/etc/passwd'"),
-        ({'add': [('weights.pkl', 'x')]}, 'no part of a model package'),
-        ({'replace': {'package.json': '[]'}}, 'no table in JSON'),
-        ({'replace': {'package.json': '{"format": "1"}'}}, 'names no format'),
-        ({'replace': {'package.json': '{"format": 1}'}}, 'does not say step'),
-        ({'replace': {'config.json': '{'}}, 'no table in JSON'),
+        ({'add': [('../../evil.py', 'x')]}, "contains '../../evil.py'"),
+        ({'add': [('/etc/passwd', 'x')]}, "contains '/etc/passwd'"),
+        ({'add': [('weights.pkl', 'x')]}, 'not part of a model package'),
+        ({'replace': {'package.json': '[]'}}, 'JSON object is expected'),
+        ({'replace': {'package.json': '{"format": "1"}'}}, 'has no format'),
+        ({'replace': {'package.json': '{"format": 1}'}}, 'has no field step'),
+        ({'replace': {'config.json': '{'}}, 'is not JSON'),
         ({'replace': {'config.json': '{"size": ["smoke"]}'}}, 'config.json'),
         ({'replace': {'config.json': '{"size": "smoke"}'}}, 'lacks a field'),
         ({'replace': {'cohort.json': b'\xff\xfe'}}, 'damaged'),
@@ -204,8 +204,8 @@ def test_a_bad_package_is_one_line(package, tmp_path, change, message):
     bad = edited(package, tmp_path / 'bad.zip', **change)
     if message is None:  # opens; its thresholds do not
         run = load_run(bad)
-        with pytest.raises(UserError, match='holds no thresholds'):
-            thresholds.load(bad, run.name, run.step)
+        with pytest.raises(UserError, match='has no thresholds'):
+            thresholds.load(run)
         return
     with pytest.raises(UserError, match=message) as raised:
         load_run(bad)
@@ -255,11 +255,11 @@ def test_weights_of_another_network_are_named(package, tmp_path):
     config['diffusion']['network']['channels'] = [16]
     config['diffusion']['network']['num_head_channels'] = 16
     bad = edited(package, tmp_path / 'bad.zip', {'config.json': json.dumps(config)})
-    with pytest.raises(UserError, match='has shape .* the configuration beside it makes'):
+    with pytest.raises(UserError, match='has shape .* by the configuration beside it'):
         load_run(bad)
     config['diffusion']['network']['num_res_blocks'] = 2
     bad = edited(package, tmp_path / 'bad.zip', {'config.json': json.dumps(config)})
-    with pytest.raises(UserError, match='lacks .* tensor'):
+    with pytest.raises(UserError, match='lacks tensors'):
         load_run(bad)
 
 
@@ -271,8 +271,8 @@ def test_weights_that_are_not_expected_are_named():
     assert all(array.dtype == np.float32 for array in back.values())
     np.testing.assert_array_equal(back['a/kernel'], weights['a/kernel'])
     for changed, message in (
-        ({**weights, 'b': np.ones(1, np.float32)}, 'holds 1 tensor.*e.g. b'),
-        ({'a/kernel': weights['a/kernel']}, 'lacks 1 tensor.*a/bias'),
+        ({**weights, 'b': np.ones(1, np.float32)}, 'has tensors .* 1 in all, e.g. b'),
+        ({'a/kernel': weights['a/kernel']}, 'lacks tensors .*a/bias'),
         ({**weights, 'a/bias': np.zeros(2, np.float32)}, r'shape \[2\].*\[3\]'),
         ({**weights, 'a/bias': np.zeros(3, np.int32)}, 'type int32'),
         ({**weights, 'a/bias': np.full(3, np.nan, np.float32)}, 'not finite'),
@@ -305,4 +305,4 @@ def test_a_run_that_was_not_evaluated_is_told_so(smoke_run, tmp_path, capsys):
     assert 'evaluate the run first' in capsys.readouterr().err
     loaded = load_run(tmp_path / 'model.zip')
     with pytest.raises(UserError, match='has no threshold yet'):
-        thresholds.load(tmp_path / 'model.zip', loaded.name, loaded.step)
+        thresholds.load(loaded)

@@ -40,6 +40,7 @@ class Drawing:
     """A method whose counterparts are the scan and a constant more or less of it."""
 
     needs_mask = False
+    autoencoder = None
     num_counterparts: int = 2
 
     def reconstruct(self, params, volumes, key):
@@ -136,27 +137,27 @@ def test_thresholds_are_kept_with_their_step_and_found_again(cases, tmp_path):
     chosen = thresholds.calibrate_rows({'conddiff': Output(maps, None, 0.0)}, cases)
     assert chosen['conddiff']['dice'] == pytest.approx(0.5)
     thresholds.save(tmp_path, chosen, step=7)
-    assert thresholds.load(tmp_path, 'conddiff', 7) == pytest.approx(0.5)
-    # Healthy voxels all score 0.1: to mark at most 1 % of them, more is asked for.
-    assert 0.1 < thresholds.load(tmp_path, 'conddiff', 7, 'fpr_1') <= 0.5
+    run = Run(CONFIG, GRID, Drawing(), {}, 7, tmp_path)
+    assert thresholds.load(run) == pytest.approx(0.5)
+    # All healthy voxels have 0.1: the threshold that marks at most 1 % of them must be higher.
+    assert 0.1 < thresholds.load(run, 'fpr_1') <= 0.5
 
 
 @pytest.mark.parametrize(
-    'row,step,rule,message',
+    'step,rule,message',
     [
-        ('conddiff', 8, 'dice', 'is of step 7, the run is at step 8'),
-        ('vae', 7, 'dice', 'no threshold dice of vae'),
-        ('conddiff', 7, 'fpr_1', 'no threshold fpr_1'),
-        ('conddiff', 7, 'best', "'best': is not one of dice"),
+        (8, 'dice', 'is of step 7, the run is at step 8'),
+        (7, 'fpr_1', 'no threshold fpr_1 of conddiff'),
+        (7, 'best', "'best': is not one of dice"),
     ],
 )
-def test_a_threshold_that_is_not_there_says_what_to_do(tmp_path, row, step, rule, message):
+def test_a_missing_threshold_says_what_to_do(tmp_path, step, rule, message):
     thresholds.save(tmp_path, {'conddiff': {'dice': 0.5, 'fpr_1': float('nan')}}, step=7)
     assert json.loads((tmp_path / 'calibration.json').read_text())['step'] == 7  # NaN is null
     with pytest.raises(UserError, match=message):
-        thresholds.load(tmp_path, row, step, rule)
+        thresholds.load(Run(CONFIG, GRID, Drawing(), {}, step, tmp_path), rule)
 
 
 def test_a_run_that_was_not_evaluated_says_so(tmp_path):
-    with pytest.raises(UserError, match='fluidjax.eval'):
-        thresholds.load(tmp_path, 'conddiff', 7)
+    with pytest.raises(UserError, match='fluidjax eval'):
+        thresholds.load(Run(CONFIG, GRID, Drawing(), {}, 7, tmp_path))

@@ -81,5 +81,5 @@ def test_the_correction_spans_the_methods():
 def test_mistakes_are_named():
     with pytest.raises(UserError, match="reference 'z': is not one of the methods a, b"):
         compare({'a': OURS, 'b': OURS}, 'ap', 'z')
-    with pytest.raises(UserError, match="subject 's0': is there twice"):
+    with pytest.raises(UserError, match="subject 's0': appears twice"):
         compare({'a': OURS, 'b': OURS + rows([0.1])}, 'ap', 'a')

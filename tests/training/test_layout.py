@@ -52,10 +52,10 @@ def test_one_process_uses_the_devices_that_share_a_batch(monkeypatch):
     assert len(parallel.layout_of(4).devices) == 4
     assert len(parallel.layout_of(16, parts=4).devices) == 4
     assert len(parallel.layout_of(7).devices) == 7
-    with pytest.raises(UserError, match='batch_size 3.*8 device.*in 2 parts'):
+    with pytest.raises(UserError, match='batch_size: 3.*8 device.*in 2 parts'):
         parallel.layout_of(3, parts=2)
     monkeypatch.setattr(jax, 'process_count', lambda: 2)
-    with pytest.raises(UserError, match='batch_size 8.*16 device'):
+    with pytest.raises(UserError, match='batch_size: 8.*16 device'):
         parallel.layout_of(8)
 
 
@@ -219,8 +219,7 @@ def test_weights_and_biases_is_told_the_same(monkeypatch, tmp_path):
 
     from ml_collections import ConfigDict
 
-    from fluidjax.training.logs import RunLog
-    from fluidjax.training.wandb_mirror import mirrored
+    from fluidjax.training.logs import RunLog, mirrored
 
     told, begun = [], []
 

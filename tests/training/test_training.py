@@ -17,9 +17,13 @@ from fluidjax.base.errors import Stopped, UserError
 from fluidjax.training import checkpoint, parallel
 from fluidjax.training.logs import RunLog
 from fluidjax.training.loop import Watch, is_done, train_stage
-from fluidjax.training.optimizer import OptimizerSettings, learning_rate_schedule, make_optimizer
 from fluidjax.training.rounds import Rounds
-from fluidjax.training.settings import StageSettings
+from fluidjax.training.settings import (
+    OptimizerSettings,
+    StageSettings,
+    learning_rate_schedule,
+    make_optimizer,
+)
 from fluidjax.training.state import create_state
 from fluidjax.training.steps import ema_rate
 from fluidjax.training.stopping import StopRequest
@@ -233,7 +237,7 @@ def test_a_pair_is_drawn_from_the_pool_apart_from_what_else_is_drawn():
 
 
 def test_reuse_and_its_limits_are_named():
-    with pytest.raises(UserError, match='training.log_every is 4.*multiple'):
+    with pytest.raises(UserError, match='training.log_every: 4 must be a multiple'):
         dataclasses.replace(SETTINGS, reuse=3)
 
     class Blind(Line):

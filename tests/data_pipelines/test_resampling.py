@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import synthetic_heads as heads
 
-from data_pipelines import grids, preprocess, resampling, way_back
+from data_pipelines import grids, preprocess, resampling
 from data_pipelines.volume_io import Volume, load_volume, save_like
 
 ORIENTATIONS = [
@@ -34,12 +34,12 @@ def test_round_trip_loses_less_than_one_coarse_sampling(spacing):
     shape = tuple(int(n) for n in np.ceil(np.array(heads.GRID.shape) * heads.SPACING / spacing) + 4)
     own = grids.ModelGrid(shape, (spacing,) * 3, centre=heads.GRID.centre)
     sampled = resampling.sample(scan.data, scan.affine, own.positions())
-    once = way_back.to_scan(sampled, own.affine, scan)
+    once = resampling.to_scan(sampled, own.affine, scan)
     c, s = np.cos(0.2), np.sin(0.2)
     turn = np.array([[c, -s, 0, 0], [s, c, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]])
     affine = turn @ own.affine
-    made = preprocess.resample_image(scan.data, scan.affine, shape, affine)
-    back = way_back.to_scan(made, affine, scan)
+    made = resampling.resample_image(scan.data, scan.affine, shape, affine)
+    back = resampling.to_scan(made, affine, scan)
     signal = _rms(scan.data[brain] - scan.data[brain].mean())
     assert back.shape == scan.data.shape and back.dtype == np.float32
     assert _rms((back - scan.data)[brain]) < 1.15 * _rms((once - scan.data)[brain]) + 0.02 * signal
@@ -49,7 +49,7 @@ def test_mask_keeps_its_volume_and_type():
     scan = heads.stripped()
     demo = grids.GRIDS['demo']
     ball = np.linalg.norm(demo.positions() - (30, -20, 20), axis=-1) < 20
-    back = way_back.to_scan(ball, demo.affine, scan)
+    back = resampling.to_scan(ball, demo.affine, scan)
     assert back.dtype == np.bool_
     assert back.sum() * heads.SPACING**3 == pytest.approx(ball.sum() * 64, rel=0.05)
 
@@ -57,7 +57,7 @@ def test_mask_keeps_its_volume_and_type():
 def test_beyond_the_grid_is_nothing():
     scan = Volume(np.ones((40, 40, 40), np.float32), np.diag([8.0, 8, 8, 1]), '')
     smoke = grids.GRIDS['smoke']
-    back = way_back.to_scan(np.ones(smoke.shape, np.float32), smoke.affine, scan)
+    back = resampling.to_scan(np.ones(smoke.shape, np.float32), smoke.affine, scan)
     assert back.max() == pytest.approx(1) and back[-1].max() == 0
 
 
@@ -72,7 +72,7 @@ def test_right_stays_right_in_all_48_orientations(tmp_path, mni_at_8mm, codes):
     demo = grids.GRIDS['demo']
     made = preprocess.preprocess(scan, demo, registration='none')
     marker = np.linalg.norm(demo.positions() - (36, -60, 20), axis=-1) < 14
-    save_like(tmp_path / 'back.nii', way_back.to_scan(marker, made.affine, scan), scan)
+    save_like(tmp_path / 'back.nii', resampling.to_scan(marker, made.affine, scan), scan)
     written = nib.load(tmp_path / 'back.nii')
     assert nib.aff2axcodes(written.affine) == tuple(codes)
     voxels = np.argwhere(np.asarray(written.dataobj) > 0)

@@ -1,0 +1,154 @@
+"""Scans read and preprocessed, several at once in processes of their own.
+
+The results do not depend on the number of processes.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from joblib.externals import loky
+from joblib.externals.loky.process_executor import BrokenProcessPool
+
+from data_pipelines.grids import ModelGrid
+from data_pipelines.quality import quality_figure
+from data_pipelines.volume_io import Volume, load_volume
+from fluidjax.base.errors import UserError
+from fluidjax.base.subject import Subject
+from fluidjax.predict.on_scan import Steps, on_model_grid, subject_of
+from fluidjax.predict.scans import ScanFile
+
+if TYPE_CHECKING:
+    from fluidjax.runs.load import Run
+
+AHEAD = 2  # scans per process that are read before they are needed
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How scans are read.
+
+    Attributes:
+        steps: of preprocessing.
+        brain: file of a brain mask on the voxels of the one scan, or ''.
+        quality: also draw how the scan was brought onto the model's grid.
+    """
+
+    steps: Steps = Steps()
+    brain: str = ''
+    quality: bool = True
+
+    def of_run(self, run: Run) -> Options:
+        """These options with the steps that a run was trained with; see `Steps.of_run`."""
+        return dataclasses.replace(self, steps=self.steps.of_run(run))
+
+
+@dataclasses.dataclass(frozen=True)
+class Scan:
+    """A scan that was read.
+
+    Attributes:
+        file: where it is, and what its results are called.
+        volume: its own voxels.
+        case: the scan on the model's grid.
+        mni_from_world: the scan's world -> MNI152, mm: (4, 4).
+        overlap: Dice of its brain with the atlas.
+        warnings: about the scan, for a person.
+        extraction: how its brain was found.
+        quality: PNG of how it was brought onto the model's grid, or None.
+    """
+
+    file: ScanFile
+    volume: Volume
+    case: Subject
+    mni_from_world: np.ndarray
+    overlap: float
+    warnings: tuple[str, ...]
+    extraction: str
+    quality: bytes | None
+
+
+def read_scans(
+    files: Sequence[ScanFile], grid: ModelGrid, options: Options, jobs: int = 1
+) -> Iterator[Scan | str]:
+    """Scans on a model's grid, in the order of their files.
+
+    Args:
+        files: of the scans.
+        grid: the model's.
+        options: how they are read.
+        jobs: number of processes; with 1 everything is done in this one.
+
+    Yields:
+        A scan, or, for a scan that cannot be used, a line that says why.
+    """
+    if jobs == 1:
+        yield from (_scan_or_failure(file, grid, options) for file in files)
+        return
+    waiting = collections.deque()
+    for file in files:
+        executor = loky.get_reusable_executor(max_workers=jobs)
+        waiting.append((file, executor.submit(_scan_or_failure, file, grid, options)))
+        if len(waiting) >= AHEAD * jobs:
+            yield _result_of(*waiting.popleft(), grid, options)
+    while waiting:
+        yield _result_of(*waiting.popleft(), grid, options)
+
+
+def read_scan(file: ScanFile, grid: ModelGrid, options: Options) -> Scan:
+    """A scan, read and brought onto a model's grid.
+
+    Raises:
+        UserError: the file cannot be used; the message says why.
+    """
+    volume = load_volume(file.path)
+    brain = load_volume(options.brain) if options.brain else None
+    preprocessed = on_model_grid(volume, grid, options.steps, brain)
+    return Scan(
+        file,
+        volume,
+        subject_of(file.name, preprocessed),
+        grid.affine @ np.linalg.inv(preprocessed.affine),
+        preprocessed.overlap,
+        preprocessed.warnings,
+        preprocessed.extraction,
+        quality_figure(preprocessed, grid, volume) if options.quality else None,
+    )
+
+
+def failure_line(file: ScanFile, error: Exception) -> str:
+    """What went wrong with a scan, as one line that begins with its path."""
+    text = ' '.join(str(error).split())
+    if not isinstance(error, UserError):
+        what = error.strerror if isinstance(error, OSError) else f'{type(error).__name__}: {text}'
+        text = f'{file.path}: failed unexpectedly ({what}); look at it in a viewer'
+    return text if text.startswith(str(file.path)) else f'{file.path}: {text}'
+
+
+def _scan_or_failure(file: ScanFile, grid: ModelGrid, options: Options) -> Scan | str:
+    try:
+        return read_scan(file, grid, options)
+    except Exception as error:  # one strange file among a thousand must not stop the others
+        return failure_line(file, error)
+
+
+def _result_of(
+    file: ScanFile, future: loky.Future, grid: ModelGrid, options: Options
+) -> Scan | str:
+    """The result of a process; a scan whose process was killed is read once more on its own."""
+    try:
+        return future.result()
+    except BrokenProcessPool:  # killed by this scan or by another one that was read beside it
+        pass
+    with loky.ProcessPoolExecutor(max_workers=1) as executor:
+        try:
+            return executor.submit(_scan_or_failure, file, grid, options).result()
+        except BrokenProcessPool:
+            return (
+                f'{file.path}: the process that read it was killed, perhaps for want of memory; '
+                'try it on its own'
+            )

@@ -1,0 +1,3 @@
+"""Small test subjects with known lesions."""
+
+from subjects import make_case  # noqa: F401
