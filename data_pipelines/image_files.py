@@ -202,9 +202,7 @@ def _nifti_header(path: Path, start: bytes, single: bool) -> Header:
             'Analyze 7.5, which cannot tell left from right? Convert it to NIfTI'
         )
     if not 1 <= header['dim'][0] <= 7:
-        raise UserError(
-            f'{path}: its header gives {header["dim"][0]} dimensions; export it again'
-        )
+        raise UserError(f'{path}: its header gives {header["dim"][0]} dimensions; export it again')
     offset = float(header['vox_offset'])
     if not 0 <= offset < 2**40:  # also false for NaN
         raise UserError(f'{path}: its header puts the voxels at byte {offset:g}; export it again')

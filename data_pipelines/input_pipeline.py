@@ -1,8 +1,8 @@
-"""Cohorts on disk, and tf.data batches from them that a seed and a step number determine.
+"""Cohorts on disk, and tf.data batches from them, determined by a seed and a step number.
 
-`template_cohort` and `nifti_cohort` build a cohort once (TFDS, array_record files) and open it
-afterwards. `batches` gives step k the same samples whatever step it started from and on however
-many processes the global batch is spread, so a resumed run sees what an unbroken one would have.
+`template_cohort` and `nifti_cohort` build a cohort once (TFDS, array_record files), later they only
+open it. The samples that `batches` gives for a step do not depend on the first step or the number
+of processes, so a resumed run is trained on the same batches as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-# Before TensorFlow is first imported: without these it greets on stderr.
+# Set before TensorFlow is first imported, which otherwise prints to stderr.
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
 
@@ -36,11 +36,11 @@ from fluidjax.base.subject import Subject  # noqa: E402
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-tf.config.set_visible_devices([], 'GPU')  # JAX's memory: TensorFlow must not claim it.
+tf.config.set_visible_devices([], 'GPU')  # their memory is for JAX
 tfds.disable_progress_bar()
 
 FILE_FORMAT = 'array_record'
-# A split whose images fit in this many bytes is decoded once and held.
+# A split whose images fit into this many bytes is decoded once and kept in memory.
 MEMORY_LIMIT_BYTES = 1 << 30
 
 
@@ -49,9 +49,9 @@ class Cohort:
     """A finished cohort on disk.
 
     Attributes:
-      name: what a report calls it.
-      grid: where its voxels lie.
-      directory: the TFDS version folder that holds its records.
+      name: in reports.
+      grid: of its images.
+      directory: the TFDS version folder with its records.
       sizes: number of subjects of each split that has any.
     """
 
@@ -62,10 +62,12 @@ class Cohort:
 
 
 def template_cohort(scale: str, store: Path, lesion_dir: str | os.PathLike[str] = '') -> Cohort:
-    """The embedded cohort at 'demo', 'smoke' or 'paper' scale, built under `store` when absent.
+    """The embedded cohort at 'demo', 'smoke' or 'paper' scale, built in `store` if necessary.
 
     Args:
-      lesion_dir: folder of lesion masks in MNI152 space that training carries along its flows.
+      scale: its grid and number of subjects.
+      store: folder of cohorts.
+      lesion_dir: folder of lesion masks in MNI152 space, which training transports.
 
     Raises:
       UserError: no such scale, or a folder or mask that cannot be used.
@@ -91,13 +93,15 @@ def nifti_cohort(
     seed: int = 0,
     embedded: int = 0,
 ) -> Cohort:
-    """The cohort of the user's own scans (`nifti_source.NiftiSource` says what each folder is for).
+    """The cohort of the user's own scans, built in `store` if necessary.
 
-    Built under `store` when absent, which takes some 5 s a scan with registration, or no time where
-    `preparation` has made its records; a changed file or setting makes another cohort.
+    This takes about 5 s per scan with registration, and little time if the scans were prepared
+    (`preparation`). A changed file or setting gives another cohort.
 
     Args:
-      embedded: subjects of the embedded cohort that train beside them.
+      grid, data_dir, test_dir, lesion_dir, registration, seed: see `nifti_source.NiftiSource`.
+      store: folder of cohorts and prepared scans.
+      embedded: number of subjects of the embedded cohort to add to the training split.
 
     Raises:
       UserError: a folder or file that cannot be used, by name, or fewer than two healthy scans.
@@ -114,10 +118,10 @@ def nifti_cohort(
 def _build(
     name: str, grid: grids.ModelGrid, make: Callable[[], tfds.core.DatasetBuilder]
 ) -> Cohort:
-    """Prepare the builder's files when absent. TFDS writes beside and renames when all is done."""
+    """Build a cohort if necessary. TFDS writes it under another name and renames it at the end."""
     with _quiet_tfds(), _alone_in(Path(make().data_dir)), tempfile.TemporaryDirectory() as scratch:
-        builder = make()  # again, when whoever built it before us is done
-        # Nothing is downloaded; TFDS makes a download folder all the same.
+        builder = make()  # again, as another process may have built it in the meantime
+        # TFDS creates a download folder, though nothing is downloaded.
         builder.download_and_prepare(
             download_dir=scratch,
             download_config=tfds.download.DownloadConfig(try_download_gcs=False),
@@ -128,8 +132,8 @@ def _build(
 
 @contextlib.contextmanager
 def _alone_in(home: Path) -> Iterator[None]:
-    """Other processes of this machine that want the same cohort wait for it, and find it built."""
-    if home.is_dir():  # built; its store may be one that we cannot write to
+    """Let other processes of this machine that need the same cohort wait until it is built."""
+    if home.is_dir():  # it is built; the store may be read-only
         yield
         return
     with files.locked_in_turn(home.parent / f'.{home.name}.lock'):
@@ -138,7 +142,7 @@ def _alone_in(home: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet_tfds() -> Iterator[None]:
-    """TFDS prints its banners on stdout and logs the rest; a builder's tqdm bar on stderr stays."""
+    """Silence what TFDS prints to stdout and logs; the progress bar on stderr remains."""
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)
     try:
@@ -157,7 +161,7 @@ def _records(cohort: Cohort, split: str) -> Sequence[dict]:
 
 
 def subjects(cohort: Cohort, split: str) -> Iterator[Subject]:
-    """Every subject of a split, in the order of the records. UserError for an empty split."""
+    """All subjects of a split, in the order of its records. UserError for an empty split."""
     for record in _records(cohort, split):
         yield Subject(
             name=record['name'].decode(),
@@ -170,42 +174,41 @@ def subjects(cohort: Cohort, split: str) -> Iterator[Subject]:
 
 
 def lesion_bank(cohort: Cohort) -> np.ndarray | None:
-    """The auxiliary lesion masks, (n, x, y, z) uint8, or None where the cohort has none."""
+    """The lesion masks of the bank, (n, x, y, z) uint8, or None if the cohort has no bank."""
     if 'lesions' not in cohort.sizes:
         return None
     return np.stack([record['lesion'] for record in _records(cohort, 'lesions')])
 
 
 def load_images(cohort: Cohort, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """All images and brain masks of a split: two (n, x, y, z, 1) float32 arrays."""
+    """All images (float32) and brain masks (uint8) of a split: two (n, x, y, z, 1) arrays."""
     shape = (cohort.sizes.get(split, 0), *cohort.grid.shape, 1)
-    images, brains = np.empty(shape, np.float32), np.empty(shape, np.float32)
+    images, brains = np.empty(shape, np.float32), np.empty(shape, np.uint8)
     for i, record in enumerate(_records(cohort, split)):
         images[i, ..., 0], brains[i, ..., 0] = record['image'], record['brain']
     return images, brains
 
 
 def _fetcher(cohort: Cohort, split: str) -> Callable[[int], tuple[np.ndarray, np.ndarray]]:
-    """Sample number -> (image, brain), from memory when the split fits, else from its records."""
-    if 8 * cohort.sizes.get(split, 0) * np.prod(cohort.grid.shape) <= MEMORY_LIMIT_BYTES:
+    """Sample number -> (image, brain), from memory if the split is small, else from its records."""
+    if 5 * cohort.sizes.get(split, 0) * np.prod(cohort.grid.shape) <= MEMORY_LIMIT_BYTES:
         images, brains = load_images(cohort, split)
         return lambda index: (images[index], brains[index])
     records = _records(cohort, split)
 
     def fetch(index):
         record = records[int(index)]
-        return record['image'][..., None], record['brain'][..., None].astype(np.float32)
+        return record['image'][..., None], record['brain'][..., None]
 
     return fetch
 
 
 def sample_index(step, slot, size: int, global_batch: int, seed: int):
-    """Which sample fills `slot` of the global batch of `step`: a TensorFlow integer.
+    """The sample at `slot` of the global batch of `step`: a TensorFlow integer.
 
-    Every epoch is a permutation of its own, computed in place from (seed, epoch) and never
-    stored. An epoch is the whole batches that fit in the split, so the samples of one global
-    batch differ; where the split is smaller than the batch, it is gone through again in another
-    order.
+    Each epoch is another permutation, which is computed from (seed, epoch) and never stored. An
+    epoch has as many whole batches as fit into the split, so the samples of a global batch differ.
+    A split smaller than the batch is repeated within it, in another order each time.
     """
     steps_per_epoch = max(1, size // global_batch)
     epoch, step_in_epoch = step // steps_per_epoch, step % steps_per_epoch
@@ -226,20 +229,20 @@ def batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Endless shuffled batches of one process, ready for pmap.
+    """Endless shuffled batches for one process, in the layout of pmap.
 
     Args:
-      cohort: where the records are.
+      cohort: to read.
       split: 'train', 'validation' or 'test'.
-      batch_size: samples a step in this process; the global batch is this times `process_count`.
+      batch_size: samples per step of this process; the global batch is `process_count` times it.
       seed: of the shuffle.
-      start_step: number of the first batch; reaching it costs nothing.
+      start_step: number of the first batch; a large one takes no time.
       num_devices: local devices; they share `batch_size` evenly.
-      process_index: which part of the global batch this process feeds.
+      process_index: number of this process, for its part of the global batch.
       process_count: number of processes.
 
     Yields:
-      {'image', 'brain'}: float32 (device, batch_size / num_devices, x, y, z, 1).
+      {'image', 'brain'}: float32 and uint8 (device, batch_size / num_devices, x, y, z, 1).
 
     Raises:
       UserError: an empty split, or a batch that the devices cannot share evenly.
@@ -269,12 +272,12 @@ def batches(
 
 
 def _dataset(fetch, shape, index, first_slot: int, batch_size: int, start_step: int):
-    """step number -> sample number -> record -> batch -> prefetch, in a fixed order."""
+    """step number -> sample number -> record -> batch -> prefetch, in fixed order."""
 
     @tf.autograph.experimental.do_not_convert
     def load(number):
         sample = index(number // batch_size, first_slot + number % batch_size)
-        image, brain = tf.numpy_function(fetch, [sample], [tf.float32, tf.float32], stateful=False)
+        image, brain = tf.numpy_function(fetch, [sample], [tf.float32, tf.uint8], stateful=False)
         return tf.ensure_shape(image, (*shape, 1)), tf.ensure_shape(brain, (*shape, 1))
 
     options = tf.data.Options()

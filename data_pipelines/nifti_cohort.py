@@ -1,44 +1,50 @@
-"""TFDS builder over the user's own scans: a BIDS or plain folder, test scans, a lesion bank.
+"""TFDS builder for the user's own scans: a BIDS or plain folder, test scans, a lesion bank.
 
-The config's name carries a hash of the inputs, so a changed file or setting is another cohort and
-an unchanged one is used again. `nifti_source` says which case goes to which split. Subjects of the
-embedded cohort can stand beside few scans of one's own.
+The name of its config contains a hash of the inputs, so that a changed file or setting gives
+another cohort. `nifti_source` assigns the cases to splits. Subjects of the embedded cohort can be
+added to a few scans of one's own.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import sys
 from collections.abc import Iterator
 
 import tensorflow_datasets as tfds
 import tqdm
 
-from data_pipelines import record_cache, template_cohort
+from data_pipelines import records, template_cohort
 from data_pipelines.nifti_source import NiftiSource, all_items
 
 
 @dataclasses.dataclass(kw_only=True)
 class NiftiConfig(tfds.core.BuilderConfig):
-    """Attributes: source: the user's part of the cohort; embedded: subjects of the embedded cohort
-    that train beside it, and an eighth as many that validate."""
+    """A cohort of the user's own scans.
+
+    Attributes:
+      source: the user's scans.
+      embedded: number of subjects of the embedded cohort that are added to the training split; an
+        eighth as many are added to the validation split.
+    """
 
     source: NiftiSource
     embedded: int = 0
 
 
 def config_for(source: NiftiSource, embedded: int = 0) -> NiftiConfig:
-    """The TFDS config of a source: named by its grid, its fingerprint and what is beside it."""
+    """The TFDS config of a source, named after its grid, its fingerprint and `embedded`."""
     x, y, z = source.grid.shape
     name = f'{x}x{y}x{z}_{source.grid.spacing[0]:g}mm_{source.fingerprint()}'.replace('.', 'p')
     if embedded:
-        made_by = str(template_cohort.TemplateCohort.VERSION).replace('.', 'p')
-        name += f'_and_{embedded}_embedded_{made_by}'
+        version = str(template_cohort.TemplateCohort.VERSION).replace('.', 'p')
+        name += f'_and_{embedded}_embedded_{version}'
     return NiftiConfig(name=name, source=source, embedded=embedded)
 
 
 class NiftiCohort(tfds.core.GeneratorBasedBuilder):
-    """The user's scans on the model grid. Give it a `config_for(source)`."""
+    """The user's scans on the model grid; its config is made by `config_for`."""
 
     VERSION = tfds.core.Version('1.0.0')
 
@@ -51,19 +57,15 @@ class NiftiCohort(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager) -> dict:
-        del dl_manager  # Nothing to download.
+        del dl_manager  # there is nothing to download
         items = all_items(self.builder_config.source)
         return {split: self._generate_examples(split, chosen) for split, chosen in items.items()}
 
     def _generate_examples(self, split: str, items: list) -> Iterator[tuple[int, dict]]:
-        config = self.builder_config
+        source, embedded = self.builder_config.source, self.builder_config.embedded
         progress = tqdm.tqdm(items, desc=f'preprocessing {split}', file=sys.stderr)
-        for number, item in enumerate(progress):
-            yield number, record_cache.record_of(item, config.source)
-        beside = {'train': config.embedded, 'validation': config.embedded // 8}.get(split, 0)
-        if beside:
-            for number in tqdm.trange(beside, desc=f'making {split} subjects', file=sys.stderr):
-                yield (
-                    len(items) + number,
-                    template_cohort.make_record(config.source.grid, split, number),
-                )
+        own = (records.record_of(item, source) for item in progress)
+        added = {'train': embedded, 'validation': embedded // 8}.get(split, 0)
+        yield from enumerate(
+            itertools.chain(own, template_cohort.make_records(source.grid, split, added))
+        )

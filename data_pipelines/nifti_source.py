@@ -1,49 +1,46 @@
-"""What a cohort of the user's own scans is made of: files, settings, who goes to which split.
+"""The files, settings and splits of a cohort of the user's own scans.
 
-Splits: `train` and `validation` hold the healthy scans of `data_dir`; `test` its scans with a
-lesion mask and everything in `test_dir`; `lesions` the masks of `lesion_dir`. A preparation can say
-otherwise, subject by subject (`preparation`).
+Splits: `train` and `validation` contain the healthy scans of `data_dir`; `test` its scans with a
+lesion mask and everything in `test_dir`; `lesions` the masks of `lesion_dir`. A preparation can
+assign subjects to other splits (`preparation`).
 """
 
 from __future__ import annotations
 
 import dataclasses
-import os
-import sys
 from pathlib import Path
 
 import numpy as np
-import tqdm
 
-from data_pipelines import grids, preprocess, records, scan_folders
+from data_pipelines import grids, scan_folders
+from data_pipelines.scan_folders import Case
 from data_pipelines.volume_io import load_volume
 from fluidjax.base.errors import UserError
 
-# Raise it when preprocessing changes: cohorts built before are then built anew.
+# Increase it when preprocessing changes, so that existing cohorts are built again.
 PREPROCESSING_VERSION = 3
 VALIDATION_FRACTION = 0.2
 MIN_HEALTHY_SUBJECTS = 2
 PURPOSES = ('data_dir', 'test_dir', 'lesion_dir')
 SPLITS = ('train', 'validation', 'test')
-# Below: said on the terminal, for a person to look at. Above: surely no lesion.
-LOW_OVERLAP = 0.85
-MAX_LESION_FRACTION = 0.6
 
 
 @dataclasses.dataclass(frozen=True)
 class NiftiSource:
-    """What a cohort is made of.
+    """The files and settings of a cohort.
 
     Attributes:
       grid: the model grid.
-      data_dir: folder of scans, BIDS or plain; those with a non-empty lesion mask go to the test
-      split. test_dir: folder of scans for the test split, with or without masks; '' for none.
+      data_dir: folder of scans, BIDS or plain; scans with a non-empty lesion mask go to the test
+        split.
+      test_dir: folder of scans for the test split, with or without masks; '' for none.
       lesion_dir: folder of lesion masks in MNI152 space, each with its own affine; '' for none.
-      registration: 'affine', or 'none' when the scans are in MNI152 space already. seed: of the
-      division into train and validation.
-      assigned: (key of a scan of data_dir, split), instead of that division; a scan that is not
-      among them is left out. None for the division. left_out: keys of files that are not used.
-      records: folder of records made before (`record_cache`), or ''.
+      registration: 'affine', or 'none' if the scans are in MNI152 space already.
+      seed: of the random division into train and validation.
+      assigned: (key of a scan of data_dir, split) instead of that division; scans that are not
+        listed are left out. None for the random division.
+      left_out: keys of files that are not used.
+      records: folder of records that were made before (`records`), or ''.
     """
 
     grid: grids.ModelGrid
@@ -57,11 +54,11 @@ class NiftiSource:
     records: str = ''
 
     def key(self, path: Path, purpose: str = 'data_dir') -> str:
-        """A file of one of the folders, by its place in it: it stays where the folder is moved."""
+        """A file by its place in one of the folders; it stays the same if the folder is moved."""
         return f'{purpose}/{path.relative_to(getattr(self, purpose)).as_posix()}'
 
     def fingerprint(self) -> str:
-        """Ten hexadecimal digits of the files (path, size, time of change) and the settings."""
+        """Hash of the files (path, size, time of change) and the settings, ten digits."""
         described = [PREPROCESSING_VERSION, self.registration, self.seed, repr(self.grid)]
         described += self._files()
         if self.assigned is not None or self.left_out:
@@ -69,7 +66,7 @@ class NiftiSource:
         return scan_folders.digest(described)
 
     def inputs(self) -> str:
-        """As `fingerprint`, of what preprocessing depends on alone: not of the division."""
+        """Hash as `fingerprint`, only of what preprocessing depends on: not of the splits."""
         return scan_folders.digest(
             [PREPROCESSING_VERSION, self.registration, repr(self.grid), *self._files()]
         )
@@ -84,7 +81,7 @@ class NiftiSource:
         ]
 
     def is_used(self, path: Path, purpose: str) -> bool:
-        """Whether a file is not among those left out."""
+        """Whether a file is not left out."""
         return not self.left_out or self.key(path, purpose) not in self.left_out
 
 
@@ -100,45 +97,37 @@ def all_items(source: NiftiSource) -> dict[str, list]:
     return {split: chosen for split, chosen in items.items() if chosen}
 
 
-def assign_splits(source: NiftiSource) -> dict[str, list[scan_folders.Case]]:
-    """Which case goes to which split; a split with nothing in it is left out.
+def assign_splits(source: NiftiSource) -> dict[str, list[Case]]:
+    """The cases of each split that has any.
 
-    Healthy subjects are shuffled by the seed: a fifth, at least one, validates. All scans of one
-    subject go to one split; a subject with a lesion in any of them does not train.
+    Healthy subjects are shuffled with the seed; a fifth of them, at least one, is for validation.
+    All scans of a subject go to one split; a subject with a lesion in any scan is not for training.
 
     Raises:
       UserError: from the folders, or fewer than two healthy subjects.
     """
     _refuse_nested_folders(source)
-    cases = [
-        case
-        for case in scan_folders.find_cases(source.data_dir, 'data_dir')
-        if source.is_used(case.scan, 'data_dir')
-    ]
+    cases = _used_cases(source, 'data_dir')
     # test_dir is another data set: its sub-01 is another person.
-    others = []
-    if source.test_dir:
-        others = [
-            case
-            for case in scan_folders.find_cases(source.test_dir, 'test_dir')
-            if source.is_used(case.scan, 'test_dir')
-        ]
-    splits = (
-        _as_assigned(cases, source)
-        if source.assigned is not None
-        else _divided(cases, source, len(others))
-    )
+    others = _used_cases(source, 'test_dir') if source.test_dir else []
+    if source.assigned is None:
+        splits = _divided(cases, source, len(others))
+    else:
+        splits = _as_assigned(cases, source)
     splits['test'] = _with_unique_names(splits['test'] + others)
     return {split: chosen for split, chosen in splits.items() if chosen}
 
 
-def _divided(
-    cases: list[scan_folders.Case], source: NiftiSource, num_others: int
-) -> dict[str, list[scan_folders.Case]]:
-    """The division by the seed."""
+def _used_cases(source: NiftiSource, purpose: str) -> list[Case]:
+    cases = scan_folders.find_cases(getattr(source, purpose), purpose)
+    return [case for case in cases if source.is_used(case.scan, purpose)]
+
+
+def _divided(cases: list[Case], source: NiftiSource, num_others: int) -> dict[str, list[Case]]:
+    """The random division by the seed."""
     diseased = [case for case in cases if has_lesion(case)]
     patients = {scan_folders.person(case.scan) for case in diseased}
-    healthy: dict[tuple[str, ...], list[scan_folders.Case]] = {}
+    healthy: dict[tuple[str, ...], list[Case]] = {}
     for case in cases:
         key = scan_folders.person(case.scan)
         if key not in patients:
@@ -160,12 +149,10 @@ def _divided(
     }
 
 
-def _as_assigned(
-    cases: list[scan_folders.Case], source: NiftiSource
-) -> dict[str, list[scan_folders.Case]]:
-    """Each case in the split that the preparation gave it."""
+def _as_assigned(cases: list[Case], source: NiftiSource) -> dict[str, list[Case]]:
+    """The cases in the splits that they are assigned to."""
     chosen = dict(source.assigned or ())
-    splits: dict[str, list[scan_folders.Case]] = {split: [] for split in SPLITS}
+    splits: dict[str, list[Case]] = {split: [] for split in SPLITS}
     for case in cases:
         split = chosen.get(source.key(case.scan))
         if split is None:
@@ -186,7 +173,7 @@ def _as_assigned(
 
 
 def _refuse_nested_folders(source: NiftiSource) -> None:
-    """Patients or lesion masks inside data_dir would be taken for healthy training scans."""
+    """Raise a UserError for patients or masks in data_dir, which would be used as healthy scans."""
     data = Path(source.data_dir).resolve()
     for purpose in ('test_dir', 'lesion_dir'):
         folder = getattr(source, purpose)
@@ -197,48 +184,12 @@ def _refuse_nested_folders(source: NiftiSource) -> None:
             )
 
 
-def has_lesion(case: scan_folders.Case) -> bool:
-    """Whether a case has a lesion mask that is not empty. UserError for one not readable."""
+def has_lesion(case: Case) -> bool:
+    """Whether a case has a lesion mask that is not empty. UserError if it cannot be read."""
     return case.mask is not None and bool(load_volume(case.mask, allow_empty=True).data.any())
 
 
-def _with_unique_names(cases: list[scan_folders.Case]) -> list[scan_folders.Case]:
-    """Cases of two folders may share a name: the later one gets a number."""
-    seen: dict[str, int] = {}
-    renamed = []
-    for case in cases:
-        seen[case.name] = seen.get(case.name, 0) + 1
-        number = seen[case.name]
-        name = case.name if number == 1 else f'{case.name}_{number}'
-        renamed.append(dataclasses.replace(case, name=name))
-    return renamed
-
-
-def make_record(case: scan_folders.Case, source: NiftiSource) -> dict:
-    """Read and preprocess one case. An empty mask counts as none. UserError names the file."""
-    scan = load_volume(case.scan)
-    mask = load_volume(case.mask, allow_empty=True) if case.mask else None
-    if mask is not None and not mask.data.any():
-        mask = None
-    result = preprocess.preprocess(scan, source.grid, mask, source.registration)
-    if not result.brain.any():
-        raise UserError(
-            f'{case.scan}: no brain on the model grid; with registration none a scan must be in '
-            "MNI152 space: set registration to 'affine'"
-        )
-    if mask is not None and result.lesion.sum() > MAX_LESION_FRACTION * result.brain.sum():
-        raise UserError(
-            f'{case.mask}: covers most of the brain; it looks like a brain mask: '
-            'rename it or move it away'
-        )
-    if result.overlap < LOW_OVERLAP:
-        note = f'overlap with the MNI152 brain is only {result.overlap:.2f}; look at the result'
-        tqdm.tqdm.write(f'{case.scan}: {note}', file=sys.stderr)
-    return records.record(
-        case.name, result.image, result.brain, result.affine, lesion=result.lesion
-    )
-
-
-def record_name(item: scan_folders.Case | Path, source: NiftiSource) -> str:
-    """What a record is called: the case's name, or the mask's place in lesion_dir."""
-    return os.fspath(item.relative_to(source.lesion_dir)) if isinstance(item, Path) else item.name
+def _with_unique_names(cases: list[Case]) -> list[Case]:
+    """Cases of two folders, which may have the same names, with different names."""
+    names = scan_folders.numbered([case.name for case in cases])
+    return [dataclasses.replace(case, name=name) for case, name in zip(cases, names)]

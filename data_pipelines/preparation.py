@@ -1,43 +1,45 @@
-"""A folder of scans made ready for training: in parallel, once, and kept by content.
+"""Preparing a folder of scans for training: in parallel, and each scan only once.
 
     DATA -> cases and splits -> records in STORE/records -> STORE/prepared/<hash>.json, summary.html
 
-What is kept in STORE is found again by everything that opens the same folders with that store
-(`as_prepared`): no scan is preprocessed twice, the division into splits is the prepared one, and
-files that failed stay out. Interrupted, the same command goes on.
+A cohort of the same folders that is opened with this store (`as_prepared`) uses its records, its
+splits and its list of files that cannot be used. After an interruption the same command continues.
 """
 
 from __future__ import annotations
 
-import concurrent.futures
 import dataclasses
 import json
-import multiprocessing
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
+import joblib
 import tqdm
+from joblib.externals.loky.process_executor import BrokenProcessPool
 
-from data_pipelines import nifti_source, record_cache, scan_folders, subject_splits
+from data_pipelines import nifti_source, records, scan_folders, subject_splits
 from data_pipelines.nifti_source import NiftiSource
 from data_pipelines.scan_folders import Case
 from fluidjax.base.errors import UserError
-from fluidjax.base.files import write_text
+from fluidjax.base.files import read_json, write_text
 
 RECORDS, PREPARED = 'records', 'prepared'
 NAMED_FAILURES = 5
+PREPARE_AGAIN = 'prepare the folder again (fluidjax prepare)'
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What became of one scan, or of one mask of the lesion bank.
+    """The result for one scan, or for one mask of the lesion bank.
 
     Attributes:
-      item: the scan with its mask, or the mask. split: where it goes; 'lesions' for the bank.
-      purpose: the setting that names its folder. record: its name in the cache, or ''.
-      error: why there is none, or ''.
+      item: the scan with its mask, or the mask.
+      split: of the item; 'lesions' for the bank.
+      purpose: the setting that names its folder.
+      record: key of its record in the cache; '' if there is none.
+      error: why there is no record, or ''.
     """
 
     item: Case | Path
@@ -54,18 +56,18 @@ def prepare(
     workers: int = 1,
     skip_failures: bool = False,
 ) -> tuple[NiftiSource, list[Outcome]]:
-    """Preprocess all scans of a source that the store does not hold yet.
+    """Preprocess all scans of a source that are not in the store yet.
 
     Args:
       source: folders and settings.
       store: folder to write to; `config.cohort.store` of the runs that use it.
-      choice: who goes to which split, or nothing for the division by the source's seed.
-      workers: processes.
-      skip_failures: leave out what cannot be used, instead of refusing the whole.
+      choice: the splits of the user, or none for the random division by the source's seed.
+      workers: number of processes.
+      skip_failures: leave out files that cannot be used, instead of stopping.
 
     Returns:
-      The source as prepared, and what became of each file. Where something failed and failures are
-      not skipped nothing but the records is kept, and the source is as it was.
+      The source as prepared, and an outcome for each file. If a file failed and failures are not
+      skipped, the source is as it was, and the store contains only the records.
 
     Raises:
       UserError: folders, splits or lists that cannot be used.
@@ -80,12 +82,12 @@ def prepare(
         return source, outcomes
     ready = _leave_out(whole, failed)
     nifti_source.assign_splits(ready)  # enough must be left
-    _remember(source, ready, store, failed)
+    _describe(source, ready, store, failed)
     return ready, outcomes
 
 
 def failures_text(outcomes: Sequence[Outcome]) -> str:
-    """How many files failed, and why, in one line; '' for none."""
+    """The number of files that failed, and the errors, in one line; '' if there are none."""
     errors = [outcome.error for outcome in outcomes if outcome.error]
     if not errors:
         return ''
@@ -98,50 +100,48 @@ def failures_text(outcomes: Sequence[Outcome]) -> str:
 
 
 def as_prepared(source: NiftiSource, store: Path) -> NiftiSource:
-    """A source with what its store knows of it; the source itself where nothing was prepared.
+    """A source as it was prepared in a store; the source itself if it was not.
 
     Raises:
-      UserError: the store holds the same folder prepared from other files or with other settings.
+      UserError: the store contains the same folder prepared from other files or with other
+        settings.
     """
-    path = _memory_of(source, store)
+    path = _description_of(source, store)
     if path.is_file():
-        held = _read(path)
-        assigned = held['assigned']
+        description = _read(path)
+        assigned = description['assigned']
         return dataclasses.replace(
             source,
             records=os.fspath(store / RECORDS),
             assigned=None if assigned is None else tuple(map(tuple, assigned)),
-            left_out=tuple(key for key, _ in held['left_out']),
+            left_out=tuple(key for key, _ in description['left_out']),
         )
     for other in sorted((store / PREPARED).glob('*.json')):
-        held = _read(other)
-        if held['data_dir'] == os.fspath(Path(source.data_dir).resolve()):
+        description = _read(other)
+        if description['data_dir'] == os.fspath(Path(source.data_dir).resolve()):
             raise UserError(
                 f'{store}: holds {source.data_dir} prepared from other files or with other settings'
-                f' ({held["settings"]}); prepare it again (fluidjax prepare), or name '
-                'another store'
+                f' ({description["settings"]}); {PREPARE_AGAIN}, or name another store'
             )
     return source
 
 
-def _memory_of(source: NiftiSource, store: Path) -> Path:
+def _description_of(source: NiftiSource, store: Path) -> Path:
     return store / PREPARED / f'{source.inputs()}.json'
 
 
 def _read(path: Path) -> dict:
-    try:
-        held = json.loads(path.read_text())
-        if {'data_dir', 'settings', 'assigned', 'left_out'} <= set(held):
-            return held
-    except (ValueError, TypeError):
-        pass
-    raise UserError(f'{path}: is damaged; prepare the folder again (fluidjax prepare)')
+    description = read_json(path, PREPARE_AGAIN)
+    if not {'data_dir', 'settings', 'assigned', 'left_out'} <= set(description):
+        raise UserError(f'{path}: is damaged; {PREPARE_AGAIN}')
+    return description
 
 
-def _remember(source: NiftiSource, ready: NiftiSource, store: Path, failed: list[Outcome]) -> None:
+def _describe(source: NiftiSource, ready: NiftiSource, store: Path, failed: list[Outcome]) -> None:
+    """Write the splits, and the files that are left out, for `as_prepared`."""
     reasons = {key: outcome.error for outcome in failed for key in _keys_of(outcome, source)}
     grid = source.grid
-    held = {
+    description = {
         'data_dir': os.fspath(Path(source.data_dir).resolve()),
         'settings': f'grid {"x".join(map(str, grid.shape))} at {grid.spacing[0]:g} mm, registration'
         f" {source.registration}, test_dir '{source.test_dir}', lesion_dir "
@@ -149,11 +149,11 @@ def _remember(source: NiftiSource, ready: NiftiSource, store: Path, failed: list
         'assigned': ready.assigned,
         'left_out': [[key, reasons.get(key, '')] for key in ready.left_out],
     }
-    write_text(_memory_of(source, store), json.dumps(held, indent=1) + '\n')
+    write_text(_description_of(source, store), json.dumps(description, indent=1) + '\n')
 
 
 def _broken_masks(source: NiftiSource) -> list[Outcome]:
-    """The cases whose lesion mask cannot be read, so that their split cannot be told."""
+    """The cases whose lesion mask cannot be read, so that their split is unknown."""
     broken = []
     for case in scan_folders.find_cases(source.data_dir, 'data_dir'):
         try:
@@ -169,8 +169,11 @@ def _leave_out(source: NiftiSource, failed: list[Outcome]) -> NiftiSource:
 
 
 def _keys_of(outcome: Outcome, source: NiftiSource) -> list[str]:
-    """The files that go with a failure: where a patient's scan fails, all scans of the patient,
-    who would else be taken for healthy."""
+    """The files that are left out after a failure.
+
+    If the scan of a patient fails, these are all scans of the patient: without the mask the others
+    would be used as healthy ones.
+    """
     item = outcome.item
     if isinstance(item, Path):
         return [source.key(item, outcome.purpose)]
@@ -185,7 +188,7 @@ def _keys_of(outcome: Outcome, source: NiftiSource) -> list[str]:
 
 
 def _waiting(source: NiftiSource) -> list[Outcome]:
-    """Every item that a cohort of this source needs, nothing done yet."""
+    """All items of a cohort of this source, without results."""
     test_dir = Path(source.test_dir) if source.test_dir else None
 
     def purpose(item: Case | Path) -> str:
@@ -202,49 +205,35 @@ def _waiting(source: NiftiSource) -> list[Outcome]:
 
 
 def _make_records(waiting: list[Outcome], source: NiftiSource, workers: int) -> list[Outcome]:
-    """Make and keep the record of every item, in `workers` processes; in the order given."""
+    """Make and store the record of each item in `workers` processes; results in the same order."""
     done: dict[int, Outcome] = {}
-    progress = tqdm.tqdm(total=len(waiting), desc='preprocessing', unit='file', file=sys.stderr)
-    for number, outcome in _work_through(waiting, source, min(workers, len(waiting))):
-        done[number] = outcome
-        progress.update()
-        if outcome.error:
-            progress.write(f'left out: {outcome.error}', file=sys.stderr)
-    progress.close()
+    parallel = joblib.Parallel(max(1, min(workers, len(waiting))), return_as='generator_unordered')
+    tasks = (joblib.delayed(_numbered)(i, item, source) for i, item in enumerate(waiting))
+    with tqdm.tqdm(total=len(waiting), desc='preprocessing', unit='file', file=sys.stderr) as bar:
+        try:
+            for number, outcome in parallel(tasks):
+                done[number] = outcome
+                bar.update()
+                if outcome.error:
+                    bar.write(f'left out: {outcome.error}', file=sys.stderr)
+        except BrokenProcessPool as error:
+            raise UserError(
+                '--workers: a process was killed, perhaps because memory ran out; start again '
+                'with fewer, finished scans are kept'
+            ) from error
     return [done[number] for number in range(len(waiting))]
 
 
-def _work_through(
-    waiting: list[Outcome], source: NiftiSource, workers: int
-) -> Iterator[tuple[int, Outcome]]:
-    if workers <= 1:
-        yield from ((number, make_one(item, source)) for number, item in enumerate(waiting))
-        return
-    # Spawned, not forked: a fork of a process that runs threads can hang.
-    context = multiprocessing.get_context('spawn')
-    with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
-        numbers = {
-            pool.submit(make_one, item, source): number for number, item in enumerate(waiting)
-        }
-        try:
-            for future in concurrent.futures.as_completed(numbers):
-                yield numbers[future], future.result()
-        except concurrent.futures.process.BrokenProcessPool as error:
-            raise UserError(
-                '--workers: a process was killed, perhaps for want of memory; start '
-                'again with fewer, what is done is kept'
-            ) from error
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+def _numbered(number: int, waiting: Outcome, source: NiftiSource) -> tuple[int, Outcome]:
+    return number, make_one(waiting, source)
 
 
 def make_one(waiting: Outcome, source: NiftiSource) -> Outcome:
-    """Make the record of an item unless the cache holds it; what is wrong with it is its error."""
+    """Make the record of an item, unless the cache has it; returns its key or its error."""
     try:
-        key = record_cache.key_of(waiting.item, source)
-        if record_cache.load(source, key) is None:
-            record_cache.save(source, key, record_cache.make(waiting.item, source))
+        key = records.key_of(waiting.item, source)
+        if records.load(source, key) is None:
+            records.save(source, key, records.make(waiting.item, source))
     except UserError as error:
         return dataclasses.replace(waiting, error=str(error))
     return dataclasses.replace(waiting, record=key)

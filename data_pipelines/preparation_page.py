@@ -14,9 +14,10 @@ from string import Template
 import numpy as np
 from PIL import Image
 
-from data_pipelines import preprocess, record_cache, subject_splits
-from data_pipelines.nifti_source import LOW_OVERLAP, NiftiSource
+from data_pipelines import preprocess, records, subject_splits
+from data_pipelines.nifti_source import NiftiSource
 from data_pipelines.preparation import Outcome
+from data_pipelines.quality import LOW_OVERLAP
 from fluidjax.base.files import asset
 
 THUMBNAIL_PIXELS = 120  # height of a row of slices
@@ -78,11 +79,11 @@ def _age(outcome: Outcome, people: dict) -> float | None:
 
 
 def _path_of(outcome: Outcome) -> str:
-    return str(record_cache.files_of(outcome.item)[0])
+    return str(records.files_of(outcome.item)[0])
 
 
 def _figure(outcome: Outcome, source: NiftiSource, people: dict) -> str:
-    record = record_cache.load(source, outcome.record)
+    record = records.load(source, outcome.record)
     if record is None:
         return ''
     overlap = preprocess.dice(record['brain'] > 0, preprocess.mni_brain(source.grid))

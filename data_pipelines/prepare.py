@@ -1,18 +1,19 @@
-"""Preprocess a folder of scans for training, once, in parallel.
+"""Preprocess a folder of scans for training, each scan once and several in parallel.
 
     fluidjax prepare HEALTHY --out=store
     fluidjax prepare HEALTHY --out=store --test_dir=PATIENTS --workers=8
     fluidjax train --config=configs/ldm.py:demo,cohort=nifti --workdir=runs/mine \\
         --config.cohort.data_dir=HEALTHY --config.cohort.store=store
 
-HEALTHY is a folder of skull-stripped T1w scans, BIDS or plain. The store gets a page to look at,
-STORE/summary.html. Give `train` the same --config.cohort.test_dir and lesion_dir, if any.
-Interrupted or repeated, the command goes on with what is missing.
+HEALTHY is a folder of skull-stripped T1w scans, BIDS or plain. The command also writes a page with
+a picture of each scan, STORE/summary.html. Give `train` the same --config.cohort.test_dir and
+lesion_dir, if any. After an interruption the same command continues.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 from collections import Counter
 from pathlib import Path
@@ -28,47 +29,22 @@ from fluidjax.base.errors import UserError
 from fluidjax.base.files import write_text
 
 FLAGS = flags.FlagValues()
-OUT = flags.DEFINE_string(
-    'out', None, 'Folder to write to: config.cohort.store of the runs.', flag_values=FLAGS
+_text = functools.partial(flags.DEFINE_string, flag_values=FLAGS)
+_number = functools.partial(flags.DEFINE_integer, flag_values=FLAGS)
+OUT = _text('out', None, 'Folder to write to: config.cohort.store of the runs.')
+SIZE = _text('size', 'demo', "The model grid: the configuration's size.")
+REGISTRATION = _text(
+    'registration', 'affine', "'affine', or 'none' for scans that are in MNI152 space already."
 )
-SIZE = flags.DEFINE_string(
-    'size', 'demo', "The model grid: the configuration's size.", flag_values=FLAGS
-)
-REGISTRATION = flags.DEFINE_string(
-    'registration',
-    'affine',
-    "'affine', or 'none' for scans that are in MNI152 space already.",
-    flag_values=FLAGS,
-)
-TEST_DIR = flags.DEFINE_string(
-    'test_dir', '', 'Folder of scans for the test split.', flag_values=FLAGS
-)
-LESION_DIR = flags.DEFINE_string(
-    'lesion_dir', '', 'Folder of lesion masks in MNI152 space.', flag_values=FLAGS
-)
-WORKERS = flags.DEFINE_integer(
-    'workers', None, 'Processes; as many as cores without.', lower_bound=1, flag_values=FLAGS
-)
-SEED = flags.DEFINE_integer(
-    'seed',
-    0,
-    'Of the division into training and validation: config.seed of the run.',
-    lower_bound=0,
-    flag_values=FLAGS,
-)
-SPLIT_COLUMN = flags.DEFINE_string(
-    'split-column',
-    '',
-    'Column of DATA/participants.tsv that holds train, validation or test.',
-    flag_values=FLAGS,
+TEST_DIR = _text('test_dir', '', 'Folder of scans for the test split.')
+LESION_DIR = _text('lesion_dir', '', 'Folder of lesion masks in MNI152 space.')
+WORKERS = _number('workers', None, 'Number of processes; by default one per CPU.', lower_bound=1)
+SEED = _number('seed', 0, 'Seed of the random splits: config.seed of the run.', lower_bound=0)
+SPLIT_COLUMN = _text(
+    'split-column', '', 'Column of HEALTHY/participants.tsv with train, validation or test.'
 )
 LISTS = {
-    split: flags.DEFINE_string(
-        f'{split}-list',
-        '',
-        f'Text file, one subject a line, for the {split} split.',
-        flag_values=FLAGS,
-    )
+    split: _text(f'{split}-list', '', f'Text file, one subject per line, for the {split} split.')
     for split in ('train', 'validation', 'test')
 }
 SKIP_FAILURES = flags.DEFINE_bool(
@@ -78,12 +54,15 @@ SKIP_FAILURES = flags.DEFINE_bool(
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What is asked for.
+    """A folder to prepare, and how.
 
     Attributes:
-      data_dir, test_dir, lesion_dir, registration, seed: as of `NiftiSource`.
-      store: folder to write to. size: names the grid. choice: who goes to which split.
-      workers: processes. skip_failures: leave out what cannot be used.
+      data_dir, test_dir, lesion_dir, registration, seed: see `NiftiSource`.
+      store: folder to write to.
+      size: name of the grid.
+      choice: the splits of the user.
+      workers: number of processes.
+      skip_failures: leave out files that cannot be used.
     """
 
     data_dir: str
@@ -99,14 +78,14 @@ class Request:
 
 
 def build(request: Request) -> str:
-    """Preprocess, keep, picture, and write the cohort's files.
+    """Preprocess all scans, and write their records, the page and the cohort.
 
     Returns:
-      What was made and what to do next.
+      A summary and the next command, for the user.
 
     Raises:
-      UserError: settings or folders that cannot be used, or (unless they are skipped) files, all of
-        which are named on the page and the first of them in the message.
+      UserError: settings or folders that cannot be used, or, unless failures are skipped, files;
+        the page lists all of them, the message the first ones.
     """
     source = _source(request)
     page = request.store / 'summary.html'
@@ -117,7 +96,7 @@ def build(request: Request) -> str:
     failures = preparation.failures_text(outcomes)
     if failures and not request.skip_failures:
         raise UserError(
-            f'{failures}; see {page}. Mend them and start again, the others are kept; '
+            f'{failures}; see {page}. Correct them and start again, the others are kept; '
             'or leave them out with --skip-failures'
         )
     from data_pipelines import input_pipeline  # imports TensorFlow, which workers do not need
@@ -146,7 +125,7 @@ def _source(request: Request) -> NiftiSource:
             f"--registration: '{request.registration}' is not one of "
             f'{", ".join(preprocess.REGISTRATIONS)}'
         )
-    # As `experiment.open_cohort` writes them: the store is found again by the same words.
+    # Written as in `runs.cohort.open_cohort`, so that the same store is found.
     folders = [
         str(Path(folder).expanduser()) if folder else ''
         for folder in (request.data_dir, request.test_dir, request.lesion_dir)
@@ -202,9 +181,4 @@ def main(folders: list[str]) -> None:
 
 def command() -> None:
     """`fluidjax prepare`."""
-    cli.run(
-        main,
-        FLAGS,
-        takes_arguments=True,
-        interrupted='the same command goes on with what is missing',
-    )
+    cli.run(main, FLAGS, takes_arguments=True, interrupted='the same command continues')

@@ -1,14 +1,41 @@
-"""The record of one subject, as every cohort's builder writes it; without TensorFlow."""
+"""The records of subjects, as all cohorts contain them, and a cache of them; without TensorFlow.
+
+`FOLDER/<hash>.npz` contains the record of one scan, or of one mask of the lesion bank. The hash is
+of the bytes of its files, the grid, the registration and `PREPROCESSING_VERSION`, but not of its
+name, its folder or its split: the same file with the same settings is preprocessed only once.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import io
+import json
+import os
+import sys
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
 import numpy as np
+import tqdm
+
+from data_pipelines import grids, nifti_source, preprocess, resampling, scan_folders
+from data_pipelines.nifti_source import NiftiSource
+from data_pipelines.quality import LOW_OVERLAP
+from data_pipelines.scan_folders import Case
+from data_pipelines.volume_io import load_volume
+from fluidjax.base.errors import UserError
+from fluidjax.base.files import write_bytes
+
+MAX_LESION_FRACTION = 0.6  # of the brain; a larger mask is not one of a lesion
+_FLAGS = ('has_healthy', 'has_lesion')
 
 
 def record(name, image, brain, affine, lesion=None, healthy=None) -> dict:
-    """One subject as `template_cohort.record_features` wants it.
+    """A subject as `template_cohort.record_features` describes it.
 
-    An absent lesion or healthy image is all zeros.
+    A missing lesion mask or healthy image becomes zeros.
     """
     filled = lambda data, dtype: (
         np.zeros(image.shape, dtype) if data is None else data.astype(dtype)
@@ -23,3 +50,122 @@ def record(name, image, brain, affine, lesion=None, healthy=None) -> dict:
         'has_lesion': lesion is not None,
         'affine': np.asarray(affine, np.float64),
     }
+
+
+def make(item: Case | Path, source: NiftiSource) -> dict:
+    """The record of a scan, or of a mask of the lesion bank, from its files.
+
+    Raises:
+      UserError: a file that cannot be used.
+    """
+    if isinstance(item, Path):
+        return lesion_record(item, source.lesion_dir, source.grid)
+    return _scan_record(item, source)
+
+
+def _scan_record(case: Case, source: NiftiSource) -> dict:
+    """Read and preprocess a scan; an empty lesion mask is ignored."""
+    scan = load_volume(case.scan)
+    mask = load_volume(case.mask, allow_empty=True) if case.mask else None
+    if mask is not None and not mask.data.any():
+        mask = None
+    result = preprocess.preprocess(scan, source.grid, mask, source.registration)
+    if not result.brain.any():
+        raise UserError(
+            f'{case.scan}: no brain on the model grid; with registration none a scan must be in '
+            "MNI152 space: set registration to 'affine'"
+        )
+    if mask is not None and result.lesion.sum() > MAX_LESION_FRACTION * result.brain.sum():
+        raise UserError(
+            f'{case.mask}: covers most of the brain; it looks like a brain mask: '
+            'rename it or move it away'
+        )
+    if result.overlap < LOW_OVERLAP:
+        note = f'overlap with the MNI152 brain is only {result.overlap:.2f}; look at the result'
+        tqdm.tqdm.write(f'{case.scan}: {note}', file=sys.stderr)
+    return record(case.name, result.image, result.brain, result.affine, lesion=result.lesion)
+
+
+def lesion_record(path: Path, lesion_dir: str, grid: grids.ModelGrid) -> dict:
+    """The record of a mask of the lesion bank, resampled to the model grid; its image is zeros.
+
+    Raises:
+      UserError: the mask cannot be read or lies outside the MNI152 brain.
+    """
+    volume = load_volume(path)
+    mask = resampling.resample_mask(volume.data > 0, volume.affine, grid.shape, grid.affine)
+    if not mask.any():
+        raise UserError(
+            f'{path}: lies outside the MNI152 brain; the masks of lesion_dir must be in MNI space'
+        )
+    nothing = np.zeros(grid.shape, np.float32)
+    name = os.fspath(path.relative_to(lesion_dir))
+    return record(name, nothing, nothing, grid.affine, lesion=mask)
+
+
+def lesion_records(lesion_dir: str, grid: grids.ModelGrid) -> Iterator[tuple[int, dict]]:
+    """The numbered records of all masks of a folder; see `lesion_record`."""
+    files = scan_folders.nifti_files(lesion_dir, 'lesion_dir')
+    for number, path in enumerate(tqdm.tqdm(files, desc='lesion masks', file=sys.stderr)):
+        yield number, lesion_record(path, lesion_dir, grid)
+
+
+def files_of(item: Case | Path) -> list[Path]:
+    """The files of a record: a scan and its mask, or a mask of the lesion bank."""
+    if isinstance(item, Path):
+        return [item]
+    return [item.scan] if item.mask is None else [item.scan, item.mask]
+
+
+def key_of(item: Case | Path, source: NiftiSource) -> str:
+    """The key of an item in the cache, 32 hexadecimal digits.
+
+    Raises:
+      UserError: a file that cannot be read.
+    """
+    described = [
+        nifti_source.PREPROCESSING_VERSION,
+        source.registration,
+        repr(source.grid),
+        'mask' if isinstance(item, Path) else 'scan',
+    ]
+    for path in files_of(item):
+        try:
+            with open(path, 'rb') as file:
+                described.append(hashlib.file_digest(file, 'sha256').hexdigest())
+        except OSError as error:
+            raise UserError(
+                f'{path}: cannot be read ({error.strerror}); check the path and its permissions'
+            ) from error
+    return hashlib.sha256(json.dumps(described).encode()).hexdigest()[:32]
+
+
+def record_of(item: Case | Path, source: NiftiSource) -> dict:
+    """The record of an item, from the cache `source.records` if it is there."""
+    cached = load(source, key_of(item, source)) if source.records else None
+    if cached is None:
+        return make(item, source)
+    is_mask = isinstance(item, Path)
+    name = os.fspath(item.relative_to(source.lesion_dir)) if is_mask else item.name
+    return {**cached, 'name': name}
+
+
+def load(source: NiftiSource, key: str) -> dict | None:
+    """A record of the cache, without its name; None if it is missing or damaged."""
+    path = Path(source.records) / f'{key}.npz'
+    if not path.is_file():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            content = {name: file[name] for name in file.files}
+        content |= {name: bool(content[name]) for name in _FLAGS}
+    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error):
+        return None
+    return content if content['image'].shape == source.grid.shape else None
+
+
+def save(source: NiftiSource, key: str, record: dict) -> None:
+    """Write a record to the cache, without its name, which may differ for the same content."""
+    content = io.BytesIO()
+    np.savez_compressed(content, **{name: v for name, v in record.items() if name != 'name'})
+    write_bytes(Path(source.records) / f'{key}.npz', content.getvalue())

@@ -52,10 +52,7 @@ def sample(
 
 
 def sample_each(
-    volumes: Sequence[np.ndarray],
-    affine: np.ndarray,
-    positions: np.ndarray,
-    mode: str = 'constant',
+    volumes: Sequence[np.ndarray], affine: np.ndarray, positions: np.ndarray, mode: str = 'constant'
 ) -> list[np.ndarray]:
     """`sample` for several volumes on the same voxels."""
     world_to_voxel = np.linalg.inv(affine).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Who goes to which split by the user's own word: a column of participants.tsv, or lists of ids."""
+"""Splits given by the user: in a column of participants.tsv, or as lists of subjects."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from data_pipelines.nifti_source import SPLITS, NiftiSource
 from data_pipelines.scan_folders import Case
 from fluidjax.base.errors import UserError
 
-# What people write in a column; anything else is a mistake, and an empty cell leaves out.
+# Words for the splits in a column. A subject with an empty cell is left out; others are errors.
 _WORDS = {
     'train': 'train',
     'training': 'train',
@@ -28,11 +28,11 @@ _NONE = {'', 'n/a', 'na', 'none'}
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """What the user chose; nothing for the division by the seed.
+    """The splits of the user; empty for the random division.
 
     Attributes:
       column: of participants.tsv, with train, validation or test for each subject.
-      lists: split -> a text file with one subject a line.
+      lists: split -> a text file with one subject per line.
     """
 
     column: str = ''
@@ -40,21 +40,19 @@ class Choice:
 
 
 def subject_id(case: Case) -> str:
-    """Whose scan this is, as lists name it: 01 of sub-01, else the scan's name."""
+    """The subject of a scan, as in lists: 01 for sub-01, else the name of the scan."""
     name = case.scan.name
     return name.split('_')[0].split('.')[0][4:] if name.startswith('sub-') else case.name
 
 
 def assign(source: NiftiSource, choice: Choice) -> tuple[tuple[str, str], ...] | None:
-    """(key of a scan, split) of every scan of data_dir that is given one; None without a choice.
+    """(key of a scan, split) for the scans of data_dir that have a split; None without a choice.
 
     Raises:
-      UserError: a column or a list that cannot be used, or a subject that is not there.
+      UserError: a column or a list that cannot be used, or a subject without a scan.
     """
     if choice.column and choice.lists:
-        raise UserError(
-            '--split-column and the lists of subjects are two ways to say the same; give one'
-        )
+        raise UserError('--split-column and the lists of subjects both define the splits; give one')
     if choice.column:
         wanted, where = _by_column(Path(source.data_dir), choice.column), 'participants.tsv'
     elif choice.lists:
@@ -63,7 +61,7 @@ def assign(source: NiftiSource, choice: Choice) -> tuple[tuple[str, str], ...] |
         return None
     cases = scan_folders.find_cases(source.data_dir, 'data_dir')
     known = {subject_id(case) for case in cases}
-    # participants.tsv often tells of subjects that are not in this copy; a list names them.
+    # participants.tsv often contains subjects without a scan in this copy; a list should not.
     missing = sorted(set(wanted) - known)
     if missing and choice.lists:
         raise UserError(
@@ -78,7 +76,7 @@ def assign(source: NiftiSource, choice: Choice) -> tuple[tuple[str, str], ...] |
 
 
 def participants(folder: Path) -> dict[str, dict[str, str]]:
-    """Rows of participants.tsv by subject (01 of sub-01); empty where there is no such file.
+    """Rows of participants.tsv by subject (01 for sub-01); empty if there is no such file.
 
     Raises:
       UserError: a file without a column participant_id.
@@ -91,7 +89,7 @@ def participants(folder: Path) -> dict[str, dict[str, str]]:
             rows = list(csv.DictReader(file, delimiter='\t'))
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(
-            f'{path}: is no table of tab-separated text ({error}); save it again as UTF-8'
+            f'{path}: is not tab-separated text ({error}); save it again as UTF-8'
         ) from error
     if rows and 'participant_id' not in rows[0]:
         raise UserError(f'{path}: has no column participant_id; name the subjects in it')
@@ -105,7 +103,7 @@ def _bare(subject: str) -> str:
 def _by_column(folder: Path, column: str) -> dict[str, str]:
     path, rows = folder / 'participants.tsv', participants(folder)
     if not rows:
-        raise UserError(f'--split-column: no {path}, or nobody in it')
+        raise UserError(f'--split-column: {path} is missing or empty; write one, or give lists')
     columns = next(iter(rows.values()))
     if column not in columns:
         raise UserError(
@@ -132,7 +130,7 @@ def _by_lists(lists: Mapping[str, str]) -> dict[str, str]:
             lines = Path(name).expanduser().read_text(encoding='utf-8-sig').splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(
-                f'{name}: cannot be read ({error}); give a text file with one subject a line'
+                f'{name}: cannot be read ({error}); give a text file with one subject per line'
             ) from error
         for subject in filter(None, map(_bare, lines)):
             if wanted.get(subject, split) != split:

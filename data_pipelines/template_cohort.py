@@ -1,7 +1,7 @@
-"""TFDS builder of the embedded cohort: subjects made from the MNI152 template, nothing to download.
+"""TFDS builder of the embedded cohort: subjects made from the MNI152 template, without download.
 
-Each subject depends on (seed, split, number) alone. The test split holds diseased copies with their
-lesion mask and the healthy image underneath.
+Each subject depends only on (seed, split, number). The subjects of the test split have lesions; the
+record also contains the lesion mask and the healthy image.
 """
 
 from __future__ import annotations
@@ -10,19 +10,27 @@ import dataclasses
 import sys
 from collections.abc import Iterator
 
+import joblib
 import numpy as np
 import tensorflow_datasets as tfds
 import tqdm
 
-from data_pipelines import grids, lesion_masks, scan_folders, template_lesions, template_subjects
-from data_pipelines.records import record
+from data_pipelines import (
+    grids,
+    mni_template,
+    records,
+    scan_folders,
+    template_lesions,
+    template_subjects,
+)
 
 SEED = 20250610
+MOST_THREADS = 8  # one subject of the paper's size needs about 0.5 GB
 _SPLITS = ('train', 'validation', 'test')
 
 
 def record_features(shape: tuple[int, int, int]) -> tfds.features.FeaturesDict:
-    """The record of one subject, the same for every cohort. Arrays are (x, y, z), zlib-packed."""
+    """The record of a subject, the same for all cohorts. Arrays are (x, y, z), packed with zlib."""
     volume = lambda dtype: tfds.features.Tensor(shape=shape, dtype=dtype, encoding='zlib')
     return tfds.features.FeaturesDict(
         {
@@ -40,8 +48,13 @@ def record_features(shape: tuple[int, int, int]) -> tfds.features.FeaturesDict:
 
 @dataclasses.dataclass(kw_only=True)
 class TemplateConfig(tfds.core.BuilderConfig):
-    """Attributes: grid: the model grid; sizes: subjects of the train, validation and test split;
-    lesion_dir: folder of lesion masks in MNI152 space beside them, '' for none."""
+    """A scale of the embedded cohort.
+
+    Attributes:
+      grid: the model grid.
+      sizes: number of subjects of the train, validation and test split.
+      lesion_dir: folder of lesion masks in MNI152 space that are added as a bank; '' for none.
+    """
 
     grid: grids.ModelGrid
     sizes: tuple[int, int, int]
@@ -55,7 +68,7 @@ SCALES = {
 
 
 def config_for(scale: str, lesion_dir: str = '') -> TemplateConfig:
-    """The TFDS config of a scale; the files of a lesion bank are part of its name."""
+    """The TFDS config of a scale; its name contains a hash of the files of the lesion bank."""
     if not lesion_dir:
         return SCALES[scale]
     files = scan_folders.digest(scan_folders.described(lesion_dir, 'lesion_dir'))
@@ -63,7 +76,7 @@ def config_for(scale: str, lesion_dir: str = '') -> TemplateConfig:
 
 
 def make_record(grid: grids.ModelGrid, split: str, number: int, seed: int = SEED) -> dict:
-    """Subject `number` of a split; diseased in the test split, healthy in the others."""
+    """Subject `number` of a split; with lesions in the test split, healthy in the others."""
     entropy = np.random.SeedSequence([seed, _SPLITS.index(split), number])
     anatomy_rng, scanner_rng, lesion_rng = map(np.random.default_rng, entropy.spawn(3))
     anatomy = template_subjects.random_anatomy(anatomy_rng, grid)
@@ -72,16 +85,40 @@ def make_record(grid: grids.ModelGrid, split: str, number: int, seed: int = SEED
     healthy = scanner.acquire(clean, anatomy.brain)
     name = f'{split}-{number:03d}'
     if split != 'test':
-        return record(name, healthy, anatomy.brain, grid.affine)
+        return records.record(name, healthy, anatomy.brain, grid.affine)
     diseased, mask = template_lesions.add_lesions(lesion_rng, clean, anatomy, scanner.means, grid)
     image = scanner.acquire(diseased, anatomy.brain)
-    return record(name, image, anatomy.brain, grid.affine, lesion=mask, healthy=healthy)
+    return records.record(name, image, anatomy.brain, grid.affine, lesion=mask, healthy=healthy)
+
+
+def make_records(
+    grid: grids.ModelGrid, split: str, count: int, threads: int | None = None
+) -> Iterator[dict]:
+    """The first subjects of a split, in order, with a progress bar.
+
+    They are computed on several threads (SciPy releases the interpreter lock). The records do not
+    depend on their number, as each subject has its own random numbers.
+
+    Args:
+      grid: the model grid.
+      split: 'train', 'validation' or 'test'.
+      count: number of subjects.
+      threads: by default one for each CPU, at most `MOST_THREADS`.
+    """
+    if not count:
+        return
+    mni_template.load_template(grid.spacing[0])  # once, before the threads need it
+    parallel = joblib.Parallel(
+        threads or min(joblib.cpu_count(), MOST_THREADS), backend='threading', return_as='generator'
+    )
+    subjects = parallel(joblib.delayed(make_record)(grid, split, number) for number in range(count))
+    yield from tqdm.tqdm(subjects, desc=f'making {split} subjects', total=count, file=sys.stderr)
 
 
 class TemplateCohort(tfds.core.GeneratorBasedBuilder):
-    """Brains made from the MNI152 template; the test split is diseased."""
+    """Brains made from the MNI152 template, with lesions in the test split."""
 
-    VERSION = tfds.core.Version('1.2.0')  # Raise it when the subjects change.
+    VERSION = tfds.core.Version('1.2.0')  # increase it when the subjects change
     BUILDER_CONFIGS = list(SCALES.values())
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -93,16 +130,14 @@ class TemplateCohort(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager) -> dict:
-        del dl_manager  # Nothing to download.
+        del dl_manager  # there is nothing to download
         config = self.builder_config
         splits = {
             s: self._generate_examples(s, n) for s, n in zip(_SPLITS, config.sizes, strict=True)
         }
         if config.lesion_dir:
-            splits['lesions'] = lesion_masks.lesion_records(config.lesion_dir, config.grid)
+            splits['lesions'] = records.lesion_records(config.lesion_dir, config.grid)
         return splits
 
     def _generate_examples(self, split: str, size: int) -> Iterator[tuple[int, dict]]:
-        progress = tqdm.tqdm(range(size), desc=f'making {split} subjects', file=sys.stderr)
-        for number in progress:
-            yield number, make_record(self.builder_config.grid, split, number)
+        yield from enumerate(make_records(self.builder_config.grid, split, size))

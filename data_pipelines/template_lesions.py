@@ -1,9 +1,10 @@
-"""Lesions for the test subjects of the embedded cohort, unlike those that training paints.
+"""Lesions for the test subjects of the embedded cohort, different from those of training.
 
-Training carries Perlin noise or real masks along a flow and *adds* a shift, I + P (m + s n)
-(METHOD: fluid-driven anomaly randomization). Here a lesion is a union of ellipsoids with a wobbly
-surface, and its intensity is *blended*, I' = (1 - w) I + w (c + texture), towards a necrotic c
-between CSF and grey matter. Neither shape nor law is shared, so the test score says something.
+Training transports Perlin noise or real masks along a flow and *adds* a shift of intensity
+(arXiv:2506.10233, fluid-driven anomaly randomization). Here a lesion is a union of ellipsoids with
+an irregular surface, and its intensity is *blended*, I' = (1 - w) I + w (c + texture), towards a
+necrotic c between CSF and grey matter. Shape and intensity follow other laws than in training, so
+that the test scores are informative.
 """
 
 from __future__ import annotations
@@ -16,19 +17,24 @@ from scipy.spatial import transform
 
 from data_pipelines import grids, template_subjects
 
-# Real masks reach from a few ml (MS) over 30 (glioma) to hundreds (stroke).
+# Real lesions have a few ml (MS), about 30 (glioma) or hundreds (stroke).
 VOLUME_RANGE_ML = (5.0, 120.0)
 STRENGTH_RANGE = (0.6, 1.0)
 MAX_LESIONS = 3
 MAX_ELLIPSOIDS = 3
 SURFACE_WOBBLE = 0.22
-# A lesion spreads through tissue more easily than across CSF.
+# A lesion spreads more easily through tissue than through CSF.
 CSF_RESISTANCE = 1.5
 
 
 @dataclasses.dataclass(frozen=True)
 class Lesion:
-    """Attributes: profile: (x, y, z) float32 in [0, 1], soft rim; mask: bool, profile >= 0.5."""
+    """A lesion on a model grid.
+
+    Attributes:
+      profile: (x, y, z) float32 in [0, 1], with a soft rim.
+      mask: (x, y, z) bool, profile >= 0.5.
+    """
 
     profile: np.ndarray
     mask: np.ndarray
@@ -47,7 +53,7 @@ def _ellipsoid_distance(
 def _random_centre(
     rng: np.random.Generator, anatomy: template_subjects.Anatomy, positions: np.ndarray
 ) -> np.ndarray:
-    """A voxel inside the tissue, white matter preferred; world mm."""
+    """Position of a voxel of tissue, most likely of white matter; world mm."""
     weight = np.where(anatomy.brain, anatomy.wm**2 + 0.2 * anatomy.gm**2, 0.0).ravel()
     index = rng.choice(weight.size, p=weight / weight.sum())
     return positions.reshape(-1, 3)[index]
@@ -59,7 +65,7 @@ def random_lesion(
     anatomy: template_subjects.Anatomy,
     volume_ml: float,
 ) -> Lesion:
-    """One lesion of `volume_ml` (to the nearest voxel, at least one) inside the brain."""
+    """A lesion of `volume_ml` (to the nearest voxel, at least one) inside the brain."""
     positions = grid.positions()
     radius = (3000.0 * volume_ml / (4 * np.pi)) ** (1 / 3)
     centre = _random_centre(rng, anatomy, positions)
@@ -86,9 +92,9 @@ def soft_profile(mask: np.ndarray, grid: grids.ModelGrid, rim_mm: float) -> np.n
     """Logistic function of the distance (mm) to the mask's surface: above 0.5 inside."""
     to_outside = ndimage.distance_transform_edt(mask, sampling=grid.spacing)
     to_inside = ndimage.distance_transform_edt(~mask, sampling=grid.spacing)
-    half_voxel = grid.spacing[0] / 2  # The surface runs between voxel centres.
+    half_voxel = grid.spacing[0] / 2  # the surface runs between voxel centres
     depth = np.where(mask, to_outside - half_voxel, half_voxel - to_inside)
-    # Clipped: far from the lesion exp() would overflow.
+    # Clipped, because exp() would overflow far from the lesion.
     return 1 / (1 + np.exp(-np.clip(depth / rim_mm, -30, 30)))
 
 
@@ -116,7 +122,7 @@ def add_lesions(
     tissue_means: tuple[float, float, float],
     grid: grids.ModelGrid,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """One to three lesions, each of 5 ml or more and together at most 120 ml, log-uniform.
+    """Add one to three lesions, each of at least 5 ml, together at most 120 ml, log-uniform.
 
     Returns:
       (diseased image before bias and noise, mask), (x, y, z) float32 and bool.

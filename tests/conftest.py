@@ -1,4 +1,4 @@
-"""Shared by all tests: where the reference data lie, and one compilation cache for every run."""
+"""Shared by all tests: the reference data, a compilation cache, and a run without training."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 CHECKOUT = Path(__file__).resolve().parents[1]
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(CHECKOUT / '.cache' / 'xla'))
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.5')
-# Small arrays, many programs: to optimise these takes longer than it saves.
+# Many programs on small arrays: optimising them would take longer than it saves.
 os.environ.setdefault('XLA_FLAGS', '--xla_backend_optimization_level=0')
 
 import pytest  # noqa: E402
@@ -24,7 +24,7 @@ def _existing(path: Path) -> Path:
 
 @pytest.fixture(scope='session')
 def shared_dir() -> Path:
-    """Real scans and reference numbers beside the checkout; tests that ask for it skip without."""
+    """Real scans and reference numbers beside the checkout; without them tests are skipped."""
     return _existing(CHECKOUT.parent / 'shared')
 
 
@@ -42,8 +42,10 @@ def checkout() -> Path:
 
 @pytest.fixture(scope='session')
 def smoke_run(tmp_path_factory) -> Path:
-    """A run folder of the smoke size with parameters as drawn, a threshold and scores: as `main`
-    and `eval` leave it, in seconds. Tests must not write into it."""
+    """A run of the smoke size with initial parameters, thresholds and scores, made in seconds.
+
+    Its files are those of `train` and `eval`. Tests must not write into it.
+    """
     import json
 
     import jax

@@ -91,9 +91,9 @@ def rows_of(
         UserError: the configuration has no autoencoder and U-Net.
     """
     (first, first_training), (last, last_training) = _methods(config, shape, dtype)
-    volume = _spec(1, *first.grid.shape, 1)
-    z = _spec(1, *first.latent_shape)
-    params = jax.eval_shape(first.init, _key())
+    volume = spec(1, *first.grid.shape, 1)
+    z = spec(1, *first.latent_shape)
+    params = jax.eval_shape(first.init, key_spec())
     rows = _autoencoder_rows(first, params, volume, z)
     for name, condition in CONDITIONS.items():
         network = dataclasses.replace(last.network, condition=condition)
@@ -103,7 +103,7 @@ def rows_of(
         first.loss, first.trainable, params, brains, first_training
     )
     rows[f'{config.method}_step'] = training_row(
-        last.loss, last.trainable, jax.eval_shape(last.init, _key()), brains, last_training
+        last.loss, last.trainable, jax.eval_shape(last.init, key_spec()), brains, last_training
     )
     return rows
 
@@ -160,7 +160,7 @@ def _unet_rows(name: str, network: UNetConfig, z: Any, training: StageSettings) 
     """A U-Net's forward pass, and its training step from given latents."""
     model = UNet(network)
     cond = None if network.condition == 'none' else z
-    params = jax.eval_shape(model.init, _key(), z, _spec(1, dtype=jnp.int32), cond)['params']
+    params = jax.eval_shape(model.init, key_spec(), z, spec(1, dtype=jnp.int32), cond)['params']
     schedule = linear_schedule(1000)
 
     def forward(params: Any, batch: Any, key: Any) -> tuple[Any, jax.Array]:
@@ -192,17 +192,19 @@ def training_row(
     def row_step(state: Any, batch: Any, key: jax.Array) -> Any:
         return step(state, batch['samples'], batch['first'].reshape(()), key)
 
-    batch = {'samples': batch, 'first': _spec(1, dtype=jnp.int32)}
+    batch = {'samples': batch, 'first': spec(1, dtype=jnp.int32)}
     return Row(
         params, row_step, batch, lambda p: create_state(p, trainable, optimizer), donate=True
     )
 
 
-def _spec(*shape: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
+def spec(*shape: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
+    """The shape of an array."""
     return jax.ShapeDtypeStruct(shape, dtype)
 
 
-def _key() -> Any:
+def key_spec() -> Any:
+    """The shape of a random key."""
     return jax.eval_shape(lambda: jax.random.key(0))
 
 
@@ -231,7 +233,7 @@ def compile_row(row: Row, devices: list[Any]) -> Any:
     arguments = (
         on(jax.eval_shape(row.start, row.params), whole),
         on(row.batch, spread, len(devices)),
-        on(_key(), whole),
+        on(key_spec(), whole),
     )
     jitted = jax.jit(function, donate_argnums=(0,) if row.donate else ())
     return jitted.lower(*arguments).compile()

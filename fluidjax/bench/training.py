@@ -261,16 +261,12 @@ def compile_for(config: Any, topology: str, only: Sequence[str] = ()) -> dict[st
 def _rows(stage: Stage, training: StageSettings, size: int) -> dict[str, Row]:
     """The training step on new pairs, and the two dispatches of a pooled step, for one device."""
     method, axis = stage.method, networks.AXIS
-    params = jax.eval_shape(method.init, jax.random.key(0))
-    volume = jax.ShapeDtypeStruct((size, *method.pairs.grid.shape, 1), jnp.float32)
-    first = jax.ShapeDtypeStruct((1,), jnp.int32)
-    brains = {'image': volume, 'brain': volume}
-    frozen = {n: group for n, group in params.items() if n not in method.trainable}
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    examples = jax.eval_shape(lambda *given: method.examples(*given), params, brains, key)
-    pool = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct((training.pool, *x.shape), x.dtype), examples
-    )
+    params = jax.eval_shape(method.init, networks.key_spec())
+    first = networks.spec(1, dtype=jnp.int32)
+    brains = dict.fromkeys(('image', 'brain'), networks.spec(size, *method.pairs.grid.shape, 1))
+    _, frozen = split(method, params)
+    examples = jax.eval_shape(method.examples, params, brains, networks.key_spec())
+    pool = jax.tree.map(lambda x: networks.spec(training.pool, *x.shape, dtype=x.dtype), examples)
     optimizer = make_optimizer(training.optimizer, training.steps, method.trainable)
     fill = make_fill(method.examples, training, axis)
     steps = make_pool_steps(method.example_loss, optimizer, training, axis, 1)

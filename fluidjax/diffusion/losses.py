@@ -1,7 +1,7 @@
 """Training losses of the denoiser, one number per sample.
 
 The learned variance interpolates, in the log domain, between beta_t and the posterior variance and
-is trained by the variational bound alone (Nichol and Dhariwal 2021, eq. 15-16).
+is trained by the variational bound only (Nichol and Dhariwal 2021, eq. 15-16).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def split_variance(output: jax.Array, channels: int) -> tuple[jax.Array, jax.Arr
 
 
 def learned_log_variance(schedule: Schedule, v: jax.Array, t: jax.Array) -> jax.Array:
-    """The log-variance of step t that the variance channels v stand for."""
+    """The log-variance of step t from the variance channels v."""
     low = sch.lookup(schedule.posterior_log_variance_clipped, t, v.ndim)
     high = sch.lookup(np.log(schedule.betas), t, v.ndim)
     return interpolated_log_variance(v, low, high)

@@ -1,10 +1,10 @@
-"""Samplers: a `lax.scan` over the steps visited, seeing nothing but a denoise function.
+"""Samplers: a `lax.scan` over the visited steps, which takes the model as a denoise function.
 
 `denoise(x, t)` takes the noisy latent (b, ...) and the original steps (b,) and returns the model
-output: a prediction ('eps', 'v' or 'x0'), with the same number of variance channels after it if the
-model learned the variance. Whatever conditions the model is inside that function.
+output: a prediction ('eps', 'v' or 'x0'), followed by as many variance channels if the model
+learned the variance. A condition of the model is part of that function.
 
-Every sampler starts from x_t at the level of noise of step `start` - 1: a noised scan, or, with
+Every sampler starts from x_t at the noise level of step `start` - 1: a noised scan, or, with
 start = schedule.num_steps, standard normal noise. `start`, x_t and the key may be traced, so that
 several seeds or noise levels are one `jax.vmap`; `ensemble` is that call.
 """
@@ -31,7 +31,7 @@ def one_step(
 ) -> jax.Array:
     """x0 in a single evaluation."""
     sch.check_start(schedule, start)
-    return _predict(denoise, schedule, x_t, _steps(start - 1, x_t), prediction, None)[0]
+    return _predict(denoise, schedule, x_t, _steps(start - 1, x_t), prediction)[0]
 
 
 def ddpm(
@@ -41,13 +41,11 @@ def ddpm(
     start: Start,
     key: jax.Array,
     prediction: str = 'eps',
-    clip: float | None = None,
     num_steps: int | None = None,
 ) -> jax.Array:
     """Ancestral sampling (Ho et al. 2020, alg. 2).
 
     Args:
-        clip: bound of |x0|, None for latents.
         num_steps: evaluations, spread evenly over the steps (Nichol and Dhariwal 2021, section 4);
             None for all of them, which needs a `start` that is not traced.
     """
@@ -57,7 +55,7 @@ def ddpm(
     def body(x: jax.Array, step: tuple) -> tuple[jax.Array, None]:
         t, s, step_key = step
         noise = jax.random.normal(step_key, x.shape, x.dtype)
-        return ddpm_step(denoise, schedule, x, t, noise, prediction, clip, s), None
+        return ddpm_step(denoise, schedule, x, t, noise, prediction, s), None
 
     xs = (steps, _following(steps), jax.random.split(key, len(steps)))
     return jax.lax.scan(body, x_t, xs)[0]
@@ -70,29 +68,18 @@ def ddim(
     start: Start,
     num_steps: int,
     prediction: str = 'eps',
-    eta: float = 0.0,
-    key: jax.Array | None = None,
-    clip: float | None = None,
-    spacing: str = 'time',
 ) -> jax.Array:
-    """DDIM in `num_steps` evaluations (Song et al. 2021, eq. 12): first order in the step.
+    """Deterministic DDIM in `num_steps` evaluations (Song et al. 2021, eq. 12 with eta = 0).
 
-    Args:
-        eta: 0 deterministic, 1 as noisy as ancestral sampling; above 0 a `key` is needed.
-        clip: bound of |x0|, None for latents.
-        spacing: of the steps, see `schedule.visited`.
+    First order in the step; the steps are evenly spaced in time.
     """
-    if eta > 0 and key is None:
-        raise ValueError('ddim with eta > 0 draws noise and needs a key')
-    steps = sch.visited(schedule, start, num_steps, spacing)
+    steps = sch.visited(schedule, start, num_steps)
 
     def body(x: jax.Array, step: tuple) -> tuple[jax.Array, None]:
-        t, s, step_key = step
-        noise = jax.random.normal(step_key, x.shape, x.dtype) if eta > 0 else jnp.zeros_like(x)
-        return ddim_step(denoise, schedule, x, t, noise, prediction, eta, clip, s), None
+        t, s = step
+        return ddim_step(denoise, schedule, x, t, prediction, s), None
 
-    keys = jax.random.split(jax.random.key(0) if key is None else key, num_steps)
-    return jax.lax.scan(body, x_t, (steps, _following(steps), keys))[0]
+    return jax.lax.scan(body, x_t, (steps, _following(steps)))[0]
 
 
 def dpmpp(
@@ -102,25 +89,20 @@ def dpmpp(
     start: Start,
     num_steps: int,
     prediction: str = 'eps',
-    clip: float | None = None,
-    spacing: str = 'log_snr',
 ) -> jax.Array:
     """DPM-Solver++(2M) in `num_steps` evaluations (Lu et al. 2022, arXiv:2211.01095, alg. 2).
 
     Deterministic, second order in the step h of lambda = log(signal / sigma). The first step is
-    first order, for want of a step before it, and so is the last, from step 0 to the clean x0.
-
-    Args:
-        clip: bound of |x0|, None for latents.
-        spacing: of the steps, see `schedule.visited`. With 'time' the steps in lambda grow towards
-            the end, and a few of them extrapolate too far.
+    first order, because there is no step before it, and so is the last, from step 0 to the clean
+    x0. The steps are evenly spaced in lambda: evenly in time, they would grow in lambda towards the
+    end, and with few of them extrapolate too far.
     """
-    steps = sch.visited(schedule, start, num_steps, spacing)
+    steps = sch.visited(schedule, start, num_steps, even_in_log_snr=True)
 
     def body(carry: tuple, step: tuple) -> tuple[tuple[jax.Array, jax.Array], None]:
         (x, x0_before), (t, s, weight) = carry, step
         t, s = _steps(t, x), _steps(s, x)
-        x0, _ = _predict(denoise, schedule, x, t, prediction, clip)
+        x0, _ = _predict(denoise, schedule, x, t, prediction)
         signal_t, sigma_t = sch.signal_and_noise(schedule, t, x.ndim)
         signal_s, sigma_s = sch.signal_and_noise(schedule, s, x.ndim)
         D = x0 + weight * (x0 - x0_before)
@@ -150,15 +132,15 @@ def ensemble(
     starts: int | Sequence[int],
     keys: jax.Array,
 ) -> jax.Array:
-    """Samples (n, b, ...) from x0 (b, ...) noised n times, all in one vmapped call.
+    """Samples (n, b, ...) from x0 (b, ...) noised n times, in one vmapped call.
 
     Args:
         sample: `sample(x_t, start, key)`, a sampler with all else fixed.
-        starts: one noise level for all, or one each; x0 is noised to step start - 1.
+        starts: one noise level for all, or n of them; x0 is noised to step start - 1.
         keys: n keys; each draws the noise of its start, then that of its steps.
 
     Raises:
-        UserError: a start that is no step of the schedule.
+        UserError: a start that is not a step of the schedule.
     """
     starts = np.broadcast_to(np.asarray(starts), keys.shape)
     for start in starts.tolist():
@@ -179,17 +161,16 @@ def ddpm_step(
     step: Start,
     noise: jax.Array,
     prediction: str = 'eps',
-    clip: float | None = None,
     to: Start | None = None,
 ) -> jax.Array:
     """x_to = mean + [to >= 0] exp(log_variance / 2) noise; `step`, `to` one number or (b,).
 
-    `to` is the step before, if not given. A learned variance is interpolated between those of this
-    step, however long it is.
+    `to` is the step before where None. A learned variance is interpolated between the two limits of
+    this step, however long it is.
     """
     t = _steps(step, x)
     s = t - 1 if to is None else _steps(to, x)
-    x0, v = _predict(denoise, schedule, x, t, prediction, clip)
+    x0, v = _predict(denoise, schedule, x, t, prediction)
     mean, variance, beta = sch.q_between(schedule, x0, x, t, s)
     log_variance = jnp.log(jnp.maximum(variance, TINY))
     if v is not None:
@@ -204,40 +185,28 @@ def ddim_step(
     schedule: Schedule,
     x: jax.Array,
     step: Start,
-    noise: jax.Array,
     prediction: str = 'eps',
-    eta: float = 0.0,
-    clip: float | None = None,
     to: Start | None = None,
 ) -> jax.Array:
     """One DDIM step, to the step before or to `to`; a learned variance is not used."""
     t = _steps(step, x)
     s = t - 1 if to is None else _steps(to, x)
-    x0, _ = _predict(denoise, schedule, x, t, prediction, clip)
-    eps = sch.predict_eps(schedule, x, t, x0)
-    _, variance, _ = sch.q_between(schedule, x0, x, t, s)
+    x0, _ = _predict(denoise, schedule, x, t, prediction)
     signal_s, sigma_s = sch.signal_and_noise(schedule, s, x.ndim)
-    direction = jnp.sqrt(jnp.maximum(jnp.square(sigma_s) - eta**2 * variance, 0.0))
-    return signal_s * x0 + direction * eps + eta * jnp.sqrt(variance) * noise
+    return signal_s * x0 + sigma_s * sch.predict_eps(schedule, x, t, x0)
 
 
 def _predict(
-    denoise: Denoise,
-    schedule: Schedule,
-    x: jax.Array,
-    t: jax.Array,
-    prediction: str,
-    clip: float | None,
+    denoise: Denoise, schedule: Schedule, x: jax.Array, t: jax.Array, prediction: str
 ) -> tuple[jax.Array, jax.Array | None]:
     """x0 and the variance channels, if there are any."""
     output = denoise(x, jnp.asarray(schedule.timestep_map)[t])
     mean, v = split_variance(output, x.shape[-1])
-    x0 = sch.predict_x0(schedule, prediction, x, t, mean)
-    return (x0 if clip is None else jnp.clip(x0, -clip, clip)), v
+    return sch.predict_x0(schedule, prediction, x, t, mean), v
 
 
 def _following(steps: jax.Array) -> jax.Array:
-    """For each step visited the one it goes to; the last goes to the clean x0, -1."""
+    """The step after each visited one; after the last comes the clean x0, -1."""
     return jnp.append(steps[1:], -1)
 
 

@@ -17,7 +17,6 @@ import numpy as np
 from fluidjax.base.errors import UserError
 
 PREDICTIONS = ('eps', 'v', 'x0')
-SPACINGS = ('time', 'log_snr')
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -26,7 +25,7 @@ class Schedule:
 
     Attributes:
         betas: (num_steps,) variances of the single steps.
-        timestep_map: (num_steps,) the step of the original process: what the network is told.
+        timestep_map: (num_steps,) the steps of the original process, which the network sees.
     """
 
     betas: np.ndarray
@@ -85,7 +84,7 @@ def linear_schedule(
     if scale * beta_end >= 1.0:
         raise UserError(
             f'diffusion.num_steps: {num_steps} is too few for a linear schedule up to '
-            f'{beta_end}; take more, and sample with fewer by respacing'
+            f'{beta_end}; take more, and sample with fewer'
         )
     betas = np.linspace(scale * beta_start, scale * beta_end, num_steps, dtype=np.float64)
     return Schedule(betas, np.arange(num_steps))
@@ -104,31 +103,20 @@ def respace(schedule: Schedule, steps: np.ndarray | list[int]) -> Schedule:
     return Schedule(betas, schedule.timestep_map[steps])
 
 
-def evenly_spaced(num_steps: int, count: int) -> list[int]:
-    """`count` steps of `num_steps`, both ends kept: round(i (num_steps - 1) / (count - 1))."""
-    if not 1 <= count <= num_steps:
-        raise UserError(f'diffusion sampling steps: {count} is not within 1..{num_steps}')
-    if count == 1:
-        return [num_steps - 1]
-    return [round(i * (num_steps - 1) / (count - 1)) for i in range(count)]
-
-
 def visited(
-    schedule: Schedule, start: int | jax.Array, count: int, spacing: str = 'time'
+    schedule: Schedule, start: int | jax.Array, count: int, even_in_log_snr: bool = False
 ) -> jax.Array:
-    """The `count` steps a sampler visits, (count,) int32 from `start` - 1 down to 0.
+    """The `count` steps that a sampler visits, (count,) int32 from `start` - 1 down to 0.
 
     Args:
         start: may be traced, as under `vmap`; then it is not checked, and with a start below
             `count` steps repeat, which every sampler passes without moving.
-        spacing: 'time' as `evenly_spaced`; 'log_snr' evenly in lambda = log(signal / sigma)
-            (Lu et al. 2022, section 4), to the nearest steps that are all different.
+        even_in_log_snr: evenly spaced in lambda = log(signal / sigma) (Lu et al. 2022, section 4),
+            at the nearest steps that are all different, instead of evenly in time.
 
     Raises:
-        UserError: no such spacing, or a count or a start outside the schedule.
+        UserError: a count or a start outside the schedule.
     """
-    if spacing not in SPACINGS:
-        raise UserError(f'diffusion spacing: {spacing!r} is not one of {", ".join(SPACINGS)}')
     check_start(schedule, start)
     most = start if _is_known(start) else schedule.num_steps
     if not 1 <= count <= most:
@@ -137,13 +125,13 @@ def visited(
     if count == 1:
         return start[None] - 1
     i = jnp.arange(count)
-    if spacing == 'time':
-        return _round_ratio(i * (start - 1), count - 1)[::-1]
-    return _nearest_in_log_snr(schedule, start, count)[::-1]
+    if even_in_log_snr:
+        return _nearest_in_log_snr(schedule, start, count)[::-1]
+    return _round_ratio(i * (start - 1), count - 1)[::-1]
 
 
 def check_start(schedule: Schedule, start: int | jax.Array) -> None:
-    """See that `start` - 1 is a step of the schedule, unless it is traced.
+    """Check that `start` - 1 is a step of the schedule, unless it is traced.
 
     Raises:
         UserError: it is not.
@@ -168,16 +156,9 @@ def _nearest_in_log_snr(schedule: Schedule, start: jax.Array, count: int) -> jax
     wanted = jnp.linspace(noise[0], noise[start - 1], count)
     steps = jnp.interp(wanted, noise, jnp.arange(schedule.num_steps, dtype=jnp.float32))
     i = jnp.arange(count)
-    # Near t = 0 lambda changes by 0.4 a step: what would repeat is moved up, then held below start.
+    # Near t = 0 lambda changes by 0.4 per step: repeated steps are moved up, but stay below start.
     different = i + jax.lax.cummax(jnp.int32(jnp.round(steps)) - i)
     return jnp.maximum(jnp.minimum(different, start - count + i), 0)
-
-
-def strided(num_steps: int, count: int) -> list[int]:
-    """The steps 0, s, 2s, ... of DDIM's published spacing; `count` divides `num_steps`."""
-    if count < 1 or num_steps % count:
-        raise UserError(f'diffusion sampling steps: {count} does not divide {num_steps}')
-    return list(range(0, num_steps, num_steps // count))
 
 
 def lookup(table: np.ndarray, t: jax.Array, ndim: int) -> jax.Array:
@@ -228,7 +209,7 @@ def q_between(
 def target(
     schedule: Schedule, prediction: str, x0: jax.Array, t: jax.Array, noise: jax.Array
 ) -> jax.Array:
-    """What the network is trained to give: the noise, v = sqrt(abar) eps - sigma x0, or x0.
+    """The target of the network: the noise, v = sqrt(abar) eps - sigma x0, or x0.
 
     v-prediction: Salimans and Ho 2022, appendix D.
     """

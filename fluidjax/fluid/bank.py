@@ -1,4 +1,4 @@
-"""Lesion seeds from a bank of real masks: mirrored, turned, scaled, and placed in the brain."""
+"""Lesion seeds from a bank of real masks: mirrored, rotated, scaled, and placed in the brain."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from fluidjax.fluid.draws import SeedDraw
 from fluidjax.fluid.grid import Grid
 from fluidjax.fluid.settings import FluidSettings
 
-# A place is judged by this many random voxels of the mask, then by all of them.
+# A place is tested with this many random voxels of the mask, the chosen one with all of them.
 _POINTS, _PLACES_NEAR, _PLACES_ANYWHERE = 64, 8, 24
-_SCALES = (0.1, 10.0)  # what a wanted volume may do to a mask's lengths
+_SCALES = (0.1, 10.0)  # limits of the factor on a mask's lengths that gives a wanted volume
 _TINY = 1e-6
 
 
 def random_voxels(key: jax.Array, mask: jax.Array, count: int) -> jax.Array:
     """Indices (count, d) of voxels drawn uniformly from a boolean mask that is not empty.
 
-    Plane, then line, then voxel, each in proportion to what it holds: no draw over the volume.
+    A plane is drawn, then a line, then a voxel, each in proportion to the voxels in it.
     """
     planes = mask.sum(axis=tuple(range(1, mask.ndim)))
 
@@ -36,7 +36,7 @@ def random_voxels(key: jax.Array, mask: jax.Array, count: int) -> jax.Array:
 
 
 def turn(angles: jax.Array, ndim: int) -> jax.Array:
-    """Rotation matrix (d, d): turns about x, y and z in this order; in 2-D the last alone."""
+    """Rotation matrix (d, d): rotations about x, y and z in this order; in 2-D only the last."""
     about = []
     for k in range(3):
         i, j = (a for a in range(3) if a != k)
@@ -53,9 +53,9 @@ def place_mask(
     """A mask of the bank as P0, with at least `settings.inside_share` of it in the brain.
 
     It is mirrored about the middle of axis 0 (the mid-sagittal plane of a centred RAS+ grid),
-    turned and scaled about its centre, and moved by up to `bank_shift_mm`; the first of several
-    such places that keeps the share is taken, then random places in the brain are tried. What still
-    does not fit, because the mask is larger than the brain has room for, is cut at the border.
+    rotated and scaled about its centre, and moved by up to `bank_shift_mm`. The first of several
+    such places that keeps the share is taken; if there is none, random places in the brain are
+    tried. A mask that still does not fit, because it is too large, is cut at the border.
 
     Args:
       draw: mirror, angles, scale or wanted volume, and the key of the places.
@@ -91,7 +91,7 @@ def place_mask(
     whole = jnp.maximum(P0.sum(), scale**grid.ndim * mask.sum())
     inside = jnp.where(brain, P0, 0.0)
     P0 = jnp.where(inside.sum() >= settings.inside_share * whole, P0, inside)
-    # A speck can fall between the voxels: then one voxel of the brain under it is the seed.
+    # A tiny mask can fall between the voxels: then one voxel of the brain under it is the seed.
     anchor = jnp.where(hits[chosen].any(), landed[chosen, jnp.argmax(hits[chosen])], far[0])
     speck = jnp.zeros(grid.shape).at[tuple(anchor)].set(1.0)
     peak = inside.max()
@@ -108,8 +108,8 @@ def _scale_to(size_ml: jax.Array, mask: jax.Array, grid: Grid) -> jax.Array:
 def _looked_up(brain: jax.Array, voxel: jax.Array) -> jax.Array:
     """Whether voxels (..., d) lie in the brain; outside the volume they do not."""
     size = jnp.asarray(brain.shape)
-    held = tuple(jnp.moveaxis(jnp.clip(voxel, 0, size - 1), -1, 0))
-    return brain[held] & jnp.all((voxel >= 0) & (voxel < size), axis=-1)
+    clipped = tuple(jnp.moveaxis(jnp.clip(voxel, 0, size - 1), -1, 0))
+    return brain[clipped] & jnp.all((voxel >= 0) & (voxel < size), axis=-1)
 
 
 def _resample(

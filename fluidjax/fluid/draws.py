@@ -1,7 +1,7 @@
-"""Every number a random pair hangs on, drawn before anything is computed.
+"""The random numbers of a pair, drawn before anything is computed.
 
 A `Draw` is small: scalars, and the keys of the fields (noise, flow, texture). The same draw gives
-the same pair, so it can be written down, read back, and changed.
+the same pair, so it can be saved, loaded and changed.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ _FLIPPED = 0.2  # UNA's equation flips the sign of a fifth of its lesions
 
 
 class SeedDraw(NamedTuple):
-    """What one lesion seed hangs on; in a `Draw` each field has a leading axis, one a seed.
+    """The random numbers of one lesion seed; in a `Draw` each field has a leading axis of seeds.
 
-    from_bank: a mask of the bank, or else Perlin noise.
-    share: of the brain that a Perlin seed covers.
-    size_ml: the volume wanted; 0 leaves it to `share` and `scale`.
-    bank_index: which mask.
-    mirrored: left to right.
-    angles: turns about each axis, radians; (3,), of which 2-D uses the last.
+    from_bank: whether it is a mask of the bank, not Perlin noise.
+    share: share of the brain that a Perlin seed covers.
+    size_ml: the wanted volume; 0 leaves it to `share` and `scale`.
+    bank_index: which mask of the bank.
+    mirrored: whether left and right are exchanged.
+    angles: rotations about each axis, radians; (3,), of which 2-D uses the last.
     scale: factor on the mask's lengths.
-    key: of the noise, and of the places tried.
+    key: key of the noise and of the places tried.
     """
 
     from_bank: jax.Array
@@ -40,13 +40,13 @@ class SeedDraw(NamedTuple):
 
 
 class Draw(NamedTuple):
-    """What one pair hangs on.
+    """The random numbers of one pair.
 
-    diseased: whether the pair is diseased at all.
-    count: how many of the seeds are used.
-    seeds: `SeedDraw`, a leading axis of `FluidSettings.lesion_count[1]`.
+    diseased: whether the pair has a lesion.
+    count: number of seeds used.
+    seeds: `SeedDraw` with a leading axis of `FluidSettings.lesion_count[1]`.
     time: transport time.
-    bright, flipped: sign of the painted shift, in the laws of code and in UNA's equation.
+    bright, flipped: sign of the painted shift, in the published code and in UNA's equation.
     u_shift, n_shift, u_spread: uniform, normal and uniform draw of the painted shift and spread.
     strength: factor on the shift.
     key_flow, key_texture: of the flow and of the lesion's texture.
@@ -71,7 +71,7 @@ def _uniform(key: jax.Array, limits: tuple[float, float]) -> jax.Array:
 
 
 def draw_seed(key: jax.Array, settings: FluidSettings, bank_size: int) -> SeedDraw:
-    """One seed's numbers; `bank_size` masks to choose from, 0 for Perlin seeds alone."""
+    """The numbers of one seed; `bank_size` is the number of masks, 0 for Perlin seeds only."""
     keys = dict(zip(SeedDraw._fields, jax.random.split(key, len(SeedDraw._fields))))
     limit = jnp.deg2rad(settings.bank_rotation_degrees)
     low, high = settings.size_ml

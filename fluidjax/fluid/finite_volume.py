@@ -1,7 +1,7 @@
 """The right-hand side dP/dt = -V . grad P + div(D grad P), in conservative form on voxel faces.
 
 With a flow whose faces are free of divergence (`flow.face_flow`), -div(V P) and -V . grad P are the
-same, so one formula keeps both what the paper writes and the lesion's mass: what leaves a voxel
+same, so one formula is both the paper's equation and keeps the lesion's mass: what leaves a voxel
 enters its neighbour. Advection is first-order upwind, or a total-variation-diminishing scheme with
 Koren's limiter (Koren 1993: third order where P is smooth and monotone). Either keeps P within its
 bounds for Euler steps up to the stable one, and so does every scheme made of Euler steps.
@@ -58,7 +58,7 @@ def right_hand_side(
 def _face_terms(
     jump: jax.Array, rate: jax.Array, axis: int, grid: Grid, advection: str
 ) -> tuple[jax.Array, jax.Array]:
-    """What a face's flow does to the voxel below it and to the one above it.
+    """The change of the voxels below and above a face by the flow through it.
 
     The face carries P_f = P_i + ahead from below, P_{i+1} - behind from above; a voxel changes by
     the flow times (P_f - its own P).
@@ -129,16 +129,3 @@ def stable_time_step(
       dt, a scalar; very large where nothing moves.
     """
     return cfl / jnp.maximum(exchange_rate(flow, grid, advection), _NO_FLOW)
-
-
-def face_divergence(flow: FaceFlow, grid: Grid) -> jax.Array:
-    """What flows out of each voxel less what flows in, per unit time (x, y (, z)).
-
-    Zero to rounding in every voxel of a confined or periodic flow; in an open one the first voxel
-    of each axis lacks its lower face and is left at zero.
-    """
-    total = sum(
-        (flow.speeds[k] - _from_below(flow.speeds[k], axis, grid)) / grid.spacing[k]
-        for k, axis in enumerate(grid.axes)
-    )
-    return total

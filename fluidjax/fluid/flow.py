@@ -6,9 +6,9 @@ that V = curl(chi Psi) has no component through it (Bridson et al. 2007, "Curl-n
 fluid flow") and a lesion slides along the border instead of leaving.
 
 At the nodes V = chi curl(Psi) + grad(chi) x Psi, with the noise differentiated exactly. At the
-faces the potentials live on the edges of the voxels and V is their circulation, so that what flows
-into a voxel flows out of it to rounding, and nothing at all flows through a confined brain's
-surface.
+faces the potentials live on the edges of the voxels and V is their circulation, so that inflow and
+outflow of a voxel are equal to rounding, and nothing flows through the surface of a confined
+brain.
 """
 
 from __future__ import annotations
@@ -25,14 +25,16 @@ from fluidjax.fluid.operators import curl_of, forward_difference
 from fluidjax.fluid.settings import FluidSettings
 
 _PRECISION = jax.lax.Precision.HIGHEST
-_LENGTHS_A_RAMP = 0.2  # of the blur that finds the brain's surface; gaps below 4 mm leak a little
+_LENGTHS_A_RAMP = (
+    0.2  # length of the blur that locates the brain's surface; gaps below 4 mm leak a little
+)
 
 
 class FaceFlow(NamedTuple):
     """A flow at the upper faces of the voxels, the faces between voxel i and i + 1 of each axis.
 
     speeds: for each axis the velocity through the face, (x, y (, z)) mm per unit time; None where
-      nothing but diffusion moves.
+      there is only diffusion.
     diffusivity: for each axis D at the face, (x, y (, z)) mm^2 per unit time; None without.
     """
 
@@ -65,17 +67,17 @@ def node_fractions(nodes: Grid, grid: Grid) -> Coordinates:
 def border_ramp(
     brain: jax.Array, grid: Grid, at: Coordinates, width_mm: float, along: int | None = None
 ) -> jax.Array:
-    """chi: 0 at the brain's surface and outside it, 1 deeper than about `width_mm`.
+    """The ramp chi: 0 at the brain's surface and outside, 1 deeper than about `width_mm`.
 
     A smooth step of the depth d below the surface, which is found by blurring: with an exponential
     kernel of length L the share of brain a depth d below a flat surface is 1 - exp(-d / L) / 2
     (Varadhan 1967; oblique surfaces seem up to 1.7 times as deep). Unlike a distance
-    transform this is smooth, is a matrix product an axis, and has an exact derivative.
+    transform it is smooth, is one matrix product per axis, and has an exact derivative.
 
     Args:
       brain: boolean (x, y (, z)); beyond the volume there is no brain, unless periodic.
       grid: geometry of the mask.
-      at: for each axis where chi is wanted, as fractions of the extent.
+      at: for each axis the positions of the result, as fractions of the extent.
       width_mm: depth at which the flow is free.
       along: an axis; the derivative of chi along it, per mm, instead of chi.
     """
@@ -92,7 +94,7 @@ def border_ramp(
 def blurred(
     mask: jax.Array, grid: Grid, at: Coordinates, length_mm: float, along: int | None = None
 ) -> jax.Array:
-    """Share of a mask (x, y (, z)) around positions, weighted by exp(-|x| / length) an axis.
+    """Share of a mask (x, y (, z)) around positions, weighted by exp(-|x| / length) per axis.
 
     Args:
       mask: 0 or 1, or boolean; nothing beyond the volume, unless periodic.
@@ -118,7 +120,7 @@ def _kernel_weights(
     for lap in (-1, 0, 1) if grid.periodic else (0,):
         offset = h * (np.arange(n) + lap * n) - at[:, None] * grid.extent[axis]
         below, above = (offset - 0.5 * h) / length, (offset + 0.5 * h) / length
-        if differentiated:  # moving the kernel up takes what it has at the upper face
+        if differentiated:  # moving the kernel adds its value at the upper face
             weights += (np.exp(-np.abs(below)) - np.exp(-np.abs(above))) / (2.0 * length)
         else:
             weights += _laplace(above) - _laplace(below)

@@ -1,11 +1,10 @@
-"""Transport by the flow's own map: trace where each voxel's content came from, then gather once.
+"""Transport by the flow map: trace where each voxel's content came from, then gather once.
 
 P(x, T) = P0(X), where X is reached from x by following -V for a time T. V is smooth (Perlin noise
-of a few cells), so the displacement X - x is traced at coarse nodes with a fourth-order scheme, in
-a finer velocity mesh, brought to the voxels by cubic interpolation, and P0 is read there
-once: no time step can be
-unstable, a sharp edge is smeared by one linear interpolation and not by dozens of steps, and the
-same key gives the same lesion at every resolution. What it gives up is exact mass.
+of a few cells), so the displacement X - x is traced at coarse nodes with a fourth-order scheme in a
+finer velocity mesh, and interpolated to the voxels (cubic), where P0 is read once. No time step can
+be unstable, a sharp edge is smoothed by one linear interpolation instead of dozens of steps, and
+the same key gives the same lesion at every resolution. The mass is not kept exactly.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ _PRECISION = jax.lax.Precision.HIGHEST
 def trace_back(V: jax.Array, mesh: Grid, nodes: Grid, time: jax.Array, num_steps: int) -> jax.Array:
     """Displacement X - x of what arrives at each node after a time, mm: (nodes, d).
 
-    Runge-Kutta of fourth order along -V, V interpolated linearly in its mesh and held beyond it.
+    Runge-Kutta of fourth order along -V, V interpolated linearly in its mesh, constant beyond it.
 
     Args:
       V: steady velocity on the mesh (mesh, d), mm per unit time.
@@ -99,7 +98,7 @@ def cubic_weights(at: np.ndarray, size: int, periodic: bool) -> np.ndarray:
 
 
 def sample(volume: jax.Array, voxel: jax.Array, periodic: bool = False) -> jax.Array:
-    """Linear interpolation of a volume (x, y (, z)) at voxel indices (d, ...), held beyond it."""
+    """Linear interpolation of a volume (x, y (, z)) at voxel indices (d, ...), constant beyond."""
     return jax.scipy.ndimage.map_coordinates(
         volume, list(voxel), order=1, mode='wrap' if periodic else 'nearest'
     )

@@ -1,4 +1,4 @@
-"""The regular grid of voxels that every operator of this package works on, and its boundary."""
+"""The regular grid of voxels of all operators in this package, with its boundary condition."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Grid:
       boundary: 'neumann' (beyond a face the value is that at the face) or 'periodic'.
 
     Raises:
-      UserError: for a shape, a spacing or a boundary that describes no grid.
+      UserError: for an invalid shape, spacing or boundary.
     """
 
     shape: tuple[int, ...]

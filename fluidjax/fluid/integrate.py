@@ -1,4 +1,4 @@
-"""Time integration: one-step schemes, and the one loop that runs them."""
+"""Time integration: one-step schemes, and the loop that runs them."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ def euler(f: RightHandSide, P: jax.Array, dt: jax.Array) -> jax.Array:
     return P + dt * f(P)
 
 
-# The stages of a step are a scan, too: written one after the other, XLA's CPU backend computes a
-# stage anew for every neighbour the next one reads (with Koren's limiter 15 times slower).
+# The stages of a step are a scan, too. In a row, XLA's CPU backend would compute a stage again for
+# every neighbour that the next one reads (with Koren's limiter 15 times slower).
 _SSP_RK3_KEPT = (0.0, 3.0 / 4.0, 1.0 / 3.0)
 _RK4_AHEAD, _RK4_WEIGHTS = (0.0, 0.5, 0.5, 1.0), (1.0 / 6.0, 1.0 / 3.0, 1.0 / 3.0, 1.0 / 6.0)
 
 
 def ssp_rk3(f: RightHandSide, P: jax.Array, dt: jax.Array) -> jax.Array:
-    """One third-order step made of Euler steps alone, so their bounds hold (Shu and Osher 1988)."""
+    """One third-order step of Euler steps only, so their bounds hold (Shu and Osher 1988)."""
 
     def stage(Q: jax.Array, kept: jax.Array) -> tuple[jax.Array, None]:
         return kept * P + (1.0 - kept) * (Q + dt * f(Q)), None
@@ -31,7 +31,7 @@ def ssp_rk3(f: RightHandSide, P: jax.Array, dt: jax.Array) -> jax.Array:
 
 
 def rk4(f: RightHandSide, P: jax.Array, dt: jax.Array) -> jax.Array:
-    """One classical fourth-order Runge-Kutta step: stable at a stable step, bounds not promised."""
+    """One classical fourth-order Runge-Kutta step: a stable step may leave the bounds."""
 
     def stage(carried: tuple[jax.Array, jax.Array], row: jax.Array):
         slope, P_next = carried
@@ -43,7 +43,7 @@ def rk4(f: RightHandSide, P: jax.Array, dt: jax.Array) -> jax.Array:
 
 
 INTEGRATORS = {'euler': euler, 'ssp_rk3': ssp_rk3, 'rk4': rk4}
-# Right-hand sides an integrator evaluates in a step.
+# Right-hand sides that an integrator evaluates per step.
 STAGES = {'euler': 1, 'ssp_rk3': 3, 'rk4': 4}
 
 

@@ -2,7 +2,7 @@
 
 Noise on a lattice of random gradients g is, within a cell, the sum over the corners c of
 w_c(u) g_c . (u - c), where w is a product over the axes of fade weights. So it is a few small
-matrix products, one an axis, which need no gather and cost little on any backend; its exact
+matrix products, one per axis, which need no gather and are fast on any backend; its exact
 derivative is the same product with one matrix differentiated.
 """
 
@@ -20,7 +20,7 @@ Coordinates = tuple[np.ndarray, ...]
 
 
 def voxel_fractions(grid: Grid) -> Coordinates:
-    """Where the voxels lie along each axis, as fractions of the extent: i / n, from 0."""
+    """Where the voxels lie along each axis, as fractions of the extent: i / n."""
     return tuple(np.arange(n) / n for n in grid.shape)
 
 
@@ -69,7 +69,7 @@ def perlin_at(
     """Perlin noise of given lattice gradients (Perlin 2002: fade 6f^5 - 15f^4 + 10f^3).
 
     Args:
-      gradients: (periods_x + 1, periods_y + 1 (, periods_z + 1), d), a vector a lattice point.
+      gradients: (periods_x + 1, periods_y + 1 (, periods_z + 1), d), one vector per lattice point.
       fractions: for each axis the positions asked for, as fractions of the extent.
       periods: lattice cells along each axis.
       derivative: an axis; the derivative along it, per extent of that axis, instead of the value.

@@ -44,17 +44,12 @@ def gradient(field: jax.Array, grid: Grid) -> jax.Array:
     return jnp.stack([derivative(field, axis, grid) for axis in grid.axes], axis=-1)
 
 
-def divergence(V: jax.Array, grid: Grid) -> jax.Array:
-    """Divergence (..., x, y (, z)) of a vector field, by the same stencil as `curl`."""
-    return sum(derivative(V[..., k], axis, grid) for k, axis in enumerate(grid.axes))
-
-
 def curl(potentials: jax.Array, grid: Grid) -> jax.Array:
     """Divergence-free V (..., d) of the potentials Psi, per mm.
 
     In 3-D the curl of three potentials (..., x, y, z, 3); in 2-D (dPsi/dy, -dPsi/dx) of one stream
     function (..., x, y, 1). Differences along two axes commute, faces included, so
-    `divergence(curl(Psi))` is zero up to rounding everywhere.
+    the divergence by the same differences is zero up to rounding everywhere.
     """
 
     def d(k: int, axis: int) -> jax.Array:

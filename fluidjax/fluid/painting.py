@@ -20,13 +20,13 @@ def mean_inside(image: jax.Array, mask: jax.Array) -> jax.Array:
 
 
 def lesion_shift(law: str, mu: jax.Array, u: jax.Array, bright: jax.Array | bool) -> jax.Array:
-    """m of the laws of code: +-(0.75..1) mu in the paper's (arXiv:2506.10233, where it is always
+    """m of the published code: +-(0.75..1) mu in the paper's (arXiv:2506.10233, where it is always
     darker), +-(1..2) mu in UNA's (arXiv:2501.13370).
 
     Args:
       law: 'paper' or 'una'.
       mu: mean intensity under the lesion.
-      u: uniform on [0, 1), a scalar or one a voxel.
+      u: uniform on [0, 1), a scalar or one number per voxel.
       bright: whether the lesion is brighter than the tissue.
     """
     least, span = _SHIFTS[law]
@@ -60,7 +60,7 @@ def paint(
       image: intensities (x, y (, z)), not negative.
       P: lesion probability (x, y (, z)) in [0, 1]; its soft edges are the lesion's.
       shift: m, see `lesion_shift`.
-      spread: s; in the laws of code u mu / 4, u uniform on [0, 1).
+      spread: s; in the published code u mu / 4, u uniform on [0, 1).
       texture: n (x, y (, z)), of unit variance.
     """
     return jnp.maximum(image + P * (shift + spread * texture), 0.0)

@@ -1,6 +1,6 @@
-"""The published code's operator and draws, its quirks included: what a parity run uses.
+"""Operator and draws of the published code, with their peculiarities; used by parity runs.
 
-Three things differ from ours (METHOD: arXiv:2506.10233's code, after UNA's): gradient directions
+Three things in the code of arXiv:2506.10233, after UNA's, differ from ours: gradient directions
 come from two uniform angles, which crowds the poles; the three potentials are one and the same, so
 V is orthogonal to (1, 1, 1); and the boundary condition is met by replicating the first inner layer
 into the outermost one before differencing, so the outermost layer drifts out of [0, 1].

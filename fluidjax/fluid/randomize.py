@@ -29,7 +29,7 @@ from fluidjax.fluid.transport import displacement, transport
 
 _BRAIN_INTENSITY = 1e-3  # published: voxels below this are outside the brain
 _LARGEST_SHARE = 0.5  # of the brain, for a Perlin seed of a wanted volume
-_MASS_EFFECT_MM = 4.0  # the push falls by e over this length, and is nothing three times as far
+_MASS_EFFECT_MM = 4.0  # the push falls by a factor e over this length, and is 0 at three times it
 
 
 class Randomized(NamedTuple):
@@ -58,7 +58,7 @@ def seed_map(
 
     Args:
       seeds: `Draw.seeds`, their numbers along a leading axis.
-      count: how many of them are used.
+      count: number of seeds used.
       brain, grid, settings, lesion_bank: as in `randomize`.
     """
     first = _one_seed(
@@ -121,14 +121,14 @@ def lesion_of(
 ) -> tuple[jax.Array, jax.Array]:
     """Probability P and mask of a lesion (x, y (, z)): in the brain, and never empty there.
 
-    Where the flow carries the lesion out of the brain (`FluidSettings.min_peak`), the seed itself
-    is taken, which always has its maximum inside.
+    If the flow carries the lesion out of the brain (`FluidSettings.min_peak`), the seed itself is
+    returned, whose maximum is always inside.
     """
     P0 = seed_map(draw.seeds, draw.count, brain, grid, settings, lesion_bank)
     P = jnp.where(brain, transport(P0, draw.key_flow, draw.time, grid, settings, brain), 0.0)
     seeded = jnp.where(brain, P0, 0.0)
     P = jnp.where(jnp.max(P) >= settings.min_peak * jnp.max(seeded), P, seeded)
-    P = jnp.clip(P, 0.0, 1.0)  # rounding alone can leave the bounds
+    P = jnp.clip(P, 0.0, 1.0)  # rounding can leave the bounds
     mask = (P > 0.0) & (P >= settings.threshold * jnp.max(P))
     return P, mask.astype(P.dtype)
 
@@ -173,8 +173,8 @@ def randomize(
         brain, or an empty mask drawn from the bank, gives a healthy pair.
       grid: geometry, static under jit.
       settings: what to draw, static under jit.
-      lesion_bank: masks (n, x, y (, z)) on the same grid, uint8, none empty; Perlin seeds alone
-        where None.
+      lesion_bank: masks (n, x, y (, z)) on the same grid, uint8, none empty; only Perlin
+        seeds where None.
 
     Returns:
       `Randomized`, each (x, y (, z)).
@@ -196,7 +196,7 @@ def randomize_batch(
 ) -> Randomized:
     """`randomize` for a batch: images and brains (batch, x, y (, z), 1), each its own draw.
 
-    `key` is one, or `(batch,)`, one a sample.
+    `key` is one key, or `(batch,)` keys, one per sample.
     """
     _check_batch(images, brains, grid)
     keys = sample_keys(key, images.shape[0])
@@ -243,7 +243,7 @@ def _pushed(
     grid: Grid,
     settings: FluidSettings,
 ) -> jax.Array:
-    """Mass effect: the tissue around a lesion follows the flow that made it, less so farther off.
+    """Mass effect: the tissue around a lesion follows its flow, less with the distance.
 
     The displacement is that of the flow times a weight, 1 where the lesion is densest and 0 about
     12 mm away from it. What comes from outside the brain is left out of the interpolation.
@@ -279,5 +279,5 @@ def _check_batch(images: jax.Array, brains: jax.Array | None, grid: Grid) -> Non
         raise UserError(f'images have shape {images.shape}: give (batch, {axes}, 1)')
     if brains is not None and brains.shape != images.shape:
         raise UserError(
-            f'brain masks have shape {brains.shape}, images {images.shape}: give one mask an image'
+            f'brain masks have shape {brains.shape}, images {images.shape}: give one per image'
         )

@@ -1,4 +1,4 @@
-"""Lesion seeds cut out of Perlin noise, and the level that a share of a region reaches."""
+"""Lesion seeds from thresholded Perlin noise, and the threshold for a share of a region."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 
 _TINY = 1e-6
-_ENOUGH_VOXELS = 64  # along the shortest axis: a finer volume is thinned before levels are sought
+_ENOUGH_VOXELS = 64  # along the shortest axis; finer volumes are thinned to find a threshold
 
 
 def upper_threshold(
     values: jax.Array, share: jax.Array, within: jax.Array, num_bisections: int = 16
 ) -> jax.Array:
-    """The level that the given share of the voxels of `within` reach, never above their maximum.
+    """The level that a share of the voxels of `within` reaches, at most their maximum.
 
     By bisection of the range, to 1 / 65,536 of it: a sort of the volume costs ten times as much.
     """
@@ -40,18 +40,20 @@ def perlin_seed(
 
     Args:
       noise: Perlin noise (x, y (, z)).
-      share: of the voxels of `within` that are to be lesion, in (0, 1).
+      share: share of the voxels of `within` that become lesion, in (0, 1).
       within: boolean (x, y (, z)), not empty.
-      rescaled: whether the peak is brought to 1; False as published.
+      rescaled: whether the peak is scaled to 1; False as published.
 
     Returns:
       P0 (x, y (, z)) in [0, 1], zero below the level.
     """
-    # Noise is smooth, so every second voxel of a fine volume tells the level as well as all.
+    # Noise is smooth: in a fine volume every second voxel gives the same level.
     thin = tuple(slice(None, None, max(1, min(noise.shape) // _ENOUGH_VOXELS)) for _ in noise.shape)
     peak = jnp.max(jnp.where(within, noise, -jnp.inf))
     level = jnp.minimum(upper_threshold(noise[thin], share, within[thin]), peak)
-    level = jnp.where(jnp.any(within[thin]), level, peak)  # few voxels can all be thinned away
+    level = jnp.where(
+        jnp.any(within[thin]), level, peak
+    )  # thinning can remove a few voxels completely
     # The floor keeps a seed where the noise is negative in all of a very small brain.
     if not rescaled:
         return jnp.where(noise >= level, jnp.maximum(noise, _TINY), 0.0)

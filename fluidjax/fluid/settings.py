@@ -1,11 +1,12 @@
-"""What a fluid randomization draws, as one frozen value."""
+"""Settings of the fluid randomization, as one frozen value."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterator
 
-from fluidjax.base.errors import UserError
+from fluidjax.base.settings import check
 from fluidjax.fluid.grid import Grid
 from fluidjax.fluid.integrate import INTEGRATORS, STAGES
 from fluidjax.fluid.painting import LAWS
@@ -18,6 +19,37 @@ _MESH_A_CELL, _MESH_A_RAMP, _STEPS_A_CELL = 16, 6, 4
 # Largest sum_k |V_k| seen over 45 flows, in units of velocity_scale * periods / extent, was 5.7;
 # the ramp of a confined flow adds its slope times the noise, at most about 2 x 1.5 x 0.7 x 2.
 _PEAK_SPEED, _PEAK_RAMP_SPEED, _PEAK_NOISE = 6.0, 1.6, 0.75
+# Limits of the fields, by kind.
+_SHARES = (
+    'bank_probability',
+    'diseased_probability',
+    'bright_probability',
+    'mass_effect',
+    'perlin_persistence',
+)
+_POSITIVE_SHARES = ('threshold', 'min_peak', 'cfl', 'inside_share')
+_SIZES = (
+    'velocity_scale',
+    'border_mm',
+    'diffusion_scale',
+    'bank_shift_mm',
+    'bank_rotation_degrees',
+    'texture_mm',
+)
+_RANGES = {
+    'transport_time': (0.0, 1e6),
+    'seed_percentiles': (0.0, 99.999),
+    'size_ml': (0.0, 1e6),
+    'bank_scale': (0.01, 100.0),
+    'strength': (0.0, 100.0),
+    'lesion_count': (1, 64),
+}
+_CHOICES = {
+    'painting': LAWS,
+    'scheme': SCHEMES,
+    'storage': STORAGES,
+    'integrator': tuple(INTEGRATORS),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,14 +65,14 @@ class FluidSettings:
       perlin_octaves, perlin_persistence: patterns added, and each one's amplitude relative to the
         one before it, which has half its cells (published: 1).
       velocity_scale: factor on V = curl(Psi), with Psi differentiated per mm.
-      transport_time: least and greatest time a lesion is carried, drawn uniformly a sample.
+      transport_time: least and greatest time of transport, drawn uniformly per sample.
       border_mm: depth below the brain's surface from which the flow is free; at the surface nothing
         flows through it. 0 for an open flow (published), which carries lesions out of the brain.
       diffusion_scale: D = diffusion_scale * Phi^2, mm^2 per unit time, Phi Perlin noise; 0 for
-        advection alone (published code).
+        advection only (published code).
 
     The seed, a probability map P0:
-      lesion_count: least and greatest number of seeds a sample.
+      lesion_count: least and greatest number of seeds per sample.
       bank_probability: share of the seeds that come from the lesion bank, where one is given.
       seed_percentiles: least and greatest percentile, over the brain, of a Perlin seed's threshold.
       size_ml: least and greatest volume a seed is cut or scaled to, log-uniform; (0, 0) leaves
@@ -52,8 +84,8 @@ class FluidSettings:
     The lesion:
       diseased_probability: share of the pairs that are diseased; the others are healthy twice.
       threshold: the lesion mask is where P reaches this share of its maximum in the brain.
-      min_peak: where transport leaves less than this as the maximum of P in the brain, the lesion
-        has left it, and is painted where it was seeded.
+      min_peak: if transport leaves a maximum of P in the brain below this, the lesion has left the
+        brain, and is painted at its seed instead.
       painting: 'paper', 'una' or 'una_equation', see `painting.lesion_shift`.
       bright_probability: share of the lesions brighter than the tissue ('paper' and 'una').
       strength: least and greatest factor on the painted shift; (1, 1) as published.
@@ -109,99 +141,42 @@ class FluidSettings:
         for field in dataclasses.fields(self):
             if isinstance(getattr(self, field.name), list):
                 object.__setattr__(self, field.name, tuple(getattr(self, field.name)))
-        self._check_numbers()
-        self._check_ranges()
-        self._check_choices()
+        for name, holds, advice in self._rules():
+            check(holds, f'fluid.{name}', getattr(self, name), advice)
         for name in ('perlin_octaves', 'max_steps'):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, int(getattr(self, name)))
         for name in ('perlin_periods', 'lesion_count'):
             object.__setattr__(self, name, tuple(int(n) for n in getattr(self, name)))
 
-    def _check_numbers(self) -> None:
-        for name in (
-            'bank_probability',
-            'diseased_probability',
-            'bright_probability',
-            'mass_effect',
-            'perlin_persistence',
-        ):
-            self._require(_within(getattr(self, name), 0.0, 1.0), name, 'give a number from 0 to 1')
-        for name in ('threshold', 'min_peak', 'cfl', 'inside_share'):
+    def _rules(self) -> Iterator[tuple[str, bool, str]]:
+        """For each limit the field, whether it is kept, and what the field must be."""
+        for name in _SHARES:
+            yield name, is_within(getattr(self, name), 0.0, 1.0), 'must be a number from 0 to 1'
+        for name in _POSITIVE_SHARES:
             value = getattr(self, name)
-            self._require(_within(value, 0.0, 1.0) and value > 0, name, 'give a number in (0, 1]')
-        for name in (
-            'velocity_scale',
-            'border_mm',
-            'diffusion_scale',
-            'bank_shift_mm',
-            'bank_rotation_degrees',
-            'texture_mm',
-        ):
-            self._require(_within(getattr(self, name), 0.0, 1e6), name, 'give a number, 0 to 1e6')
-        steps = self.max_steps
-        self._require(
-            steps is None or _is_count(steps, 1),
-            'max_steps',
-            'give a whole number of 1 or more, or None',
-        )
-        self._require(
-            _is_count(self.perlin_octaves, 1) and self.perlin_octaves <= 8,
-            'perlin_octaves',
-            'give a whole number from 1 to 8',
-        )
-
-    def _check_ranges(self) -> None:
-        for name, least, most in (
-            ('transport_time', 0.0, 1e6),
-            ('seed_percentiles', 0.0, 99.999),
-            ('size_ml', 0.0, 1e6),
-            ('bank_scale', 0.01, 100.0),
-            ('strength', 0.0, 100.0),
-            ('lesion_count', 1, 64),
-        ):
-            value = getattr(self, name)
-            self._require(isinstance(value, tuple) and len(value) == 2, name, 'give two numbers')
-            low, high = value
-            self._require(
-                _within(low, least, most) and _within(high, low, most),
-                name,
-                f'give the least and the greatest, from {least} to {most}',
-            )
-        self._require(
-            all(_is_count(n, 1) for n in self.lesion_count), 'lesion_count', 'give whole numbers'
-        )
-        low, high = self.size_ml
-        self._require(
-            low > 0 or high == 0,
-            'size_ml',
-            'give the least and the greatest volume, both above 0, or (0, 0)',
-        )
-
-    def _check_choices(self) -> None:
-        periods = self.perlin_periods
-        self._require(
-            isinstance(periods, tuple)
-            and len(periods) in (2, 3)
-            and all(_is_count(p, 1) for p in periods),
-            'perlin_periods',
-            'give two or three whole numbers of 1 or more',
-        )
-        for name, choices in (
-            ('painting', LAWS),
-            ('scheme', SCHEMES),
-            ('storage', STORAGES),
-            ('integrator', tuple(INTEGRATORS)),
-        ):
-            self._require(
-                getattr(self, name) in choices, name, f'choose one of {", ".join(choices)}'
-            )
+            yield name, is_within(value, 0.0, 1.0) and value > 0, 'must be a number in (0, 1]'
+        for name in _SIZES:
+            yield name, is_within(getattr(self, name), 0.0, 1e6), 'must be a number from 0 to 1e6'
+        for name, (least, most) in _RANGES.items():
+            advice = f'must be the least and the greatest, two numbers from {least} to {most}'
+            yield name, is_range(getattr(self, name), least, most), advice
+        for name, choices in _CHOICES.items():
+            yield name, getattr(self, name) in choices, f'must be one of {", ".join(choices)}'
         for name in ('parity', 'white_matter_bright'):
-            self._require(isinstance(getattr(self, name), bool), name, 'give True or False')
-
-    def _require(self, holds: bool, name: str, advice: str) -> None:
-        if not holds:
-            raise UserError(f'fluid setting {name} = {getattr(self, name)!r}: {advice}')
+            yield name, isinstance(getattr(self, name), bool), 'must be True or False'
+        for name, values, counts in (
+            ('lesion_count', self.lesion_count, (2,)),
+            ('perlin_periods', self.perlin_periods, (2, 3)),
+        ):
+            yield name, _are_counts(values, counts), 'must be whole numbers of 1 or more'
+        advice = 'must be a whole number of 1 or more, or None'
+        yield 'max_steps', self.max_steps is None or is_count(self.max_steps), advice
+        octaves = is_count(self.perlin_octaves) and self.perlin_octaves <= 8
+        yield 'perlin_octaves', octaves, 'must be a whole number from 1 to 8'
+        low, high = self.size_ml
+        advice = 'must be the least and the greatest volume, both above 0, or (0, 0)'
+        yield 'size_ml', low > 0 or high == 0, advice
 
     def periods(self, ndim: int) -> tuple[int, ...]:
         """Perlin cells along the axes of a grid.
@@ -209,11 +184,9 @@ class FluidSettings:
         Raises:
           UserError: fewer are given than the grid has axes.
         """
-        self._require(
-            len(self.perlin_periods) >= ndim,
-            'perlin_periods',
-            f'give {ndim} numbers for a {ndim}-D grid',
-        )
+        advice = f'must have {ndim} numbers for a {ndim}-D grid'
+        enough = len(self.perlin_periods) >= ndim
+        check(enough, 'fluid.perlin_periods', self.perlin_periods, advice)
         return self.perlin_periods[:ndim]
 
     def _smallest_cell(self, grid: Grid) -> float:
@@ -222,7 +195,7 @@ class FluidSettings:
         return min(cells) / 2 ** (self.perlin_octaves - 1)
 
     def peak_speed(self, grid: Grid) -> float:
-        """A bound that nearly every flow keeps: sum_k |V_k|, mm per unit time."""
+        """A bound of sum_k |V_k| for nearly every flow, mm per unit time."""
         octaves = sum((2.0 * self.perlin_persistence) ** o for o in range(self.perlin_octaves))
         cells = max(p / length for p, length in zip(self.periods(grid.ndim), grid.extent))
         slope = _PEAK_SPEED * octaves * cells
@@ -233,7 +206,7 @@ class FluidSettings:
     def num_steps(self, grid: Grid) -> int:
         """Length of a stepping scheme's time loop: `max_steps`, or enough for nearly every flow.
 
-        A flow that would need more is transported for a shorter time, and stays stable.
+        A lesion whose flow would need more is transported for a shorter time, which stays stable.
         """
         if self.max_steps is not None:
             return self.max_steps
@@ -263,15 +236,29 @@ class FluidSettings:
         return min(64, max(2, math.ceil(_STEPS_A_CELL * cells)))
 
 
-def _within(value: object, low: float, high: float) -> bool:
+def is_within(value: object, low: float, high: float) -> bool:
+    """Whether a value is a number from low to high."""
     try:
         return bool(low <= value <= high)
     except (TypeError, ValueError):
         return False
 
 
-def _is_count(value: object, least: int) -> bool:
+def is_range(value: object, least: float, most: float) -> bool:
+    """Whether a value is a pair of ascending numbers from least to most."""
+    if not isinstance(value, tuple) or len(value) != 2:
+        return False
+    low, high = value
+    return is_within(low, least, most) and is_within(high, low, most)
+
+
+def is_count(value: object) -> bool:
+    """Whether a value is a whole number of 1 or more."""
     try:
-        return bool(value == int(value) and value >= least)
+        return bool(value == int(value) and value >= 1)
     except (TypeError, ValueError, OverflowError):
         return False
+
+
+def _are_counts(values: object, lengths: tuple[int, ...]) -> bool:
+    return isinstance(values, tuple) and len(values) in lengths and all(map(is_count, values))

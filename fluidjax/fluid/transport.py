@@ -3,9 +3,9 @@
     dP/dt = -V . grad P + div(D grad P),  V = curl(Psi),  D = diffusion_scale Phi^2
 
 `flow_map` reads P0 once where the flow brings it from, between half steps of diffusion where there
-is any (Strang 1968); `koren` and `upwind` step the equation in conservative form. `bench fluid`
-measures what each costs and how far it errs: at 1 mm the map wins both; on coarse grids (4 mm)
-upwind steps are quicker and err more; the steps keep mass exactly.
+is any (Strang 1968); `koren` and `upwind` step the equation in conservative form. `fluidjax
+bench fluid` measures time and error of each: at 1 mm the map is best in both; on coarse grids
+(4 mm) upwind steps are faster and less accurate. The steps keep mass exactly.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from fluidjax.fluid.grid import Grid
 from fluidjax.fluid.integrate import INTEGRATORS, euler, split_time, trajectory
 from fluidjax.fluid.settings import FluidSettings
 
-# Of the flow map's nodes, in cells of its velocity mesh.
+# Spacing of the flow map's nodes, in cells of its velocity mesh.
 NODE_SPACING = 1.5
 _DIFFUSION_SPLITS = 4  # Strang steps of the flow map where the lesion diffuses as well
 
@@ -37,7 +37,7 @@ def displacement(
     settings: FluidSettings,
     brain: jax.Array | None = None,
 ) -> tuple[jax.Array, Grid]:
-    """Where what arrives at each node after a time came from: X - x (nodes, d) in mm, the nodes.
+    """The origin of what arrives at each node after a time: X - x (nodes, d) in mm, and the nodes.
 
     Args:
       key: of the flow.
@@ -65,9 +65,9 @@ def transport(
     Args:
       P0: (x, y (, z)).
       key: of the flow and of the diffusivity.
-      time: a scalar, one a sample under vmap; negative to go back along the flow. A stepping scheme
-        shortens it where `settings.num_steps` stable steps do not reach it, and so does diffusion
-        beyond `settings.transport_time`.
+      time: a scalar, one per sample under vmap; negative to go back along the flow. A stepping
+        scheme shortens it if `settings.num_steps` stable steps do not reach it, and diffusion if it
+        is beyond `settings.transport_time`.
       grid: geometry and boundary, static.
       settings: the flow and the scheme, static.
       brain: boolean (x, y (, z)), what the flow is confined to where `border_mm` > 0.
@@ -96,8 +96,8 @@ def _check(P0: jax.Array, brain: jax.Array | None, grid: Grid, settings: FluidSe
             raise UserError(f'{name} has shape {field.shape}, the grid {grid.shape}: resample it')
     if settings.parity and grid.ndim != 3:
         raise UserError(
-            'fluid setting parity = True: the published operator is 3-D; use a 3-D '
-            'grid, or parity = False'
+            'config.fluid.parity: True needs a 3-D grid, because the published operator is 3-D; '
+            'set it to False'
         )
 
 
@@ -131,7 +131,7 @@ def _by_map(P0, key, time, grid: Grid, settings: FluidSettings, brain) -> jax.Ar
 
 
 def _diffused(P, D, time, grid: Grid, settings: FluidSettings) -> jax.Array:
-    """P after diffusion alone, by stable Euler steps."""
+    """P after diffusion only, by stable Euler steps."""
     faces = FaceFlow(None, D)
     longest = settings.transport_time[1] / (2 * _DIFFUSION_SPLITS)
     max_steps = max(1, int(1 + longest * settings.peak_diffusion_rate(grid) / settings.cfl))

@@ -1,8 +1,9 @@
-"""Augmentation of healthy scans on the device: where tissue lies, and how bright it is.
+"""Augmentation of healthy scans on the device, in geometry and intensity.
 
-A scan goes in with its brain mask and comes out mirrored, turned, warped, and with another
-contrast, bias field and noise. It happens inside the training step, before the randomization, so
-both images of a pair share it (METHOD.md, "Geometry used").
+A scan and its brain mask are mirrored, rotated, scaled, sheared and warped, and the scan gets
+another contrast, a bias field and noise. It happens inside the training step, before the
+randomization, so both images of a pair share it. The published ranges are those of UNA
+(arXiv:2501.13370).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fluidjax.base.errors import UserError
+from fluidjax.base.settings import check
 from fluidjax.base.share import sample_keys
 
 Spacing = tuple[float, float, float]
@@ -21,7 +22,7 @@ Spacing = tuple[float, float, float]
 
 @dataclasses.dataclass(frozen=True)
 class AugmentSettings:
-    """How much a training scan is changed; zeros turn a change off.
+    """How much a training scan is changed; 0 turns a change off.
 
     Attributes:
         flip_probability: of a left-right mirroring.
@@ -47,16 +48,14 @@ class AugmentSettings:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            if not getattr(self, field.name) >= 0:
-                raise UserError(
-                    f'config.augment.{field.name}: {getattr(self, field.name)} must be 0 or more'
-                )
-        if self.control_spacing_mm == 0:
-            raise UserError('config.augment.control_spacing_mm: must be more than 0')
+            value = getattr(self, field.name)
+            check(value >= 0, f'augment.{field.name}', value, 'must be 0 or more')
+        spacing = self.control_spacing_mm
+        check(spacing > 0, 'augment.control_spacing_mm', spacing, 'must be more than 0')
 
     @property
     def moves(self) -> bool:
-        """Whether any voxel changes its place, mirroring apart."""
+        """Whether voxels are moved by more than mirroring."""
         return any((self.rotation_degrees, self.scaling, self.shear, self.displacement_mm))
 
 
@@ -158,7 +157,8 @@ def augment_batch(
 ) -> tuple[jax.Array, jax.Array]:
     """`augment` over a batch `(batch, x, y, z, 1)`.
 
-    One key, or `(batch,)`, one a sample. Masks may be of another type, and come back as floats.
+    `key` is one key, or `(batch,)` keys, one per sample. Masks may be of any type and are returned
+    as floats: a batch brings them as uint8, and this is where they are converted.
     """
     keys, brains = sample_keys(key, images.shape[0]), brains.astype(images.dtype)
     one = lambda k, image, brain: augment(k, image, brain, spacing, settings)

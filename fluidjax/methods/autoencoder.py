@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fluidjax.base.errors import UserError
+from fluidjax.base.settings import check
 from fluidjax.base.share import WHOLE, Share
 from fluidjax.fluid.grid import Grid
 from fluidjax.methods import Method
@@ -33,20 +34,20 @@ RECONSTRUCTIONS = ('squared', 'absolute')
 
 @dataclasses.dataclass(frozen=True)
 class AutoencoderLoss:
-    """Terms of the loss and their weights beside the reconstruction's (METHOD.md, "Networks").
+    """Terms of the loss, with weights relative to the reconstruction's (arXiv:2506.10233).
 
     Attributes:
-        kl: of KL(q(z|x) || N(0, 1)), summed over the latent.
-        adversarial: of both players' terms.
+        kl: weight of KL(q(z|x) || N(0, 1)), summed over the latent.
+        adversarial: weight of the terms of generator and discriminator.
         discriminator_features: width of the patch discriminator.
         discriminator_layers: its stride-2 convolutions.
         reconstruction: mean 'squared' (published) or 'absolute' error.
         gan: 'least_squares' (published) or 'hinge'.
-        perceptual: of the perceptual term (published: 0.002); 0 leaves it out.
+        perceptual: weight of the perceptual term (published: 0.002); 0 leaves it out.
         perceptual_weights: files that together hold torchvision's squeezenet1_1 and the lpips
             package's squeeze.pth (.npz, .safetensors, .pt or .pth): the term is LPIPS. Without
             them it is feature matching on the discriminator.
-        perceptual_share: of the slices of each axis that LPIPS sees in a step.
+        perceptual_share: share of the slices of each axis that LPIPS sees in a step.
     """
 
     kl: float = 1e-8
@@ -61,23 +62,18 @@ class AutoencoderLoss:
 
     def __post_init__(self) -> None:
         for name, choices in (('reconstruction', RECONSTRUCTIONS), ('gan', GAN_LOSSES)):
-            self._require(getattr(self, name) in choices, name, f'one of {", ".join(choices)}')
+            self._check(name, getattr(self, name) in choices, f'one of {", ".join(choices)}')
         for name in ('kl', 'adversarial', 'perceptual'):
-            self._require(getattr(self, name) >= 0, name, '0 or more')
+            self._check(name, getattr(self, name) >= 0, '0 or more')
         for name in ('discriminator_features', 'discriminator_layers'):
-            self._require(getattr(self, name) >= 1, name, '1 or more')
-        self._require(0 < self.perceptual_share <= 1, 'perceptual_share', 'in (0, 1]')
-        self._require(
-            isinstance(self.perceptual_weights, tuple),
-            'perceptual_weights',
-            "file names in parentheses, ('squeezenet1_1.pth', 'squeeze.pth')",
-        )
+            self._check(name, getattr(self, name) >= 1, '1 or more')
+        self._check('perceptual_share', 0 < self.perceptual_share <= 1, 'in (0, 1]')
+        advice = "file names in parentheses, ('squeezenet1_1.pth', 'squeeze.pth')"
+        self._check('perceptual_weights', isinstance(self.perceptual_weights, tuple), advice)
 
-    def _require(self, holds: bool, name: str, must_be: str) -> None:
-        if not holds:
-            raise UserError(
-                f'config.autoencoder.losses.{name}: is {getattr(self, name)!r}, must be {must_be}'
-            )
+    def _check(self, name: str, holds: bool, must_be: str) -> None:
+        value = getattr(self, name)
+        check(holds, f'autoencoder.losses.{name}', value, f'must be {must_be}')
 
     @property
     def perceptual_kind(self) -> str | None:
@@ -89,7 +85,7 @@ class AutoencoderLoss:
 
 @dataclasses.dataclass(frozen=True)
 class AutoencoderMethod(Method):
-    """The autoencoder as a method of its own: it copies what it sees, within its means.
+    """The autoencoder as a method of its own: its counterpart is the reconstructed scan.
 
     Attributes:
         grid: shape and voxel size of the volumes.
@@ -139,7 +135,7 @@ class AutoencoderMethod(Method):
         )
 
     def init(self, key: jax.Array) -> Params:
-        """Random parameters of the autoencoder and the discriminator; a place for LPIPS's."""
+        """Random parameters of autoencoder and discriminator; zeros in place of LPIPS's weights."""
         k_auto, k_disc = jax.random.split(key)
         volume = jnp.zeros((1, *self.grid.shape, 1))
         params = {
@@ -151,12 +147,12 @@ class AutoencoderMethod(Method):
         return params
 
     def prepare(self, params: Params, volumes: np.ndarray) -> Params:
-        """Start from the principal components of the scans' patches, where the network can.
+        """Start from the principal components of the scans' patches, with `network.linear_path`.
 
-        Also reads the weights of LPIPS, which are kept in the checkpoint from here on.
+        Also reads the weights of LPIPS, which are part of the checkpoint from then on.
 
         Raises:
-            UserError: they cannot be read, or are not those of LPIPS.
+            UserError: the weights cannot be read, or are not those of LPIPS.
         """
         if self.losses.perceptual_kind == 'lpips':
             params = {**params, 'perceptual': _read_lpips(self.losses.perceptual_weights)}
@@ -180,10 +176,10 @@ class AutoencoderMethod(Method):
     def loss(
         self, params: Params, batch: dict[str, jax.Array], key: jax.Array, share: Share = WHOLE
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Loss of both players in one value, each blind to the other's parameters.
+        """The losses of generator and discriminator in one sum.
 
-        With the other's parameters behind `stop_gradient`, the gradient of the sum is the pair of
-        gradients of the two players' losses.
+        Each has the parameters of the other behind `stop_gradient`, so the gradient of the sum
+        consists of the gradients of the two losses.
         """
         k_augment, k_eps = jax.random.split(key)
         x, _ = augment_batch(

@@ -1,4 +1,4 @@
-"""Self-supervised corruptions of healthy scans: a foreign patch, a sink, a source, a brightness.
+"""Self-supervised corruptions of healthy scans: foreign patch, sink, source, brightness.
 
 A random region of a healthy scan is corrupted in one of several ways (Baugh et al. 2023, "Many
 Tasks Make Light Work", MICCAI; Baugh et al. 2024, "Image-Conditioned Diffusion Models for Medical
@@ -8,6 +8,7 @@ Anomaly Detection"). All of it is a pure function of a key under jit and vmap, i
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
@@ -15,28 +16,30 @@ import jax.numpy as jnp
 from jax.scipy.spatial.transform import Rotation
 
 from fluidjax.base.errors import UserError
+from fluidjax.base.settings import check
 from fluidjax.base.share import WHOLE, Share
 from fluidjax.fluid import flow_map, painting
 from fluidjax.fluid.grid import Grid
 from fluidjax.fluid.randomize import Randomized
+from fluidjax.fluid.settings import is_range, is_within
 
 TASKS = ('blend', 'sink', 'source', 'intensity')
 _DENTS = 0.3  # largest relative depth of the dents in a region's rim
 _WAVES, _WAVE_NUMBER = 6, 2.0  # plane waves that make the dents, and how fast they vary
 _PULL = 0.8  # of a sink or source of strength 1; the map would fold from 1 on
 _SOFT_RIM = 0.4  # share of the radius over which a soft corruption falls to 0
-_CONVERGED = 1e-12  # squared residual, relative to the first, at which the solver stands still
+_CONVERGED = 1e-12  # squared residual, relative to the first, at which the solver stops
 _PRECISION = jax.lax.Precision.HIGHEST
 
 
 @dataclasses.dataclass(frozen=True)
 class CorruptionSettings:
-    """What is corrupted, and how much; hashable, static under `jax.jit`. Lengths are in mm.
+    """Settings of the corruptions; hashable, static under `jax.jit`. Lengths are in mm.
 
     Attributes:
         radius_mm: least and greatest semi-axis of the region, each of the three drawn uniformly.
         diseased_probability: share of the pairs that are corrupted; the others are healthy twice.
-        shift_mm: how far along each axis the foreign patch is taken from, at most.
+        shift_mm: largest shift of the foreign patch along each axis.
         intensity: least and greatest change of brightness, in units of the mean intensity in the
             region; brighter or darker at random.
         strength: least and greatest strength of sink and source, at most 1.
@@ -59,51 +62,27 @@ class CorruptionSettings:
         for field in dataclasses.fields(self):
             if isinstance(getattr(self, field.name), list):
                 object.__setattr__(self, field.name, tuple(getattr(self, field.name)))
+        for name, holds, advice in self._rules():
+            check(holds, f'corruptions.{name}', getattr(self, name), advice)
+
+    def _rules(self) -> Iterator[tuple[str, bool, str]]:
+        """For each limit the field, whether it is kept, and what the field must be."""
         for name, most in (('diseased_probability', 1.0), ('shift_mm', 1e3)):
-            self._require(
-                _is_range([getattr(self, name)] * 2, 0.0, most),
-                name,
-                f'give a number from 0 to {most:g}',
-            )
-        for name, least, most in (
-            ('radius_mm', 0.1, 1e3),
-            ('intensity', 0.0, 1.0),
-            ('strength', 0.0, 1.0),
-        ):
-            self._require(
-                _is_range(getattr(self, name), least, most),
-                name,
-                f'give the least and the greatest, from {least:g} to {most:g}',
-            )
-        steps = self.solver_steps
-        self._require(
-            isinstance(steps, int) and not isinstance(steps, bool) and steps > 0,
-            'solver_steps',
-            'give a whole number of 1 or more',
-        )
-        self._require(
-            isinstance(self.tasks, tuple)
-            and len(self.tasks) > 0
-            and all(task in TASKS for task in self.tasks),
-            'tasks',
-            f'give one or more of {", ".join(TASKS)}',
-        )
-
-    def _require(self, holds: bool, name: str, advice: str) -> None:
-        if not holds:
-            raise UserError(f'config.corruptions.{name}: {getattr(self, name)!r}: {advice}')
-
-
-def _is_range(value: object, least: float, most: float) -> bool:
-    try:
-        low, high = value
-        return bool(least <= low <= high <= most)
-    except (TypeError, ValueError):
-        return False
+            advice = f'must be a number from 0 to {most:g}'
+            yield name, is_within(getattr(self, name), 0.0, most), advice
+        limits = {'radius_mm': (0.1, 1e3), 'intensity': (0.0, 1.0), 'strength': (0.0, 1.0)}
+        for name, (least, most) in limits.items():
+            advice = f'must be the least and the greatest, from {least:g} to {most:g}'
+            yield name, is_range(getattr(self, name), least, most), advice
+        steps, tasks = self.solver_steps, self.tasks
+        whole = isinstance(steps, int) and not isinstance(steps, bool) and steps > 0
+        yield 'solver_steps', whole, 'must be a whole number of 1 or more'
+        known = isinstance(tasks, tuple) and len(tasks) > 0 and all(t in TASKS for t in tasks)
+        yield 'tasks', known, f'must be one or more of {", ".join(TASKS)}'
 
 
 class Region(NamedTuple):
-    """Where a scan is corrupted: star-shaped about its centre, cut to the brain.
+    """The corrupted region of a scan: star-shaped about its centre, cut to the brain.
 
     mask: boolean `(x, y, z)`, inside the brain.
     depth: `(x, y, z)`, 0 at the centre, 1 at the rim before the cut, and growing in proportion to
@@ -127,7 +106,7 @@ def random_region(
 ) -> Region:
     """A turned ellipsoid about a random voxel of the brain, with dents in its rim.
 
-    The dents depend on the direction from the centre alone, so the region is star-shaped and a
+    The dents depend only on the direction from the centre, so the region is star-shaped and a
     radial map of it (`displacement`) cannot fold.
 
     Args:
@@ -136,7 +115,7 @@ def random_region(
         grid, settings: geometry, 3-D, and the `radius_mm`.
 
     Returns:
-        A region that holds its centre at least, or no voxel where the brain is empty.
+        A region that contains at least its centre, or no voxel if the brain is empty.
     """
     k_centre, k_turn, k_radius, k_wave, k_phase = jax.random.split(key, 5)
     inside = brain > 0
@@ -369,7 +348,7 @@ def corrupt_batch(
     settings: CorruptionSettings = CorruptionSettings(),
     share: Share = WHOLE,
 ) -> Randomized:
-    """Pairs of healthy and corrupted images, each sample with a region and a task of its own.
+    """Pairs of healthy and corrupted images, each sample with its own region and task.
 
     The foreign patch of the task 'blend' comes from the sample before it in the batch (the last
     one's for the first), mirrored left-right in half of the draws; in a batch of one from the

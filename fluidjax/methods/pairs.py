@@ -1,7 +1,7 @@
-"""Training pairs, made on the device inside the step: (healthy, diseased) from healthy scans.
+"""Training pairs (healthy, diseased) from healthy scans, made on the device inside the step.
 
-The lesion masks of a batch (`lesions`) are drawn anew at every step, so a stored set with a lesion
-bank stores the flow and the place of a lesion, not its mask.
+The lesion masks of a batch (`lesions`) are drawn anew at every step: with a lesion bank and
+`stored` pairs, a pair keeps the flow and the place of its lesion, but not the mask.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from fluidjax.base.errors import UserError
+from fluidjax.base.settings import check
 from fluidjax.base.share import WHOLE, Share
 from fluidjax.fluid.grid import Grid
 from fluidjax.fluid.painting import divide_by_maximum
@@ -30,8 +30,8 @@ class PairMaker:
         augment: of the training scans; both images of a pair share it.
         randomization: fluid-driven lesions, the corruptions of ICDM, or None: both images are the
             healthy one.
-        stored: 0 for fresh pairs at every step; n as if n pairs of each scan had been made once
-            and stored, as published.
+        stored: 0 for new pairs at every step; n for the same n pairs of each scan again and again,
+            as if they had been made once and stored (published).
     """
 
     grid: Grid
@@ -40,16 +40,15 @@ class PairMaker:
     stored: int = 0
 
     def __post_init__(self) -> None:
-        if self.stored < 0:
-            raise UserError(f'config.stored_pairs: {self.stored} must be 0 or more')
+        check(self.stored >= 0, 'stored_pairs', self.stored, 'must be 0 or more')
 
     def __call__(
         self, batch: dict[str, jax.Array], key: jax.Array, share: Share = WHOLE
     ) -> Randomized:
         """Pairs of a batch `{'image', 'brain'}` `(batch, x, y, z, 1)`, shaped alike.
 
-        Each image is divided by its own maximum. Masks of `batch['lesions']`, where there are any,
-        are carried by the flow (`fluid.bank`).
+        Each image is divided by its own maximum. If the batch has lesion masks, `lesions`, the flow
+        transports them (`fluid.bank`).
         """
         if self.stored:
             return self._from_store(batch, key, share)
@@ -60,10 +59,10 @@ class PairMaker:
         return self.grid.voxel_ml * pair.mask.sum(axis=(1, 2, 3, 4))
 
     def _from_store(self, batch: dict[str, jax.Array], key: jax.Array, share: Share) -> Randomized:
-        """Pairs whose random numbers hang on the scan and its place among `stored` alone."""
+        """Pairs whose random numbers depend only on the scan and its place among `stored`."""
         count = len(batch['image'])
         places = jnp.int32(self.stored * share.uniform(key, (count,)))
-        # The sum of its voxels tells one scan from another, whatever the order of the batches.
+        # The sum of its voxels identifies a scan, whatever the order of the batches.
         scans = jax.lax.bitcast_convert_type(batch['image'].sum(axis=(1, 2, 3, 4)), jnp.uint32)
         keys = jax.vmap(
             lambda scan, place: jax.random.fold_in(
@@ -102,6 +101,6 @@ class PairMaker:
 
 
 def by_its_maximum(volumes: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Scans `(batch, x, y, z, 1)` divided by their maximum, as in every training pair, and it."""
+    """Scans `(batch, x, y, z, 1)` divided by their maximum, as training pairs are; the maximum."""
     peak = jnp.maximum(volumes.max(axis=(1, 2, 3, 4), keepdims=True), 1e-6)
     return volumes / peak, peak

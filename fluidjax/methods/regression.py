@@ -1,7 +1,7 @@
-"""Image-space rivals of diffusion: direct regression, and supervised inpainting.
+"""Image-space methods to compare with diffusion: direct regression and supervised inpainting.
 
 `Regression` is a U-Net from the diseased image to the healthy one, as in UNA (arXiv:2501.13370). It
-trains on the same pairs as the diffusion, without a latent space and without noise.
+is trained on the same pairs as the diffusion, without a latent space and without noise.
 
 `Inpainting` is given the lesion's mask and fills the hole. Its counterpart differs from the scan
 only within that mask, so it is an upper bound, not a detector.
@@ -89,7 +89,7 @@ class Regression(Method):
         return ImageUNet(self.network).apply({'params': params['unet']}, seen)
 
     def _seen(self, pair: Randomized) -> jax.Array:
-        """What the network is given of a pair `(batch, x, y, z, in_channels)`."""
+        """The input of the network from a pair `(batch, x, y, z, in_channels)`."""
         return pair.diseased
 
     def _weight(self, pair: Randomized) -> jax.Array:
@@ -128,6 +128,6 @@ class Inpainting(Regression):
 
 
 def _mean(values: jax.Array, weight: jax.Array, share: Share) -> jax.Array:
-    """The weighted mean over the batch, but for the mean over devices that is to follow."""
+    """The weighted mean over the batch, before the mean over devices that follows."""
     weight = jnp.broadcast_to(weight, values.shape)
     return jnp.sum(values * weight) / jnp.maximum(share.device_mean(jnp.sum(weight)), 1.0)

@@ -1,4 +1,4 @@
-"""VAE: the healthy counterpart is what a code of a few hundred numbers can say of the scan."""
+"""VAE: the healthy counterpart is the reconstruction from a code of a few hundred numbers."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class VAELoss:
 
     Attributes:
         beta: weight of KL(q(z|x) || N(0, I)) (published: 1).
-        noise: standard deviation of an intensity, in [0, 1], under the decoder's Gaussian; voxels
-            of 1 mm^3 are taken to be independent, so that a setting means the same on every grid.
+        noise: standard deviation of an intensity, in [0, 1], under the decoder's Gaussian; volumes
+            of 1 mm^3 count as independent, so that a setting means the same on every grid.
     """
 
     beta: float = 1.0
@@ -51,7 +51,7 @@ class VAEMethod(Method):
     autoencoder = None
 
     def init(self, key: jax.Array) -> Params:
-        """Random parameters; the mean brain is not measured yet."""
+        """Random parameters; the mean brain is 0 until `prepare`."""
         volume = jnp.zeros((1, *self.network.shape, 1))
         code = jnp.zeros((1, self.network.latent_size))
         return {

@@ -31,7 +31,7 @@ from fluidjax.models.layers import (
 
 END_PADDING = ((0, 1), (0, 1), (0, 1))  # the published halving pads one voxel at the end of an axis
 LOG_VAR_RANGE = (-30.0, 20.0)
-LINEAR_LOG_VAR = -8.0  # where a linear code starts: a noise of 0.02, far below its components
+LINEAR_LOG_VAR = -8.0  # start value of a linear code: a noise of 0.02, far below its components
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,16 +39,16 @@ class AutoencoderConfig:
     """Sizes of the autoencoder; the defaults are the published ones.
 
     Attributes:
-        channels: one entry a level; each level after the first halves the grid.
+        channels: one entry per level; each level after the first halves the grid.
         num_res_blocks: residual blocks per level.
         norm_num_groups: groups of the group norm, a divisor of every entry of `channels`.
         patch: side of the space-to-depth patches before the first convolution (1: none).
         linear_path: add a linear map of patches to the mean and to the reconstruction.
         in_channels: channels of the volume.
-        dtype: of the computation, 'float32' or 'bfloat16'; parameters, norms and what goes in and
-            out are float32.
-        remat: compute the residual blocks again in the backward pass instead of keeping their
-            insides: less memory, about a third more work.
+        dtype: of the computation, 'float32' or 'bfloat16'; parameters, norms, inputs and outputs
+            are float32.
+        remat: recompute the residual blocks in the backward pass instead of storing their
+            activations: less memory, about a third more work.
     """
 
     channels: tuple[int, ...] = (64, 128, 128, 128)

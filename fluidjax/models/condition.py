@@ -1,4 +1,4 @@
-"""Encoders of the condition: what the diffusion U-Net is told of the scan.
+"""Encoders of the condition, the scan that the diffusion U-Net sees.
 
 `VectorConditionEncoder` is the published one: position in two of the three axes is lost.
 `SpatialConditionEncoder` is ours: the same idea with position kept, features at every resolution.
@@ -64,12 +64,12 @@ def _published_attention(name: str) -> SelfAttention:
 
 
 class SpatialConditionEncoder(nn.Module):
-    """Latent (b, x, y, z, c) -> one feature map for each level, at the U-Net's resolutions.
+    """Latent (b, x, y, z, c) -> one feature map per level, at the U-Net's resolutions.
 
     Attributes:
-        channels: features of each level; each level after the first halves the grid.
+        channels: number of features per level; each level after the first halves the grid.
         position_shape: grid (x, y, z) of a learned bias of the first features, zero at the start,
-            which lets the encoder know where it is (volumes are aligned to an atlas); None: none.
+            which encodes the position (volumes are aligned to an atlas); None for no bias.
         global_context: add to every map a vector of the whole, the mean of the deepest features.
     """
 

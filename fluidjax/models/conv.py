@@ -1,10 +1,10 @@
-"""The 3-D convolution, in one place: several arrangements of the same sum, for the same parameters.
+"""The 3-D convolution: several arrangements of the same sum, with the same parameters.
 
 XLA's own 3-D convolution is several times slower on a CPU than the same sum written as one 2-D
 convolution for each tap along the first axis, with that axis folded into the batch; on a TPU it
-copies its input into tiles and back. Few channels in are better gathered into patches, kernels of
-twice their stride are dense ones over blocks of voxels, and a convolution after doubling the grid
-is eight small ones before it (`upsampled_conv3d`). docs/performance.md has the numbers.
+copies its input into tiles and back. A few input channels are better gathered into patches, kernels
+of twice their stride are dense ones over blocks of voxels, and a convolution after doubling the
+grid is eight small ones before it (`upsampled_conv3d`). docs/performance.md has the numbers.
 """
 
 from __future__ import annotations
@@ -22,10 +22,8 @@ from jax import lax
 
 from fluidjax.models.folding import fold, pair_convolution
 
-ALGORITHMS = ('direct', 'taps')
 WORTH_PHASES = 2**21  # coarse voxels x channels in x channels out, measured on a CPU
 LANES = 128  # channels a TPU works on at once: with fewer, the others idle
-_algorithm: contextvars.ContextVar[str | None] = contextvars.ContextVar('algorithm', default=None)
 _backend: contextvars.ContextVar[str | None] = contextvars.ContextVar('backend', default=None)
 
 Triple = tuple[int, int, int]
@@ -33,47 +31,27 @@ Pads = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 
 
 @contextlib.contextmanager
-def conv_algorithm(name: str) -> Iterator[None]:
-    """Traces every convolution inside the block with `name`: 'direct' or 'taps'."""
-    if name not in ALGORITHMS:
-        raise ValueError(f'unknown convolution algorithm {name!r}, one of {ALGORITHMS}')
-    with _setting(_algorithm, name):
-        yield
-
-
-@contextlib.contextmanager
 def target_backend(name: str) -> Iterator[None]:
-    """Traces every convolution inside the block as it is best on 'cpu', 'gpu' or 'tpu'."""
-    with _setting(_backend, name):
-        yield
-
-
-@contextlib.contextmanager
-def _setting(variable: contextvars.ContextVar, value: str) -> Iterator[None]:
-    token = variable.set(value)
+    """Trace every convolution inside the block in the way that suits 'cpu', 'gpu' or 'tpu'."""
+    token = _backend.set(name)
     try:
         yield
     finally:
-        variable.reset(token)
+        _backend.reset(token)
 
 
 def backend() -> str:
-    """The backend we trace for: the one chosen around us, else that which runs."""
+    """The backend to trace for: that of `target_backend`, else the one that runs."""
     return _backend.get() or jax.default_backend()
 
 
-def default_algorithm() -> str:
-    """The algorithm chosen around us, else the faster one of the backend we trace for."""
-    return _algorithm.get() or ('taps' if backend() in ('cpu', 'tpu') else 'direct')
-
-
 def folds_pairs(channels: int, planes: int) -> bool:
-    """Whether features of so many channels are better kept two planes side by side (`folding`)."""
+    """Whether features of this width are better stored as pairs of planes (`folding`)."""
     return backend() == 'tpu' and 2 * channels <= LANES and planes % 2 == 0
 
 
 def doubles_cheaply(x: jax.Array, features: int) -> bool:
-    """Whether `upsampled_conv3d` is worth its longer program: not for little work, nor on GPUs."""
+    """Whether `upsampled_conv3d` pays off: on a CPU or TPU, and only for large inputs."""
     return backend() in ('cpu', 'tpu') and x.size * features >= WORTH_PHASES
 
 
@@ -82,40 +60,31 @@ def conv3d(
     kernel: jax.Array,
     strides: Triple = (1, 1, 1),
     padding: Pads = ((1, 1), (1, 1), (1, 1)),
-    algorithm: str | None = None,
 ) -> jax.Array:
-    """Cross-correlates (b, x, y, z, in) with a kernel (kx, ky, kz, in, out), zeros outside.
+    """Cross-correlate (b, x, y, z, in) with a kernel (kx, ky, kz, in, out), zeros outside.
 
-    Every arrangement gives the same sum in another order of additions. A 1x1x1 kernel is a matmul.
-    Computed in the dtype of x, which the result has.
-
-    Args:
-        algorithm: 'direct' or 'taps' and nothing else; None: the arrangement best for the backend.
+    The arrangement depends on the backend; all give the same sum in another order of additions.
+    Computed in the dtype of x, which is also that of the result.
     """
     kernel = kernel.astype(x.dtype)
     if kernel.shape[:3] == (1, 1, 1) and tuple(strides) == (1, 1, 1) and not any(map(sum, padding)):
         return pointwise(x, kernel)
-    if algorithm is None and _algorithm.get() is None:
-        return _arranged(x, kernel, strides, padding)
-    return _plain(x, kernel, strides, padding, algorithm or default_algorithm())
-
-
-def _arranged(x: jax.Array, kernel: jax.Array, strides: Triple, padding: Pads) -> jax.Array:
-    """The arrangement best for the backend."""
     if backend() == 'tpu':
         if x.shape[-1] == 1 and is_block_kernel(x, kernel, strides, padding):
             x, kernel = blocks(x, kernel, padding)
             strides, padding = (1, 1, 1), ((0, 0),) * 3
         if math.prod(kernel.shape[:4]) <= LANES:
             return patch_conv3d(x, kernel, strides, padding)
-    return _plain(x, kernel, strides, padding, default_algorithm())
+    return _plain(x, kernel, strides, padding)
 
 
-def _plain(
-    x: jax.Array, kernel: jax.Array, strides: Triple, padding: Pads, algorithm: str
-) -> jax.Array:
-    if algorithm == 'taps':
-        return _sum_of_taps(x, kernel, strides, padding)
+def _plain(x: jax.Array, kernel: jax.Array, strides: Triple, padding: Pads) -> jax.Array:
+    faster = sum_of_taps if backend() in ('cpu', 'tpu') else direct_conv3d
+    return faster(x, kernel, strides, padding)
+
+
+def direct_conv3d(x: jax.Array, kernel: jax.Array, strides: Triple, padding: Pads) -> jax.Array:
+    """XLA's own 3-D convolution."""
     return lax.conv_general_dilated(
         x, kernel, strides, padding, dimension_numbers=('NXYZC', 'XYZIO', 'NXYZC')
     )
@@ -126,7 +95,8 @@ def pointwise(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return jnp.einsum('bxyzi,io->bxyzo', x, kernel[0, 0, 0])
 
 
-def _sum_of_taps(x: jax.Array, kernel: jax.Array, strides: Triple, padding: Pads) -> jax.Array:
+def sum_of_taps(x: jax.Array, kernel: jax.Array, strides: Triple, padding: Pads) -> jax.Array:
+    """The convolution as a sum of 2-D ones, one for each tap along the first axis."""
     size, stride = kernel.shape[0], strides[0]
     padded = jnp.pad(x, ((0, 0), padding[0], (0, 0), (0, 0), (0, 0)))
     planes = (padded.shape[1] - size) // stride + 1
@@ -207,9 +177,7 @@ def upsampled_conv3d(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, jax.Ar
     pads = ((1, 0), (0, 1))
 
     def phase(p: int, q: int, r: int) -> jax.Array:
-        return _plain(
-            x, small[p, q, r], (1, 1, 1), (pads[p], pads[q], pads[r]), default_algorithm()
-        )
+        return _plain(x, small[p, q, r], (1, 1, 1), (pads[p], pads[q], pads[r]))
 
     def planes(p: int) -> jax.Array:
         rows = [interleave(phase(p, q, 0), phase(p, q, 1), 3) for q in range(2)]
@@ -252,7 +220,6 @@ class Conv3D(nn.Module):
     padding: int | Pads | None = None
     use_bias: bool = True
     zero_init: bool = False
-    algorithm: str | None = None
     folded: bool = False
     doubled: bool = False
 
@@ -275,11 +242,11 @@ class Conv3D(nn.Module):
         strides = _triple(self.strides)
         if self.folded:
             kernel, strides, pads = pair_convolution(kernel, strides, pads)
-        return conv3d(x, kernel, strides, pads, self.algorithm)
+        return conv3d(x, kernel, strides, pads)
 
     def _convolve_doubled(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
         if not doubles_cheaply(x, self.features):
-            out = conv3d(nearest_x2(x), kernel, algorithm=self.algorithm)
+            out = conv3d(nearest_x2(x), kernel)
             return fold(out) if self.folded else out
         even, odd = upsampled_conv3d(x, kernel)
         return jnp.concatenate([even, odd], -1) if self.folded else interleave(even, odd, 1)

@@ -1,8 +1,8 @@
 """Patch discriminator of the autoencoder's adversarial loss (pix2pix in 3-D; published sizes).
 
 Convolutions of kernel 4: `num_layers` with stride 2, then two with stride 1. Batch norm uses the
-statistics of the batch always, so the network is a pure function without running state. Below it
-the losses of the two players, and feature matching.
+statistics of the batch always, so the network is a pure function without running state. Also the
+losses of generator and discriminator, and feature matching.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Discriminator(nn.Module):
 
 
 def generator_loss(kind: str, fake: jax.Array) -> jax.Array:
-    """What the autoencoder pays for the logits D(x_hat) of its reconstructions, a scalar.
+    """The autoencoder's loss of the logits D(x_hat) of its reconstructions, a scalar.
 
     'least_squares': E (D(x_hat) - 1)^2 (Mao et al. 2017, eq. 9, without its 1/2, as published);
     'hinge': -E D(x_hat) (Lim and Ye 2017).
@@ -88,11 +88,11 @@ def generator_loss(kind: str, fake: jax.Array) -> jax.Array:
 
 
 def discriminator_loss(kind: str, real: jax.Array, fake: jax.Array) -> jax.Array:
-    """What the discriminator pays for its logits D(x) and D(x_hat), a scalar.
+    """The discriminator's loss of its logits D(x) and D(x_hat), a scalar.
 
     'least_squares': 1/2 E (D(x) - 1)^2 + 1/2 E D(x_hat)^2;
     'hinge': 1/2 E max(0, 1 - D(x)) + 1/2 E max(0, 1 + D(x_hat)), with the halves of VQGAN
-    (Esser et al. 2021, code), so that both kinds weigh alike.
+    (Esser et al. 2021, code), so that both kinds have the same weight.
     """
     if _is_hinge(kind):
         terms = nn.relu(1.0 - real), nn.relu(1.0 + fake)

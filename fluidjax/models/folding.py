@@ -1,8 +1,8 @@
 """Features kept as pairs of planes: (b, x, y, z, c) as (b, x/2, y, z, 2 c), even plane first.
 
 A TPU works on 128 channels at once and stores them in rows of 128: a network's finest level, with
-64, would leave half of both empty. Side by side, two planes fill them, and a convolution is one
-with a kernel rearranged for pairs, half of it zeros. The function computed is the same.
+64, would leave half of both unused. Two planes side by side fill them, and a convolution becomes
+one with a kernel rearranged for pairs, half of it zeros. The computed function is the same.
 """
 
 from __future__ import annotations

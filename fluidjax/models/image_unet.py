@@ -28,12 +28,12 @@ class ImageUNetConfig:
     """Sizes of the image-space U-Net.
 
     Attributes:
-        channels: one entry a level; each level after the first halves the grid.
+        channels: one entry per level; each level after the first halves the grid.
         num_res_blocks: residual blocks per level, on the way down and on the way up.
         norm_num_groups: groups of the group norm, a divisor of every entry of `channels` and of
             the sums of neighbouring ones.
         patch: side of the space-to-depth patches before the first convolution (1: none).
-        in_channels: volumes that go in.
+        in_channels: number of input volumes.
         dtype, remat: as in `AutoencoderConfig`.
     """
 

@@ -1,8 +1,8 @@
 """Building blocks shared by the networks; volumes are (batch, x, y, z, channel).
 
-Parameters are float32. A block computes in the dtype of what it is given, but for norms and the
-softmax of attention, which are always float32: a network runs in bfloat16 where its input is cast
-to it (`compute_dtype`), and nowhere else is a dtype named.
+Parameters are float32. A block computes in the dtype of its input, except for norms and the
+softmax of attention, which are always float32: a network runs in bfloat16 if its input is cast to
+it (`compute_dtype`).
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class ResBlock(nn.Module):
         features: channels out.
         scale_shift: the embedding scales and shifts after the second norm (diffusion autoencoders);
             otherwise it is added before it (DDPM).
-        zero_init: start as the skip connection alone.
+        zero_init: start as the skip connection only.
         folded: features come and go as pairs of planes (`folding`); without embeddings.
     """
 
@@ -142,7 +142,7 @@ def _modulate(h: jax.Array, scale_and_shift: jax.Array) -> jax.Array:
 
 
 class Downsample(nn.Module):
-    """3x3x3 convolution with stride; `padding` tells the two published conventions apart.
+    """3x3x3 convolution with stride; `padding` distinguishes the two published conventions.
 
     With `folded` pairs of planes go in (`folding`); single planes come out.
     """
@@ -206,7 +206,7 @@ class SelfAttention(nn.Module):
         )
         out = jax.nn.dot_product_attention(q, k, v).reshape((b, -1, c))
         projection = Dense(c, zero_init=self.zero_init, name='proj_attn')
-        # Unused, the projection still sees one token, which is what makes its parameters.
+        # Unused, the projection still gets one token, so that its parameters exist.
         projected = projection(out if self.project else out[:, :1])
         return x + (projected if self.project else out).reshape(x.shape)
 

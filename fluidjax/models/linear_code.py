@@ -1,7 +1,7 @@
 """A linear start for the patch autoencoder: principal components of the training volumes' patches.
 
 A patch p (f^3 values) is coded as z = W (p - m) and decoded as m + W^T z, W with orthonormal rows:
-of all linear codes of that size the one with the least squared error. Training starts there.
+the linear code of that size with the least squared error. Training starts from it.
 """
 
 from __future__ import annotations

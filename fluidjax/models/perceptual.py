@@ -109,10 +109,10 @@ def slice_distance(
 
     Args:
         params: of `LPIPS`, from `lpips_params`.
-        key: draws the slices, the same of both volumes.
-        x, x_hat: (b, x, y, z, c) in [0, 1]. LPIPS wants [-1, 1] and is given it here; MONAI's 2.5-D
-            loss hands it [0, 1] as it is, which halves the contrast.
-        share: of the slices along an axis, counted over the batch (published: a quarter).
+        key: for the choice of slices, the same in both volumes.
+        x, x_hat: (b, x, y, z, c) in [0, 1]. LPIPS expects [-1, 1] and gets it here; MONAI's 2.5-D
+            loss passes [0, 1] unchanged, which halves the contrast.
+        share: share of the slices along an axis, counted over the batch (published: a quarter).
     """
     total = 0.0
     for axis, axis_key in enumerate(jax.random.split(key, 3), start=1):
@@ -125,7 +125,7 @@ def slice_distance(
 
 
 def blank_params() -> Params:
-    """The tree of `LPIPS` with zeros, as a place for the weights of `lpips_params`."""
+    """The parameters of `LPIPS` with zeros, to be replaced by those of `lpips_params`."""
     return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), _shapes())
 
 
@@ -200,7 +200,7 @@ def _slices(volume: jax.Array, axis: int) -> jax.Array:
 
 
 def _pool(x: jax.Array) -> jax.Array:
-    """The largest of 3x3 every 2 pixels; a last window that reaches over the edge counts."""
+    """The largest of 3x3 every 2 pixels; a last window that reaches over the edge is included."""
     over = tuple((0, (side - 3) % 2) for side in x.shape[1:3])
     return nn.max_pool(x, (3, 3), (2, 2), padding=over)
 

@@ -1,4 +1,4 @@
-"""The diffusion U-Net (DDPM in 3-D) and its ways to be conditioned.
+"""The diffusion U-Net (DDPM in 3-D) and the ways to condition it.
 
 `none`, `concat` and `vector` are the published LDM (46,640,134 parameters), cLDM (46,650,502) and
 CondDiff (54,923,910). `spatial` is ours: CondDiff's second scale and shift, as maps; `both` adds a
@@ -39,14 +39,14 @@ class UNetConfig:
     """Sizes of the U-Net; the defaults are the published LDM.
 
     Attributes:
-        channels: one entry a level; each level after the first halves the grid.
+        channels: one entry per level; each level after the first halves the grid.
         num_res_blocks: residual blocks per level on the way down; one more on the way up.
-        attention_levels: one flag a level; the middle always has attention.
+        attention_levels: one flag per level; the middle always has attention.
         num_head_channels: channels per attention head (None: one head).
         condition: 'none'; 'concat' (on the channels of x); 'vector' (published CondDiff);
             'spatial' (maps of scale and shift at every level); 'both' (the maps, and in them a
             vector of the whole scan).
-        condition_channels: features of the condition encoder, one entry a level. None: the
+        condition_channels: features of the condition encoder, one entry per level. None: the
             published (32, 64, 64, 64) for 'vector', else `channels`.
         condition_num_res_blocks: residual blocks per level of the 'spatial' encoder.
         condition_slices: first side of the condition's grid, fixed for 'vector'.
@@ -79,12 +79,12 @@ class UNetConfig:
         if not self.channels or len(self.attention_levels) != len(self.channels):
             raise UserError(
                 f'unet.attention_levels: {len(self.attention_levels)} flags for '
-                f'{len(self.channels)} channels; give one a level'
+                f'{len(self.channels)} channels; give one per level'
             )
         if self.condition in SPATIAL and len(self.spatial_channels) != len(self.channels):
             raise UserError(
                 f'unet.condition_channels: {self.condition_channels} must have one '
-                f'entry a level, {len(self.channels)}'
+                f'entry per level, {len(self.channels)}'
             )
         require_groups(
             'unet', (*self.channels, *self._normed_condition_channels()), self.norm_num_groups
@@ -133,7 +133,7 @@ class UNet(nn.Module):
         return Dense(width, name='time_1')(nn.silu(emb))
 
     def _encode_condition(self, cond: jax.Array | None) -> tuple[jax.Array | None, ...]:
-        """What the residual blocks of each level are told of the condition."""
+        """What the residual blocks of each level get of the condition."""
         c = self.config
         if c.condition in SPATIAL:
             return SpatialConditionEncoder(

@@ -28,8 +28,8 @@ class VAEConfig:
 
     Attributes:
         shape: sides of the volumes (x, y, z), multiples of 2^levels.
-        channels: one entry a level; each level halves the grid.
-        latent_size: numbers that code a volume.
+        channels: one entry per level; each level halves the grid.
+        latent_size: size of the code of a volume.
         norm_num_groups: groups of the group norm, a divisor of every entry of `channels`.
         dtype: of the computation, 'float32' or 'bfloat16'.
     """

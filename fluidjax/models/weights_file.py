@@ -13,7 +13,7 @@ import numpy as np
 from fluidjax.base.errors import UserError
 
 Weights = dict[str, np.ndarray]
-# Where a file keeps its weights, the best of them first.
+# Keys under which a file keeps its weights, the preferred ones first.
 WRAPPERS = ('ema', 'ema_state_dict', 'state_dict', 'model_state_dict', 'model', 'module')
 
 
@@ -39,8 +39,8 @@ def read_state_dict(path: Path) -> Weights:
         return {name: np.asarray(array, np.float32) for name, array in arrays.items()}
     except (TypeError, ValueError) as error:
         raise UserError(
-            f'{path}: holds entries that are no numbers ({_brief(error)}); leave the '
-            'weights alone in it'
+            f'{path}: holds entries that are not numbers ({_brief(error)}); keep '
+            'only the weights in it'
         ) from error
 
 
@@ -51,7 +51,7 @@ def _read_npz(path: Path) -> Weights:
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(
             f'{path}: not a readable .npz file ({_brief(error)}); write it with '
-            'numpy.savez, one array a tensor'
+            'numpy.savez, one array per tensor'
         ) from error
     marked = {name[3:]: array for name, array in arrays.items() if name.startswith('sd/')}
     return marked or arrays  # 'sd/' marks the weights among the inputs and outputs of a test file
@@ -85,7 +85,7 @@ def _read_torch(path: Path) -> Weights:
         content = torch.load(path, map_location='cpu', weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
-            f'{path}: cannot be read as tensors alone ({_brief(error)}); if you trust '
+            f'{path}: cannot be read as tensors only ({_brief(error)}); if you trust '
             'it, save its state dict on its own: torch.save(torch.load(FILE, '
             "weights_only=False)['state_dict'], 'weights.pt')"
         ) from error

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from fluidjax.runs.load import Run
 
 AHEAD = 2  # scans per process that are read before they are needed
+IDLE_SECONDS = 600  # until a process without work ends; the model may take long for a batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,14 +90,28 @@ def read_scans(
     if jobs == 1:
         yield from (_scan_or_failure(file, grid, options) for file in files)
         return
+    try:
+        yield from _in_processes(files, grid, options, jobs)
+    finally:
+        _processes(jobs).shutdown(kill_workers=True)
+
+
+def _in_processes(
+    files: Sequence[ScanFile], grid: ModelGrid, options: Options, jobs: int
+) -> Iterator[Scan | str]:
     waiting = collections.deque()
     for file in files:
-        executor = loky.get_reusable_executor(max_workers=jobs)
-        waiting.append((file, executor.submit(_scan_or_failure, file, grid, options)))
+        future = _processes(jobs).submit(_scan_or_failure, file, grid, options)
+        waiting.append((file, future))
         if len(waiting) >= AHEAD * jobs:
             yield _result_of(*waiting.popleft(), grid, options)
     while waiting:
         yield _result_of(*waiting.popleft(), grid, options)
+
+
+def _processes(jobs: int) -> loky.ProcessPoolExecutor:
+    """The pool of processes; a new one if one of its processes was killed."""
+    return loky.get_reusable_executor(max_workers=jobs, timeout=IDLE_SECONDS)
 
 
 def read_scan(file: ScanFile, grid: ModelGrid, options: Options) -> Scan:

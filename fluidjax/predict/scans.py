@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_pipelines.scan_folders import find_scans
+from data_pipelines.scan_folders import distinct_names, find_scans
 from data_pipelines.volume_io import strip_ending
 from fluidjax.base.errors import UserError
 
@@ -106,15 +106,7 @@ def _label_of(path: Path, prefix: str) -> str | None:
 
 
 def _distinct_names(paths: list[Path]) -> list[str]:
-    names = [name_of(path) for path in paths]
-    folders = [path.absolute().parent.parts[1:] for path in paths]
-    for depth in range(1, max(map(len, folders), default=0) + 1):
-        if len(set(names)) == len(names):
-            break
-        names = [
-            name if names.count(name) == 1 else '_'.join((*parts[-depth:], name_of(path)))
-            for name, parts, path in zip(names, folders, paths)
-        ]
+    names = distinct_names(paths, name_of)
     for i, name in enumerate(names):
         if name in names[:i]:
             raise UserError(

@@ -18,7 +18,7 @@ import functools
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from scipy import ndimage
 from tqdm import tqdm
 
 from data_pipelines import scan_images, volume_io
+from data_pipelines.scan_folders import distinct_names
 from fluidjax.base.errors import UserError
 from fluidjax.base.files import write_bytes, write_text
 from fluidjax.base.settings import settings_from
@@ -185,20 +186,17 @@ def _write(plan: _Plan, out: Path, volumes: bool) -> Path:
     return page
 
 
-def _names(scans: Mapping[str, Any]) -> dict[str, str]:
-    """A folder name per scan: its file's, with as many of its folders as make all different."""
-    folders = {path: Path(path).parts[1:-1] for path in scans}
-    for depth in range(1 + max(map(len, folders.values()))):
-        names = {
-            path: '_'.join([*folder[max(0, len(folder) - depth) :], volume_io.strip_ending(path)])
-            for path, folder in folders.items()
-        }
-        if len(set(names.values())) == len(names):
-            return names
-    raise UserError(
-        f'{next(iter(scans))}: its folder has no name of its own beside x.nii and '
-        'x.nii.gz; rename one'
-    )
+def _names(scans: Iterable[str]) -> dict[str, str]:
+    """A folder name for each scan, from its file name and, where needed, its folders."""
+    paths = list(scans)
+    names = distinct_names([Path(path) for path in paths])
+    for number, name in enumerate(names):
+        if name in names[:number]:
+            raise UserError(
+                f"{paths[number]}: would be called '{name}' like {paths[names.index(name)]}; "
+                'rename one'
+            )
+    return dict(zip(paths, names))
 
 
 def _paint_scan(

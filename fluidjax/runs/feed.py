@@ -44,7 +44,6 @@ class Feed:
             layout.processes,
         )
         for number, batch in enumerate(batches, start):
-            batch['brain'] = batch['brain'].astype(np.uint8)  # a quarter of the bytes
             yield batch if self._bank is None else {**batch, 'lesions': self._draw(number, batch)}
 
     def validation(self) -> Iterator[dict[str, np.ndarray]]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
+import sys
 
 import forked
 import pytest
 
+from fluidjax.__main__ import VERBS
 from fluidjax.base import files
 
 MODULES = ('main', 'eval')  # called as `python -m fluidjax.main`; the others as `fluidjax VERB`
@@ -36,9 +39,35 @@ def command(checkout, tmp_path_factory):
     return call
 
 
+@pytest.fixture
+def call(checkout, store, monkeypatch, capfd):
+    """Call `fluidjax VERB ARGUMENTS` in this process, without a process's imports.
+
+    For commands that end before any work: mistakes, and runs that are finished. Flags keep their
+    values, so each call has a module of its own.
+    """
+    monkeypatch.chdir(checkout)
+    monkeypatch.setenv('FLUIDJAX_STORE', str(store))
+
+    def run(verb, *arguments):
+        name = VERBS[verb][0]
+        importlib.import_module(name)  # where the command looks for its help
+        spec = importlib.util.find_spec(name)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        words = [f'fluidjax {verb}', *map(str, arguments)]
+        monkeypatch.setattr(sys, 'argv', words)
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            module.command()
+        return subprocess.CompletedProcess(words, ended.value.code, *capfd.readouterr())
+
+    return run
+
+
 @pytest.fixture(scope='session')
 def everyones(tmp_path_factory, worker_id):
-    """A folder that all of pytest's workers share."""
+    """A folder shared by all of pytest's workers."""
     own = tmp_path_factory.getbasetemp()
     folder = (own if worker_id == 'master' else own.parent) / 'everyones'
     folder.mkdir(exist_ok=True)
@@ -55,7 +84,7 @@ def store(everyones):
 def trained(command, everyones, store):
     """A smoke run, trained and evaluated, and both commands. Tests must not write into it.
 
-    The worker that comes first makes it; compiling it is what takes longest of all tests.
+    The first worker makes it, the others wait for it: nothing in the tests takes longer to compile.
     """
     workdir, note = everyones / 'smoke', everyones / 'smoke.json'
     with files.locked_in_turn(everyones / 'smoke.lock'):

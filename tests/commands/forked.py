@@ -1,7 +1,7 @@
 """Commands in processes forked from one that has the slow imports behind it.
 
-Most of a short command's seconds go into importing JAX and TensorFlow. Here a process that imported
-them once, and did nothing with them, is forked for each command: as a user calls it, but for that.
+Most of the time of a short command goes into importing JAX and TensorFlow. So one process imports
+them without using them, and is forked for each command. Everything else is as for a user.
 """
 
 from __future__ import annotations
@@ -64,13 +64,13 @@ def run(
     timeout: float = 400,
     **environment: str,
 ) -> subprocess.CompletedProcess:
-    """`python -m MODULE ARGUMENTS` in a folder, and what came of it.
+    """Run `python -m MODULE ARGUMENTS` in a folder; returns the finished process.
 
     Args:
         folder: the working directory.
-        scratch: where its output may be kept.
+        scratch: folder for its output.
         timeout: seconds.
-        environment: variables beside the ones there are.
+        environment: additional variables.
     """
     assert importlib.util.find_spec(module), module
     outputs = tuple(str(scratch / name) for name in ('stdout', 'stderr'))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import functools
 import json
 import os
 import re
@@ -16,17 +15,14 @@ import numpy as np
 import pytest
 
 from configs import ldm
+from fluidjax.__main__ import VERBS
 from fluidjax.base.errors import UserError
+from fluidjax.runs import export
+from fluidjax.runs.evaluate import run_evaluation
 from fluidjax.runs.load import load_run
 from fluidjax.runs.train import train
 
 CONFIG = '--config=configs/ldm.py:smoke'
-
-
-@pytest.fixture(scope='module')
-def call(command, store):
-    """Run `python -m fluidjax.NAME ARGUMENTS` and return the finished process."""
-    return functools.partial(command, FLUIDJAX_STORE=str(store))
 
 
 def one_line_error(process):
@@ -49,7 +45,7 @@ def test_training_writes_what_it_says(trained):
     for stage in ('autoencoder', 'diffusion'):
         assert (workdir / 'checkpoints' / stage / '6').is_dir()
         assert list((workdir / 'tensorboard' / stage).glob('events*'))
-    assert 'fluidjax.eval' in done.stderr
+    assert 'fluidjax eval' in done.stderr
 
 
 def test_evaluation_writes_scores_pictures_and_volumes(trained):
@@ -68,6 +64,21 @@ def test_evaluation_writes_scores_pictures_and_volumes(trained):
     assert 'report.html' in evaluated.stdout and 'mean_brain' in evaluated.stdout
 
 
+def test_a_package_is_evaluated_as_its_run(trained, store, tmp_path, monkeypatch):
+    """On the embedded cohort, which a package has no folder of, with the scores of the run."""
+    monkeypatch.setenv('FLUIDJAX_STORE', str(store))
+    package = tmp_path / 'model.zip'
+    export.export(trained[0], package)
+    run_evaluation(package, False, tmp_path / 'package', {'name': 'template'})
+    scores, expected = (
+        json.loads((folder / 'metrics.json').read_text())['template_smoke']
+        for folder in (tmp_path / 'package', trained[0] / 'eval')
+    )
+    for row in (*scores.values(), *expected.values()):
+        del row['seconds']
+    assert scores == expected
+
+
 def test_volumes_lie_where_the_scan_lies(trained):
     from data_pipelines.grids import GRIDS
 
@@ -84,18 +95,19 @@ def test_volumes_lie_where_the_scan_lies(trained):
 def test_the_same_command_again_trains_nothing(trained, call):
     workdir, _, _ = trained
     before = (workdir / 'metrics.jsonl').read_text()
-    again = call('main', CONFIG, f'--workdir={workdir}')
+    again = call('train', CONFIG, f'--workdir={workdir}')
     assert again.returncode == 0 and 'all stages are done' in again.stderr
     assert (workdir / 'metrics.jsonl').read_text() == before
 
 
-def test_a_killed_run_ends_in_the_same_numbers(trained, call, tmp_path):
-    """Killed after the third step of stage two: as if it had lost everything after that step."""
+def test_a_killed_run_ends_in_the_same_numbers(trained, store, tmp_path, monkeypatch):
+    """Continued from the third step of the second stage, as if it had been killed after it."""
+    monkeypatch.setenv('FLUIDJAX_STORE', str(store))
     workdir, _, _ = trained
     killed = tmp_path / 'killed'
     shutil.copytree(workdir, killed, ignore=shutil.ignore_patterns('eval'))
     shutil.rmtree(killed / 'checkpoints' / 'diffusion' / '6')
-    assert call('main', CONFIG, f'--workdir={killed}').returncode == 0
+    train(ldm.get_config('smoke'), killed)
 
     def losses(folder):
         records = [json.loads(x) for x in (folder / 'metrics.jsonl').read_text().splitlines()]
@@ -142,16 +154,16 @@ def test_a_run_killed_with_signal_9_ends_in_the_same_numbers(checkout, store, tm
     'name,arguments,message',
     [
         (
-            'main',
+            'train',
             ['--config=configs/ldm.py:tiny', '--workdir=x'],
             'size is one of paper, demo, smoke',
         ),
-        ('main', ['--config=configs/none.py', '--workdir=x'], "no file 'configs/none.py'"),
-        ('main', [CONFIG, '--config.diffusion.stepz=3', '--workdir=x'], "no field 'stepz'"),
-        ('main', [CONFIG, '--config.seed=three', '--workdir=x'], 'seed'),
-        ('main', [CONFIG, '--colour=red', '--workdir=x'], 'colour'),
+        ('train', ['--config=configs/none.py', '--workdir=x'], "no file 'configs/none.py'"),
+        ('train', [CONFIG, '--config.diffusion.stepz=3', '--workdir=x'], "no field 'stepz'"),
+        ('train', [CONFIG, '--config.seed=three', '--workdir=x'], 'seed'),
+        ('train', [CONFIG, '--colour=red', '--workdir=x'], 'colour'),
         (
-            'main',
+            'train',
             [
                 '--config=configs/ldm.py:smoke,cohort=nifti',
                 '--workdir={tmp}/n2',
@@ -159,7 +171,7 @@ def test_a_run_killed_with_signal_9_ends_in_the_same_numbers(checkout, store, tm
             ],
             'missing is not a folder',
         ),
-        ('main', [CONFIG, '--workdir=/proc/nowhere'], '/proc/nowhere'),
+        ('train', [CONFIG, '--workdir=/proc/nowhere'], '/proc/nowhere'),
         ('eval', ['--workdir={tmp}/nothing'], 'no such file'),
         ('eval', ['more', '--workdir=x'], "unexpected argument 'more'"),
         (
@@ -177,7 +189,7 @@ def test_a_mistake_is_one_line(call, tmp_path, name, arguments, message):
 @pytest.mark.parametrize(
     'argument,changes,message',
     [
-        ('smoke,cohort=nifti', {}, 'data_dir is empty'),
+        ('smoke,cohort=nifti', {}, 'data_dir.*must be the folder of your healthy scans'),
         ('smoke,cohort=nifti', {'cohort.data_dir': '{tmp}'}, 'found no scans'),
         ('smoke', {'cohort.data_dir': '{tmp}'}, 'cohort=nifti'),
         ('smoke', {'cohort.name': 'oasis'}, 'neither template nor nifti'),
@@ -207,7 +219,7 @@ def test_a_field_that_cannot_be_is_named_and_nothing_is_written(
 
 def test_a_run_without_a_checkpoint_says_what_to_do(trained, tmp_path):
     (tmp_path / 'config.json').write_text((trained[0] / 'config.json').read_text())
-    with pytest.raises(UserError, match='no checkpoint.*fluidjax.main'):
+    with pytest.raises(UserError, match='no checkpoint.*fluidjax train'):
         load_run(tmp_path)
 
 
@@ -238,7 +250,7 @@ def test_a_cohort_that_changed_since_is_noticed(trained, store, tmp_path, monkey
     workdir = tmp_path / 'copy'
     shutil.copytree(trained[0], workdir)
     (workdir / 'cohort.json').write_text('{"cohort": "nifti_cohort/other/1.0.0", "sizes": {}}')
-    with pytest.raises(UserError, match='not those this run was trained on'):
+    with pytest.raises(UserError, match='not those that this run was trained on'):
         train(ldm.get_config('smoke'), workdir)
 
 
@@ -259,22 +271,7 @@ def test_a_damaged_configuration_is_one_line(tmp_path, content, message):
 
 def test_run_sh_knows_its_verbs(checkout):
     listed = subprocess.run(['./run.sh', 'help'], cwd=checkout, capture_output=True, text=True)
-    for verb in (
-        'setup',
-        'demo',
-        'test',
-        'train',
-        'eval',
-        'predict',
-        'prepare',
-        'export',
-        'randomize',
-        'convert',
-        'bench',
-        'benchmark',
-        'sweep',
-        'help',
-    ):
+    for verb in ('setup', 'test', 'lint', *VERBS):
         assert re.search(rf'^  {verb}\b', listed.stdout, re.M), verb
     wrong = subprocess.run(['./run.sh', 'dance'], cwd=checkout, capture_output=True, text=True)
     assert wrong.returncode == 2 and "no verb 'dance'" in wrong.stderr
@@ -292,7 +289,7 @@ def test_the_device_path_needs_no_tensorflow(checkout):
     code = (
         "import sys; sys.modules['tensorflow'] = None; "
         "sys.modules['tensorflow_datasets'] = None; "
-        'import fluidjax.runs.train, fluidjax.runs.evaluate, fluidjax.predict.batch, fluidjax.bench, '
+        'import fluidjax.runs.train, fluidjax.runs.evaluate, fluidjax.predict.batch, '
         'fluidjax.bench.fluid, fluidjax.randomize.pairs'
     )
     subprocess.run([sys.executable, '-c', code], cwd=checkout, check=True)

@@ -1,5 +1,5 @@
 """Published weights to runs, with small networks on the smoke grid; their names are the golden
-files' (tests/test_parity_models.py), their numbers random."""
+files' (tests/models/test_parity_models.py), their numbers random."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_a_converted_run_is_the_published_method(condition, method, config, file
     both, alone = lightning_names(), state_dict(unet(condition), 'model.')
     paths = [files('autoencoder', both), files(condition, alone)]
     out = tmp_path / 'deep' / 'run'
-    assert f'fluidjax.eval --workdir={out}' in convert.convert(paths, out, config)
+    assert f'fluidjax eval --workdir={out}' in convert.convert(paths, out, config)
     run = load_run(out)
     assert (run.config.method, run.method.network) == (method, unet(condition).config)
     process = run.method.process
@@ -117,8 +117,10 @@ def test_a_converted_run_is_the_published_method(condition, method, config, file
 
 def test_an_autoencoder_alone_is_a_finished_first_stage(config, files, tmp_path):
     weights, out = state_dict(AUTOENCODER), tmp_path / 'run'
-    told = convert.convert([files('alone', weights)], out, config)
-    assert "--config.autoencoder.network.channels='(8, 16)'" in told and 'fluidjax.main' in told
+    message = convert.convert([files('alone', weights)], out, config)
+    assert (
+        "--config.autoencoder.network.channels='(8, 16)'" in message and 'fluidjax train' in message
+    )
     saved = json.loads((out / 'config.json').read_text())
     assert saved['autoencoder']['network']['channels'] == [8, 16]
     stages = build_stages(load_config(out / 'config.json'), Grid((16, 16, 16), (12.0,) * 3))
@@ -134,8 +136,8 @@ def test_an_autoencoder_alone_is_a_finished_first_stage(config, files, tmp_path)
 
 def test_weights_without_their_autoencoder_are_kept_bare(config, files, tmp_path):
     weights, out = state_dict(unet('concat')), tmp_path / 'bare'
-    told = convert.convert([files('bare', weights)], out, config)
-    assert 'needs the autoencoder' in told and not (out / 'config.json').exists()
+    message = convert.convert([files('bare', weights)], out, config)
+    assert 'needs the autoencoder' in message and not (out / 'config.json').exists()
     (network,) = read_networks(files('bare', weights), ASSUMED).values()
     restored = checkpoint.restore(out / 'weights' / 'unet', network.params)
     same(restored, weights, 'out.2.weight', 'conv_out/kernel')
@@ -166,7 +168,8 @@ DOWN = 'down_blocks.0.resnets.0.conv1.weight'
             AUTOENCODER,
             {'encoders.0.blocks.0.weight': np.zeros((8, 2, 3, 3, 3))},
             [
-                '1 misshapen: encoders.0.blocks.0.weight (is (8, 2, 3, 3, 3), must be (8, 1, 3, 3, 3))'
+                '1 misshapen: encoders.0.blocks.0.weight '
+                '(is (8, 2, 3, 3, 3), must be (8, 1, 3, 3, 3))'
             ],
         ),
         (
@@ -221,7 +224,7 @@ def test_many_names_are_cut_short(files):
     [
         ([DISCRIMINATOR, DISCRIMINATOR], 'a second discriminator'),
         ([AUTOENCODER, unet('none', in_channels=4, out_channels=8)], 'latents of 4 channels'),
-        ([AUTOENCODER, unet('vector', condition_slices=5)], 'made for 5 slices'),
+        ([AUTOENCODER, unet('vector', condition_slices=5)], 'for 5 latent slices'),
         (
             [AUTOENCODER, unet('none', channels=(8,) * 5, attention_levels=(False,) * 5)],
             'not multiples of 16',
@@ -247,9 +250,9 @@ def test_networks_that_do_not_fit_each_other(models, message, config, files, tmp
             {'layer.weight': np.zeros(3)},
             'none of the published networks.*layer.weight',
         ),
-        ('words.npz', {'main.0.weight': np.array(['a'])}, 'no numbers'),
+        ('words.npz', {'main.0.weight': np.array(['a'])}, 'not numbers'),
         ('objects.npz', {'main.0.weight': np.array([{}])}, 'not a readable .npz'),
-        ('part.npz', {'main.3.weight': np.zeros(3)}, 'part of a published network alone'),
+        ('part.npz', {'main.3.weight': np.zeros(3)}, 'only a part of a published network'),
     ],
 )
 def test_files_that_cannot_be_used(name, content, message, tmp_path):
@@ -356,7 +359,7 @@ def test_the_command_line(command, files, tmp_path):
     options = ['--config=configs/ldm.py:smoke', '--config.autoencoder.network.norm_num_groups=4']
     done = call(path, '--out', out, *options)
     assert done.returncode == 0, done.stderr
-    assert 'autoencoder, ' in done.stderr and 'fluidjax.main' in done.stdout
+    assert 'autoencoder, ' in done.stderr and 'fluidjax train' in done.stdout
     again = call(path, '--out', out, *options)
     assert again.returncode == 2 and 'is there already; choose another --out' in again.stderr
     assert again.stderr.strip().count('\n') == 0

@@ -146,17 +146,17 @@ def test_sigterm_to_one_of_two_processes_stops_both_and_the_run_goes_on(start, t
         ),
     ],
 )
-def test_a_mistake_is_one_line(train, tmp_path, flags, message):
-    done = train(f'--workdir={tmp_path / "run"}', *flags)
+def test_a_mistake_is_one_line(call, tmp_path, flags, message):
+    done = call('train', CONFIG, f'--workdir={tmp_path / "run"}', *flags)
     assert done.returncode == 2 and 'Traceback' not in done.stderr, done.stderr
     assert message in done.stderr.splitlines()[-1]
 
 
-def test_a_folder_that_is_trained_in_is_refused(train, tmp_path):
+def test_a_folder_that_is_trained_in_is_refused(call, tmp_path):
     from fluidjax.base import files
 
     with files.locked(tmp_path / '.lock', 'a test'):
-        done = train(f'--workdir={tmp_path}')
+        done = call('train', CONFIG, f'--workdir={tmp_path}')
     assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1, done.stderr
     assert 'another command trains here' in done.stderr
     assert f'process {os.getpid()} on' in done.stderr

@@ -1,4 +1,4 @@
-"""Killed at any moment, a training ends in the same numbers as one left alone.
+"""A training that is killed at any moment ends in the same numbers as one that is not.
 
 python -m pytest -m slow -n0 tests/commands/test_kill.py
 """

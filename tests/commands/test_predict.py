@@ -99,7 +99,7 @@ def test_failures_are_listed_and_stop_nothing(predicted):
     out, _, done, _ = predicted
     assert done.returncode == 2 and 'Traceback' not in done.stderr, done.stderr
     lines = [line for line in done.stderr.splitlines() if line.strip()]
-    assert lines[-1] == 'fluidjax: error: 2 of 5 scans failed, see above'
+    assert lines[-1] == 'fluidjax: error: 2 of 5 scans failed, see above', done.stderr
     assert re.match(r'failed: .*text.nii: is a text file', lines[-3])
     assert re.match(r'failed: .*none.nii.gz: no such file', lines[-2])
     assert {p.name for p in out.iterdir()} == {
@@ -190,7 +190,7 @@ def test_the_number_of_processes_changes_no_byte(predicted, smoke_run, tmp_path)
             assert (out / path.relative_to(before)).read_bytes() == path.read_bytes(), path
 
 
-def test_a_new_scan_joins_the_index_and_one_failure_is_told_once(
+def test_the_index_grows_and_a_single_failure_is_printed_once(
     predicted, smoke_run, tmp_path, capsys
 ):
     out = tmp_path / 'maps'
@@ -220,7 +220,7 @@ def test_the_bids_validator_finds_no_error(predicted):
 
 
 class Deadly:
-    """What ends the process that unpickles it."""
+    """Ends the process that unpickles it."""
 
     def __reduce__(self):
         return os._exit, (1,)

@@ -11,15 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from data_pipelines import (
-    grids,
-    input_pipeline,
-    mni_template,
-    preparation,
-    record_cache,
-    resampling,
-    scan_folders,
-)
+from data_pipelines import grids, input_pipeline, mni_template, preparation, records, scan_folders
 from data_pipelines.nifti_source import NiftiSource
 from data_pipelines.prepare import Request, build
 from data_pipelines.subject_splits import Choice
@@ -32,10 +24,9 @@ AGES = {'01': '30', '02': '40', '03': 'n/a', '04': '50'}
 def _brain(number):
     """A template brain at 10 mm, another gain for each number: (intensities, affine)."""
     grid = grids.ModelGrid((20, 22, 20), (10.0, 10.0, 10.0))
-    maps = mni_template.load_template(8.0)
-    image = resampling.sample(maps.t1, maps.affine, grid.positions())
-    brain = resampling.sample(maps.brain, maps.affine, grid.positions()) >= 0.5
-    return np.where(brain, (900 + 10 * number) * image, 0).astype(np.float32), grid.affine
+    maps = mni_template.on_grid(grid)
+    image = np.where(maps.brain >= 0.5, (900 + 10 * number) * maps.t1, 0)
+    return image.astype(np.float32), grid.affine
 
 
 def _write(path, data, affine):
@@ -85,14 +76,14 @@ def test_the_command_prepares_and_main_preprocesses_nothing(checkout, bids, tmp_
         f'--out={store}',
         '--size=smoke',
         '--registration=none',
-        '--workers=2',
+        '--workers=1',
         '--split-column=split',
     ]
     done = subprocess.run(command, cwd=checkout, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert '2 train, 1 validation, 2 test' in done.stdout
     assert f'--config.cohort.store={store}' in done.stdout
-    monkeypatch.setattr(record_cache, 'make', None)  # would be called
+    monkeypatch.setattr(records, 'make', None)  # would be called
     cohort = opened(bids, store)
     assert names(cohort, 'train') == ['sub-01', 'sub-04']
     assert names(cohort, 'validation') == ['sub-03'] and names(cohort, 'test') == [
@@ -122,9 +113,9 @@ def test_a_prepared_record_is_the_one_made_without(bids, tmp_path):
 
 def test_only_what_is_new_is_preprocessed(bids, tmp_path, monkeypatch):
     store, made = tmp_path / 'store', []
-    real = record_cache.make
+    real = records.make
     monkeypatch.setattr(
-        record_cache, 'make', lambda item, source: (made.append(item), real(item, source))[1]
+        records, 'make', lambda item, source: (made.append(item), real(item, source))[1]
     )
     build(request(bids, store))
     assert len(made) == 5
@@ -203,7 +194,7 @@ def test_a_store_of_other_files_is_not_taken_silently(bids, tmp_path):
         opened(bids, store)
     held = next((store / 'prepared').glob('*.json'))
     held.write_text(json.dumps([]))
-    with pytest.raises(UserError, match='is damaged'):
+    with pytest.raises(UserError, match='prepare the folder again'):
         opened(bids, store)
 
 
@@ -222,6 +213,13 @@ def test_workers_do_what_one_process_does(bids, tmp_path):
     one, _ = preparation.prepare(source, tmp_path / 'one', Choice())
     two, outcomes = preparation.prepare(source, tmp_path / 'two', Choice(), workers=2)
     for outcome in outcomes:
-        a, b = (record_cache.load(s, outcome.record) for s in (one, two))
+        a, b = (records.load(s, outcome.record) for s in (one, two))
         for name in a:
             np.testing.assert_array_equal(a[name], b[name])
+
+
+def test_a_worker_that_is_killed_is_one_line(bids, tmp_path, monkeypatch):
+    monkeypatch.setattr(preparation, '_numbered', lambda *_: os.kill(os.getpid(), 9))
+    source = NiftiSource(SMOKE, str(bids), registration='none')
+    with pytest.raises(UserError, match='--workers: a process was killed'):
+        preparation.prepare(source, tmp_path / 'store', Choice(), workers=2)

@@ -6,17 +6,15 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from data_pipelines import grids, mni_template, resampling
+from data_pipelines import grids, mni_template
 
 
 @pytest.fixture(scope='session')
 def mni_at_8mm():
     """The template on a coarse grid, as a scan in MNI space: (intensities 0..1000, affine)."""
     grid = grids.ModelGrid((24, 28, 24), (8.0, 8.0, 8.0))
-    maps = mni_template.load_template(8.0)
-    image = resampling.sample(maps.t1, maps.affine, grid.positions())
-    brain = resampling.sample(maps.brain, maps.affine, grid.positions()) >= 0.5
-    return np.where(brain, 1000 * image, 0).astype(np.float32), grid.affine
+    maps = mni_template.on_grid(grid)
+    return np.where(maps.brain >= 0.5, 1000 * maps.t1, 0).astype(np.float32), grid.affine
 
 
 @pytest.fixture

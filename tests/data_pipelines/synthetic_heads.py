@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy import ndimage
 
-from data_pipelines import grids, mni_template, resampling
+from data_pipelines import grids, mni_template
 from data_pipelines.volume_io import Volume
 
 SPACING = 3.0
@@ -14,10 +14,9 @@ GRID = grids.ModelGrid((72, 84, 76), (SPACING,) * 3, centre=(0.0, -17.0, 2.0))
 
 def brain_and_mask() -> tuple[np.ndarray, np.ndarray]:
     """Intensities 0..1000, background 0, and the brain (bool), both on GRID."""
-    maps = mni_template.load_template(SPACING)
-    read = lambda data: resampling.sample(data, maps.affine, GRID.positions())
-    brain = read(maps.brain) >= 0.5
-    return np.where(brain, 1000 * read(maps.t1), 0).astype(np.float32), brain
+    maps = mni_template.on_grid(GRID)
+    brain = maps.brain >= 0.5
+    return np.where(brain, 1000 * maps.t1, 0).astype(np.float32), brain
 
 
 def whole_head() -> tuple[Volume, np.ndarray]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import synthetic_heads as heads
 
-from data_pipelines import brain_extraction, grids, head_mask, preprocess
+from data_pipelines import atlas_extraction, brain_extraction, grids, head_mask, preprocess
 from data_pipelines.volume_io import Volume, load_volume
 from fluidjax.base.errors import UserError
 
@@ -53,6 +53,7 @@ def test_head_or_brain_of_real_scans(shared_dir, name, expected):
 
 def test_atlas_finds_the_brain(head, monkeypatch):
     monkeypatch.setenv('PATH', '')
+    monkeypatch.setattr(atlas_extraction, 'STARTS', atlas_extraction.STARTS[:2])
     scan, truth = head
     moved = scan.affine.copy()
     moved[:3, 3] += (12.0, -25.0, 31.0)
@@ -125,6 +126,7 @@ def test_bad_masks(head, mask, says):
 
 def test_what_is_no_brain_is_refused(monkeypatch):
     monkeypatch.setenv('PATH', '')
+    monkeypatch.setattr(atlas_extraction, 'STARTS', atlas_extraction.STARTS[:1])
     positions = heads.GRID.positions() - heads.GRID.centre
     ball = 1000.0 * (np.linalg.norm(positions, axis=-1) < 95)  # a phantom
     noise = np.random.default_rng(0).normal(0, 20, ball.shape)

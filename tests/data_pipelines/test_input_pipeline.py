@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -35,12 +36,14 @@ def test_cohort_on_disk(smoke_cohort):
     assert sorted(p.name for p in store.iterdir()) == ['template_cohort']
 
 
-def test_lesion_masks_beside_the_embedded_subjects(smoke_cohort, tmp_path, write_scan):
+def test_lesion_masks_beside_the_embedded_subjects(smoke_cohort, tmp_path, write_scan, monkeypatch):
+    small = dataclasses.replace(template_cohort.SCALES['smoke'], sizes=(1, 2, 1))
+    monkeypatch.setitem(template_cohort.SCALES, 'smoke', small)
     mask = np.zeros(smoke_cohort.grid.shape, np.uint8)
     mask[6:9, 6:9, 6:9] = 1
     write_scan(tmp_path / 'bank' / 'one.nii', mask, smoke_cohort.grid.affine)
     cohort = input_pipeline.template_cohort('smoke', tmp_path / 'store', tmp_path / 'bank')
-    assert cohort.sizes == {**smoke_cohort.sizes, 'lesions': 1}
+    assert cohort.sizes == {'train': 1, 'validation': 2, 'test': 1, 'lesions': 1}
     np.testing.assert_array_equal(input_pipeline.lesion_bank(cohort), mask[None])
     ours, known = (list(input_pipeline.subjects(c, 'validation')) for c in (cohort, smoke_cohort))
     np.testing.assert_array_equal(ours[0].image, known[0].image)
@@ -69,8 +72,9 @@ def test_batch_shape_and_content(smoke_cohort):
     (batch,) = _take(smoke_cohort, 1, num_devices=2)
     assert set(batch) == {'image', 'brain'}
     for value in batch.values():
-        assert value.shape == (2, 2, 16, 16, 16, 1) and value.dtype == np.float32
-    assert set(np.unique(batch['brain'])) == {0.0, 1.0}
+        assert value.shape == (2, 2, 16, 16, 16, 1)
+    assert batch['image'].dtype == np.float32 and batch['brain'].dtype == np.uint8
+    assert set(np.unique(batch['brain'])) == {0, 1}
     assert not batch['image'][batch['brain'] == 0].any()
 
 

@@ -10,8 +10,8 @@ import pytest
 from data_pipelines import (
     grids,
     input_pipeline,
-    lesion_masks,
     nifti_source,
+    records,
     scan_folders,
     template_cohort,
 )
@@ -180,6 +180,21 @@ def test_scans_and_masks_are_told_apart(tmp_path, files, expected):
 
 
 @pytest.mark.parametrize(
+    'files, expected',
+    [
+        (['a.nii', 'x/b.nii'], ['a', 'b']),
+        (['x/a.nii', 'y/a.nii', 'z/b.nii'], ['x_a', 'y_a', 'b']),
+        (['1/x/a.nii', '2/x/a.nii', 'y/a.nii'], ['1_x_a', '2_x_a', 'y_a']),
+        (['x/a.nii', 'x/a.nii.gz'], ['a', 'a']),
+    ],
+)
+def test_names_get_the_folders_that_they_need(tmp_path, files, expected):
+    names = scan_folders.distinct_names([tmp_path / file for file in files])
+    assert names == expected
+    assert scan_folders.numbered(['a', 'b', 'a']) == ['a', 'b', 'a_2']
+
+
+@pytest.mark.parametrize(
     'files, says',
     [
         (['notes.txt'], r'data_dir: found no scans.*\*_T1w.nii.*\*.nii.gz'),
@@ -211,7 +226,7 @@ def _case_error(tmp_path, write_scan, mask, says):
         'a', write_scan(tmp_path / 'a.nii'), write_scan(tmp_path / 'a_mask.nii', mask)
     )
     with pytest.raises(UserError, match=says):
-        nifti_source.make_record(case, source)
+        records.make(case, source)
 
 
 def test_mask_of_another_shape(tmp_path, write_scan, lesion_mask):
@@ -228,4 +243,4 @@ def test_lesion_bank_outside_mni(tmp_path, write_scan, lesion_mask):
     affine[:3, 3] = 500
     path = write_scan(tmp_path / 'far.nii', lesion_mask, affine)
     with pytest.raises(UserError, match='far.nii: lies outside'):
-        lesion_masks.lesion_record(path, str(tmp_path), SMOKE)
+        records.lesion_record(path, str(tmp_path), SMOKE)

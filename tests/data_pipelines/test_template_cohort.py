@@ -89,6 +89,13 @@ def test_records_repeat_and_do_not_depend_on_order(diseased):
     assert not np.array_equal(other_seed['image'], again['image'])
 
 
+def test_records_do_not_depend_on_the_number_of_threads():
+    one, four = (list(template_cohort.make_records(SMOKE, 'test', 3, n)) for n in (1, 4))
+    for first, second in zip(one, four, strict=True):
+        for key, value in first.items():
+            np.testing.assert_array_equal(second[key], value)
+
+
 def test_lesions_are_visible_and_inside_the_brain(diseased):
     for record in diseased:
         lesion, brain = record['lesion'].astype(bool), record['brain'].astype(bool)

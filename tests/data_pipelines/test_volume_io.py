@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import gzip
+import pickle
 
 import nibabel as nib
 import numpy as np
 import pytest
 
-from data_pipelines.volume_io import load_volume, save_volume
+from data_pipelines import scan_images
+from data_pipelines.volume_io import image_like, load_volume, save_like, save_volume
 from fluidjax.base.errors import UserError
 
 ROTATION = np.array([[0.96, -0.28, 0.0], [0.28, 0.96, 0.0], [0.0, 0.0, 1.0]])
@@ -148,6 +150,44 @@ def test_truncated_files_are_named(tmp_path, write_scan, kept, ending):
     content = path.read_bytes()
     path.write_bytes(content[: int(kept * len(content))])
     _assert_one_line(path, 'truncated|not a readable')
+
+
+@pytest.mark.parametrize('kind', [nib.Nifti1Image, nib.Nifti2Image, nib.MGHImage])
+def test_an_image_in_memory_is_read_as_from_its_file(tmp_path, kind):
+    data = np.random.default_rng(0).normal(size=(4, 5, 6)).astype(np.float32)
+    image = kind(data[::-1].copy(), _affine(np.diag([-2.0, 3.0, 1.5])))
+    path = tmp_path / ('scan.mgz' if kind is nib.MGHImage else 'scan.nii')
+    image.to_filename(path)
+    from_file = scan_images.read(path)
+    in_memory = scan_images.read(kind(np.asarray(image.dataobj), image.affine))
+    np.testing.assert_array_equal(in_memory.data, from_file.data)
+    np.testing.assert_allclose(in_memory.affine, from_file.affine, atol=1e-5)
+    written = image_like(in_memory.data, in_memory)
+    np.testing.assert_array_equal(written.dataobj, image.dataobj)
+    np.testing.assert_allclose(written.affine, image.affine)
+    assert in_memory.path == 'the image'
+
+
+@pytest.mark.parametrize(
+    'data, says',
+    [
+        (np.ones((3, 3, 3, 2), np.float32), 'the image: has shape .*single 3-D volume'),
+        (np.ones((3, 3, 3), np.complex64), 'the image: holds complex numbers'),
+        (np.zeros((3, 3, 3), np.float32), 'the image: holds nothing but zeros'),
+        (np.full((3, 3, 3), np.nan, np.float32), 'the image: holds NaN'),
+    ],
+)
+def test_an_image_in_memory_is_checked(data, says):
+    with pytest.raises(UserError, match=says):
+        scan_images.read(nib.Nifti1Image(data, np.eye(4)))
+
+
+def test_a_volume_keeps_its_header_in_another_process_and_without_its_file(tmp_path, write_scan):
+    path = write_scan(tmp_path / 'scan.nii', np.ones((3, 4, 5), np.float32), _affine())
+    volume = pickle.loads(pickle.dumps(load_volume(path)))
+    path.unlink()
+    save_like(tmp_path / 'like.nii.gz', volume.data, volume)
+    np.testing.assert_allclose(nib.load(tmp_path / 'like.nii.gz').affine, _affine(), atol=1e-6)
 
 
 def _assert_one_line(path, says):

@@ -9,7 +9,6 @@ import pytest
 from heads import head, orders, quick_jit, split
 
 from fluidjax.fluid import FluidSettings, Grid
-from fluidjax.fluid.finite_volume import face_divergence
 from fluidjax.fluid.flow import (
     blurred,
     border_ramp,
@@ -25,6 +24,17 @@ FLAT = Grid((20, 24), (8.0, 7.0))
 ROUND = Grid((20, 24), (8.0, 7.0), 'periodic')
 SETTINGS = FluidSettings(diffusion_scale=20.0)
 DRAWS = 40
+
+
+def face_divergence(flow, grid):
+    """What flows out of each voxel less what flows in, per unit time; nothing below the first."""
+    total = 0.0
+    for speed, axis, spacing in zip(flow.speeds, grid.axes, grid.spacing):
+        below = jnp.roll(speed, 1, axis)
+        if not grid.periodic:
+            below = jnp.moveaxis(jnp.moveaxis(below, axis, 0).at[0].set(0.0), 0, axis)
+        total += (speed - below) / spacing
+    return total
 
 
 @functools.cache
@@ -47,8 +57,11 @@ def _velocities(grid, confined):
     return np.asarray(quick_jit(jax.vmap(one))(split(0, DRAWS)))
 
 
-@pytest.mark.parametrize('confined', [True, False], ids=['confined', 'open'])
-@pytest.mark.parametrize('grid', [GRID, FLAT, ROUND], ids=['3-D', '2-D', 'periodic'])
+@pytest.mark.parametrize(
+    'grid,confined',
+    [(GRID, True), (GRID, False), (FLAT, True), (ROUND, False)],
+    ids=['3-D confined', '3-D open', '2-D confined', 'periodic open'],
+)
 def test_what_flows_into_a_voxel_flows_out_of_it(grid, confined):
     flow, divergence = _faces(grid, confined)
     peak = max(np.abs(speed).max() for speed in flow.speeds)

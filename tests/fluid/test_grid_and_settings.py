@@ -152,7 +152,7 @@ CHOICES = ('painting', 'scheme', 'storage', 'integrator')
     ids=str,
 )
 def test_settings_refuse(field, value):
-    with pytest.raises(UserError, match=f'fluid setting {field} = ') as caught:
+    with pytest.raises(UserError, match=rf'config\.fluid\.{field}: ') as caught:
         FluidSettings(**{field: value})
     _one_line(caught)
 
@@ -194,7 +194,7 @@ def test_a_whole_number_may_be_written_with_a_point(settings):
 
 def test_periods_are_those_of_the_axes_there_are():
     assert FluidSettings(perlin_periods=(2, 3, 4)).periods(2) == (2, 3)
-    with pytest.raises(UserError, match='perlin_periods = .2, 3.: give 3 numbers'):
+    with pytest.raises(UserError, match=r'perlin_periods: \(2, 3\) must have 3 numbers'):
         FluidSettings(perlin_periods=(2, 3)).periods(3)
 
 

@@ -268,7 +268,7 @@ def test_a_lesion_that_left_the_brain_is_painted_where_it_was_seeded():
         ((2, 24, 26), None, None, 'give .batch, x, y, 1.'),
         ((2, 24, 26, 2), None, None, 'give .batch, x, y, 1.'),
         ((2, 24, 25, 1), None, None, 'image has shape .* resample it'),
-        ((2, 24, 26, 1), (1, 24, 26, 1), None, 'one mask an image'),
+        ((2, 24, 26, 1), (1, 24, 26, 1), None, 'one per image'),
         ((2, 24, 26, 1), None, (3, 24, 25), 'lesion bank, after its first axis'),
         ((2, 24, 26, 1), None, (24, 26), 'lesion bank, after its first axis'),
         ((2, 24, 26, 1), None, (0, 24, 26), 'lesion bank has no mask'),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +15,7 @@ from configs.methods import config_of
 from fluidjax.fluid.grid import Grid
 from fluidjax.methods.bridge import between
 from fluidjax.methods.latents import touched
+from fluidjax.methods.pairs import PairMaker
 from fluidjax.models.autoencoder import Autoencoder
 from fluidjax.runs.stages import METHODS, build_stages
 from fluidjax.training.loop import StageSettings
@@ -39,6 +43,25 @@ def method_of(name: str):
     return build_stages(config_of(name, 'smoke'), GRID)[-1].method
 
 
+class DrawnPairs(PairMaker):
+    """Returns the same pairs again and again, so that a training step need not compile them."""
+
+    def __call__(self, batch, key, share=None):
+        return _drawn(self)
+
+
+@functools.cache
+def _drawn(pairs):
+    return run_once(lambda key: PairMaker.__call__(pairs, _batch(), key), jax.random.key(6))
+
+
+def with_drawn_pairs(method):
+    pairs = method.pairs
+    drawn = DrawnPairs(pairs.grid, pairs.augment, pairs.randomization, pairs.stored)
+    _drawn(drawn)  # before anything is traced
+    return dataclasses.replace(method, pairs=drawn)
+
+
 def fit(method, params, batch, learning_rate=3e-3):
     """Losses of a few steps on one batch with one key, and the parameters after them."""
     settings = StageSettings(STEPS, 2, OptimizerSettings(learning_rate, clip_norm=1.0))
@@ -63,12 +86,17 @@ def fit(method, params, batch, learning_rate=3e-3):
     return losses, {**params, **trained}
 
 
-@pytest.fixture(scope='module')
-def batch():
+@functools.cache
+def _batch():
     images = jnp.asarray(brains(2))
     hole = np.zeros((2, *GRID.shape), np.uint8)
     hole[:, 5:9, 6:10, 6:10] = 1
-    return {'image': images, 'brain': (images > 0).astype(jnp.float32), 'lesions': hole}
+    return {'image': images, 'brain': (images > 0).astype(jnp.uint8), 'lesions': hole}
+
+
+@pytest.fixture(scope='module')
+def batch():
+    return _batch()
 
 
 @pytest.fixture(scope='module')
@@ -106,15 +134,15 @@ def test_autoencoder_starts_from_principal_components(autoencoder):
 @pytest.mark.parametrize('name', METHODS)
 def test_every_method_learns_and_reconstructs(name, autoencoder, batch):
     """Its loss falls on a fixed batch, and a scan's counterpart is nearer to it than to noise."""
-    method = method_of(name)
+    method = with_drawn_pairs(method_of(name))
     params = run_once(method.init, jax.random.key(2))
     if 'autoencoder' in params:
         params['autoencoder'] = autoencoder[1]['autoencoder']
     params = method.prepare(params, brains(8))
     losses, params = fit(method, params, batch)
     assert np.isfinite(losses).all() and losses[-1] < 0.95 * losses[0]
-    told = [batch['lesions'][..., None]] if method.needs_mask else []
-    recon = run_once(method.reconstruct, params, batch['image'], jax.random.key(0), *told)
+    masks = [batch['lesions'][..., None]] if method.needs_mask else []
+    recon = run_once(method.reconstruct, params, batch['image'], jax.random.key(0), *masks)
     assert recon.shape == batch['image'].shape and jnp.isfinite(recon).all()
     noise = jax.random.uniform(jax.random.key(1), recon.shape)
     assert jnp.mean((recon - batch['image']) ** 2) < jnp.mean((recon - noise) ** 2)
@@ -192,8 +220,6 @@ def test_a_scan_of_another_brightness_has_a_counterpart_as_bright(autoencoder, b
 
 
 def test_steps_are_drawn_where_the_setting_says():
-    import dataclasses
-
     method = method_of('conddiff')
     for bias, mean in ((1.0, 500), (4.0, 800)):
         process = dataclasses.replace(method.process, time_bias=bias)
@@ -215,8 +241,6 @@ def test_pairs_are_fresh_and_half_of_each_is_the_scan(batch):
 
 def test_stored_pairs_come_again_whatever_the_batch(batch):
     """One pair a scan: the same under every key and in every order; with ten they differ."""
-    import dataclasses
-
     pairs = dataclasses.replace(method_of('conddiff').pairs, stored=1)
     images = {name: batch[name] for name in ('image', 'brain')}
     turned = {name: value[::-1] for name, value in images.items()}
@@ -229,8 +253,6 @@ def test_stored_pairs_come_again_whatever_the_batch(batch):
 
 def test_a_lesion_bank_in_the_batch_is_used(batch):
     """With the bank as the only source and no transport, lesions are its masks, mirrored or not."""
-    import dataclasses
-
     method = method_of('conddiff')
     fluid = dataclasses.replace(
         method.pairs.randomization,

@@ -17,7 +17,7 @@ from fluidjax.models import (
     principal_components,
     with_linear_start,
 )
-from fluidjax.models.conv import ALGORITHMS, conv3d, conv_algorithm, default_algorithm
+from fluidjax.models.conv import conv3d, direct_conv3d, sum_of_taps, target_backend
 from fluidjax.models.layers import ResBlock, depth_to_space, space_to_depth
 from fluidjax.training.state import run_once
 
@@ -74,25 +74,25 @@ def test_both_convolutions_and_their_gradients_agree(kernel, strides, padding):
     x = jax.random.normal(KEY, (2, 6, 7, 8, 3))
     w = jax.random.normal(jax.random.key(1), (*kernel, 3, 5))
 
-    def energy(x, w, algorithm):
-        out = conv3d(x, w, strides, padding, algorithm)
-        return jnp.sum(jnp.sin(out)), out
+    def results(convolution):
+        def energy(x, w):
+            out = convolution(x, w, strides, padding)
+            return jnp.sum(jnp.sin(out)), out
 
-    results = [jax.value_and_grad(energy, (0, 1), has_aux=True)(x, w, a) for a in ALGORITHMS]
-    (direct, grads), (taps, tap_grads) = results
+        return run_once(jax.value_and_grad(energy, (0, 1), has_aux=True), x, w)
+
+    (direct, grads), (taps, tap_grads) = results(direct_conv3d), results(sum_of_taps)
     np.testing.assert_allclose(direct[1], taps[1], atol=1e-4)
     for one, other in zip(grads, tap_grads):
         np.testing.assert_allclose(one, other, atol=1e-3)
 
 
-def test_algorithm_is_chosen_by_backend_and_can_be_overridden():
-    assert default_algorithm() == ('taps' if jax.default_backend() == 'cpu' else 'direct')
-    with conv_algorithm('direct'):
-        assert default_algorithm() == 'direct'
-        text = str(jax.make_jaxpr(conv3d)(jnp.ones((1, 4, 4, 4, 1)), jnp.ones((3, 3, 3, 1, 1))))
-    assert text.count('conv_general_dilated') == 1
-    with pytest.raises(ValueError, match='unknown'), conv_algorithm('fft'):
-        pass
+@pytest.mark.parametrize('backend,convolutions', [('cpu', 3), ('gpu', 1)])
+def test_the_convolution_is_arranged_for_the_backend(backend, convolutions):
+    with target_backend(backend):
+        trace = jax.make_jaxpr(lambda x, w: conv3d(x, w))  # new, because traces are cached
+        text = str(trace(jnp.ones((1, 4, 4, 4, 1)), jnp.ones((3, 3, 3, 1, 1))))
+    assert text.count('conv_general_dilated[') == convolutions
 
 
 def test_parameters_drawn_without_optimisation_are_those_of_init():

@@ -14,6 +14,8 @@ import fluidjax
 from configs import ldm
 from fluidjax.base.errors import UserError
 
+SLOW_FLOW = {'perlin_periods': (2, 2, 2), 'velocity_scale': 50.0}  # compiled once for all tests
+
 
 @pytest.fixture(scope='module')
 def scan():
@@ -30,6 +32,7 @@ def scan():
     shape = (28, 32, 24)
     centre = (np.array(shape) - 1) / 2
     affine[:3, 3] = np.array(grids.MNI_BRAIN_CENTRE) - affine[:3, :3] @ centre
+    affine = affine.astype(np.float32).astype(float)  # as a file holds it
     positions = grids.voxel_positions(shape, affine)
     image = resampling.sample(maps.t1, maps.affine, positions)
     brain = resampling.sample(maps.brain, maps.affine, positions) >= 0.5
@@ -121,10 +124,9 @@ def test_what_cannot_be_used_is_said(model, scan, smoke_run, tmp_path):
 
 
 def test_pseudo_pathology_is_repeatable_and_local(scan):
-    settings = {'perlin_periods': (2, 2, 2), 'velocity_scale': 50.0}
-    diseased, mask = fluidjax.pseudo_pathology(scan, 3, settings)
-    again, _ = fluidjax.pseudo_pathology(scan, 3, settings)
-    other, _ = fluidjax.pseudo_pathology(scan, 4, settings)
+    diseased, mask = fluidjax.pseudo_pathology(scan, 3, SLOW_FLOW)
+    again, _ = fluidjax.pseudo_pathology(scan, 3, SLOW_FLOW)
+    other, _ = fluidjax.pseudo_pathology(scan, 4, SLOW_FLOW)
     np.testing.assert_array_equal(diseased.dataobj, again.dataobj)
     assert (np.asarray(diseased.dataobj) != np.asarray(other.dataobj)).any()
     values, lesion = np.asarray(diseased.dataobj), np.asarray(mask.dataobj) > 0
@@ -137,12 +139,13 @@ def test_pseudo_pathology_is_repeatable_and_local(scan):
 
 
 def test_pseudo_pathology_is_what_randomize_writes(scan, tmp_path):
+    from configs import fluid
     from fluidjax.fluid.settings import FluidSettings
     from fluidjax.randomize import pairs
 
     path = tmp_path / 'scan.nii'
     nib.save(scan, path)
-    settings = FluidSettings(diseased_probability=1.0)
+    settings = FluidSettings(**{**fluid.get_config().to_dict(), **SLOW_FLOW})
     pairs.make(pairs.Request((str(path),), settings, 1, seed=2), tmp_path / 'out')
     written = nib.load(tmp_path / 'out' / 'scan' / '001_diseased.nii.gz')
     diseased, _ = fluidjax.pseudo_pathology(path, 2, settings)

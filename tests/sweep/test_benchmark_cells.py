@@ -1,0 +1,119 @@
+"""The cells of the benchmark, what they share, and the tables of finished ones."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import numpy as np
+import pytest
+
+from configs.benchmark import LISTS
+from data_pipelines.grids import GRIDS
+from fluidjax.base.errors import UserError
+from fluidjax.fluid.grid import Grid
+from fluidjax.runs.stages import build_stages
+from fluidjax.sweep import cells, results
+
+CELLS = {name: cell for listed in LISTS.values() for name, cell in listed.items()}
+
+
+@pytest.mark.parametrize('scale', ['smoke', 'demo'])
+@pytest.mark.parametrize('name', CELLS)
+def test_every_cell_builds_trained_and_as_sampled(name, scale):
+    cell, grid = CELLS[name], Grid(GRIDS[scale].shape, GRIDS[scale].spacing)
+    config = cells.cell_config(cell, scale, 3)
+    assert config.seed == 3 and config.method == cell['method']
+    trained = build_stages(config, grid)
+    if cell.get('sample'):
+        config.update_from_flattened_dict(cell['sample'])
+        sampled = build_stages(config, grid)
+        assert sampled[:-1] == trained[:-1]
+        assert sampled[-1].method.network == trained[-1].method.network
+
+
+def test_cells_that_differ_in_sampling_share_a_training():
+    trained = {name: cells.trained_name(name, cell) for name, cell in CELLS.items()}
+    assert trained['fluidjax: 1 steps'] == trained['fluidjax: 250 steps'] == 'fluidjax'
+    assert trained['conddiff: T = 100'] == trained['conddiff: DDIM 5 steps'] != 'conddiff'
+    assert trained['conddiff: vector'] not in (trained['conddiff'], trained['conddiff: both'])
+    assert not [name for name in trained if ',' in name]  # --cells is a list with commas
+    slugs = {cells.slug(name) for name in trained}
+    assert len(slugs) == len(trained)
+
+
+def scored(workdir, name, seed, dice, sets=('training law',)):
+    """Scores of a finished cell, as `run` writes them: eight cases a test set."""
+    rng = np.random.default_rng(seed)
+    rows = [
+        {
+            'cohort': where,
+            'method': name,
+            'name': f'case{i}',
+            'lesion_ml': 4.0 + 8 * i,
+            'dice_validated': dice + 0.01 * rng.random(),
+            'ap': dice,
+            'dice_global': dice,
+            'contrast_removed': 0.9,
+            'healthy_changed': 0.1,
+        }
+        for where in sets
+        for i in range(8)
+    ]
+    curve = {
+        'threshold': [1.0, 0.0],
+        'marked': [0.1, 1.0],
+        'precision': [1.0, 0.1],
+        'recall': [0.5, 1.0],
+        'fpr': [0.0, 1.0],
+        'dice': [0.6, 0.2],
+    }
+    path = cells.scores_path(workdir, name, seed)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(
+        json.dumps(
+            {
+                'cell': name,
+                'seed': seed,
+                'training_seconds': 60.0,
+                'rows': rows,
+                'calibration': {},
+                'curves': {where: {name: curve} for where in sets},
+            }
+        )
+    )
+    buffer = io.BytesIO()
+    planes = rng.random((4, 2, 6, 7)).astype(np.float32)
+    np.savez(
+        buffer,
+        **{
+            f'{where}|{name}{end}': value
+            for where in sets
+            for end, value in (('', planes), ('|threshold', np.float32(0.5)))
+        },
+    )
+    path.with_suffix('.npz').write_bytes(buffer.getvalue())
+
+
+def test_tables_say_what_is_better_and_what_is_missing(tmp_path):
+    for seed in (0, 1):
+        scored(tmp_path, 'fluidjax', seed, 0.6, ('training law', 'patients'))
+        scored(tmp_path, 'ldm', seed, 0.2)
+    text = results.write(tmp_path, 'comparison', ['fluidjax', 'ldm', 'vae']).read_text()
+    assert 'Not finished: vae.' in text
+    assert '## Test set: training law' in text and '## Test set: patients' in text
+    (line,) = [x for x in text.splitlines() if x.startswith('| ldm | +')]
+    difference, p = (float(x) for x in line.split('|')[2:4])
+    assert difference == pytest.approx(0.4, abs=0.01)
+    assert p == pytest.approx(2 * 0.5**8, abs=5e-4)  # eight pairs, all of one sign
+    (own,) = [x for x in text.splitlines() if x.startswith('| fluidjax | 0.6')][:1]
+    assert '0.600' in own and '±' in own
+    for kind in ('dice', 'sizes', 'curves', 'examples'):
+        picture = tmp_path / 'figures-comparison' / f'training-law-{kind}.png'
+        assert picture.read_bytes().startswith(b'\x89PNG')
+        assert str(picture.relative_to(tmp_path)) in text
+
+
+def test_nothing_finished_says_so(tmp_path):
+    with pytest.raises(UserError, match='no cell is finished'):
+        results.write(tmp_path, 'comparison', ['vae'])
