@@ -28,7 +28,7 @@ from fluidjax.base import cli
 from fluidjax.base.errors import UserError
 from fluidjax.base.files import write_text
 
-FLAGS = flags.FlagValues()
+FLAGS = cli.Flags()
 _text = functools.partial(flags.DEFINE_string, flag_values=FLAGS)
 _number = functools.partial(flags.DEFINE_integer, flag_values=FLAGS)
 OUT = _text('out', None, 'Folder to write to: config.cohort.store of the runs.')
@@ -47,9 +47,7 @@ LISTS = {
     split: _text(f'{split}-list', '', f'Text file, one subject per line, for the {split} split.')
     for split in ('train', 'validation', 'test')
 }
-SKIP_FAILURES = flags.DEFINE_bool(
-    'skip-failures', False, 'Leave out files that cannot be used.', flag_values=FLAGS
-)
+SKIP_FAILURES = FLAGS.switch('skip-failures', False, 'Leave out files that cannot be used.')
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,7 +19,7 @@ VERBS = {
     'convert': ('fluidjax.runs.convert', 'make a run from published PyTorch weights'),
     'randomize': ('fluidjax.randomize.__main__', 'paint simulated lesions into healthy scans'),
     'sweep': ('fluidjax.sweep.__main__', 'train and evaluate many configurations or seeds'),
-    'benchmark': ('fluidjax.sweep.benchmark', 'train and score all methods under equal conditions'),
+    'benchmark': ('fluidjax.sweep.benchmark', 'train and score all methods with the same budget'),
     'bench': ('fluidjax.bench.__main__', 'measure speed and memory on this machine'),
 }
 

@@ -9,25 +9,17 @@
 
 from pathlib import Path
 
-from absl import flags
-
 from fluidjax.base import cli
 
-FLAGS = flags.FlagValues()
-WORKDIR = flags.DEFINE_string(
-    'workdir',
-    None,
-    'Folder of a trained run, or a model package (fluidjax export).',
-    flag_values=FLAGS,
+FLAGS = cli.Flags()
+WORKDIR = FLAGS.text(
+    'workdir', None, 'Folder of a trained run, or a model package (fluidjax export).'
 )
-OUT = flags.DEFINE_string(
-    'out',
-    None,
-    "Folder to write to; by default the run's own, and NAME-eval beside a package.",
-    flag_values=FLAGS,
+OUT = FLAGS.text(
+    'out', None, "Folder to write to; by default the run's own, and NAME-eval beside a package."
 )
 SCANS = {
-    name: flags.DEFINE_string(name, '', text, flag_values=FLAGS)
+    name: FLAGS.text(name, '', text)
     for name, text in (
         ('data_dir', 'Folder of healthy scans, instead of those that it was trained on.'),
         ('test_dir', "Folder of patients' scans with lesion masks, with --data_dir."),
@@ -35,15 +27,12 @@ SCANS = {
         ('store', 'Folder of preprocessed scans, as fluidjax prepare wrote it.'),
     )
 }
-EMBEDDED = flags.DEFINE_bool(
+EMBEDDED = FLAGS.switch(
     'embedded',
     False,
     'Evaluate on the embedded cohort, whatever it was trained on; no scans are needed.',
-    flag_values=FLAGS,
 )
-VOLUMES = flags.DEFINE_bool(
-    'volumes', True, 'Also write NIfTI files of every test subject.', flag_values=FLAGS
-)
+VOLUMES = FLAGS.switch('volumes', True, 'Also write NIfTI files of every test subject.')
 
 
 def main() -> None:

@@ -11,36 +11,26 @@ train one run if srun, mpirun, a TPU slice or Kubernetes started them, or with -
 --processes and --process. `python -m fluidjax.main` is the same command.
 """
 
-from absl import flags
-from ml_collections import config_flags
-
 from fluidjax.base import cli
 from fluidjax.training import cluster
 
-FLAGS = flags.FlagValues()
+FLAGS = cli.Flags()
 cluster.define_flags(FLAGS)
-CONFIG = config_flags.DEFINE_config_file(
-    'config', None, 'Configuration file, e.g. configs/ldm.py:demo.', flag_values=FLAGS
-)
-WORKDIR = flags.DEFINE_string(
+CONFIG = FLAGS.config('Configuration file, e.g. configs/ldm.py:demo.')
+WORKDIR = FLAGS.text(
     'workdir',
     None,
     'Folder of the run: checkpoints, metrics, and later the evaluation. '
     'gs://BUCKET/FOLDER is fetched first, and new files are copied there.',
-    flag_values=FLAGS,
 )
-WANDB = flags.DEFINE_string(
-    'wandb',
-    '',
-    'Project of Weights & Biases to send the metrics to as well (pip install wandb).',
-    flag_values=FLAGS,
+WANDB = FLAGS.text(
+    'wandb', '', 'Project of Weights & Biases to send the metrics to as well (pip install wandb).'
 )
-PROFILE = flags.DEFINE_boolean(
+PROFILE = FLAGS.switch(
     'profile',
     False,
     'Write a trace of ten dispatches of each stage to '
     'WORKDIR/profile, for TensorBoard or Perfetto.',
-    flag_values=FLAGS,
 )
 PROFILED = 10
 

@@ -12,16 +12,62 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from absl import flags, logging
+from ml_collections import config_flags
 
 from fluidjax.base.errors import Stopped, UserError
 from fluidjax.base.files import cache_home
 from fluidjax.base.settings import config_file
 
 CONFIG = 'config'  # the flag that names a configuration file, in every command that has one
+
+
+class Flags(flags.FlagValues):
+    """The flags of one command; each method defines one, and returns what holds its value."""
+
+    def text(self, name: str, default: str | None, help: str) -> flags.FlagHolder:
+        """A flag with any value."""
+        return flags.DEFINE_string(name, default, help, self)
+
+    def integer(
+        self,
+        name: str,
+        default: int | None,
+        help: str,
+        least: int | None = None,
+        most: int | None = None,
+    ) -> flags.FlagHolder:
+        """A whole number within limits."""
+        return flags.DEFINE_integer(name, default, help, least, most, self)
+
+    def number(
+        self, name: str, default: float | None, help: str, least: float | None = None
+    ) -> flags.FlagHolder:
+        """A number."""
+        return flags.DEFINE_float(name, default, help, least, flag_values=self)
+
+    def switch(self, name: str, default: bool, help: str) -> flags.FlagHolder:
+        """A flag without a value: `--name` or `--noname`."""
+        return flags.DEFINE_boolean(name, default, help, self)
+
+    def choice(
+        self, name: str, default: str | None, choices: Sequence[str], help: str
+    ) -> flags.FlagHolder:
+        """One of some words."""
+        return flags.DEFINE_enum(name, default, list(choices), help, self)
+
+    def words(self, name: str, default: list[str] | None, help: str) -> flags.FlagHolder:
+        """Several words, written `--shape 160 160 160` or `--shape=160,160,160`."""
+        holder = flags.DEFINE_list(name, default, help, self)
+        self[name].several_words = True
+        return holder
+
+    def config(self, help: str) -> flags.FlagHolder:
+        """A configuration file, `--config`, of which `--config.FIELD=VALUE` overrides any field."""
+        return config_flags.DEFINE_config_file(CONFIG, None, help, self)
 
 
 def quiet_libraries() -> None:
@@ -42,7 +88,7 @@ def tell(message: str) -> None:
 
 def run(
     main: Callable[..., None],
-    flag_values: flags.FlagValues,
+    flag_values: Flags,
     takes_arguments: bool = False,
     default_config: str | None = None,
     interrupted: str = 'the same command continues from the last checkpoint',
@@ -79,15 +125,6 @@ def run(
     sys.exit(status)
 
 
-def define_words(
-    name: str, default: list[str], help: str, flag_values: flags.FlagValues
-) -> flags.FlagHolder:
-    """Define a flag of several words, written `--shape 160 160 160` or `--shape=160,160,160`."""
-    holder = flags.DEFINE_list(name, default, help, flag_values)
-    flag_values[name].several_words = True
-    return holder
-
-
 def numbers(name: str, words: list[str], kind: type) -> tuple:
     """The numbers of a flag of several words.
 
@@ -101,7 +138,7 @@ def numbers(name: str, words: list[str], kind: type) -> tuple:
         raise UserError(f"--{name}: '{','.join(words)}' must be {number}") from None
 
 
-def _parse(flag_values: flags.FlagValues, usage: str, default_config: str | None) -> list[str]:
+def _parse(flag_values: Flags, usage: str, default_config: str | None) -> list[str]:
     """Read `sys.argv`; returns the words that are not flags.
 
     Raises:
@@ -135,13 +172,13 @@ def _last_line(message: str) -> str:
     return message.strip().splitlines()[-1].partition(': ')[2]
 
 
-def _flags_help(flag_values: flags.FlagValues) -> str:
+def _flags_help(flag_values: Flags) -> str:
     """The help of every flag, without the name of the module that defines it."""
     text = flag_values.get_help(include_special_flags=False)
     return '\n'.join(line for line in text.splitlines() if line.startswith('  ')).rstrip()
 
 
-def _spelled(word: str, flag_values: flags.FlagValues) -> str:
+def _spelled(word: str, flag_values: Flags) -> str:
     """A flag as it was defined: `--n_jobs` and `--n-jobs` are the same."""
     match = re.fullmatch(r'(--?)([\w-]+)(=.*)?', word, re.DOTALL)
     if not match or match[2] in flag_values:
@@ -152,7 +189,7 @@ def _spelled(word: str, flag_values: flags.FlagValues) -> str:
     return word
 
 
-def _join_words(arguments: list[str], flag_values: flags.FlagValues) -> list[str]:
+def _join_words(arguments: list[str], flag_values: Flags) -> list[str]:
     """`--shape 160 160 160` as absl reads it: `--shape=160,160,160`."""
     joined, rest = [], list(arguments)
     while rest:

@@ -14,56 +14,34 @@ Times are medians, without compilation. With --aot nothing is run, and no TPU is
 from pathlib import Path
 from typing import Any
 
-from absl import flags
-from ml_collections import config_flags
-
 from fluidjax.base import cli
 
-FLAGS = flags.FlagValues()
-CONFIG = config_flags.DEFINE_config_file(
-    'config',
-    None,
+FLAGS = cli.Flags()
+CONFIG = FLAGS.config(
     'Configuration file, e.g. configs/ldm.py:demo; with fluid, also measure the share of '
-    'randomization in its training step.',
-    flag_values=FLAGS,
+    'randomization in its training step.'
 )
-REPEATS = flags.DEFINE_integer(
-    'repeats', 5, 'Timed calls of each part.', lower_bound=1, flag_values=FLAGS
+REPEATS = FLAGS.integer('repeats', 5, 'Timed calls of each part.', least=1)
+JSON = FLAGS.text('json', None, 'Also write the numbers to this file.')
+SHAPE = FLAGS.words('shape', ['160', '160', '160'], 'fluid, models, map: voxels along x, y (, z).')
+SPACING = FLAGS.words(
+    'spacing', None, 'fluid, map: voxel size in mm; by default the first axis has 160 mm.'
 )
-JSON = flags.DEFINE_string('json', None, 'Also write the numbers to this file.', flag_values=FLAGS)
-SHAPE = cli.define_words(
-    'shape',
-    ['160', '160', '160'],
-    'fluid, models, map: voxels along x, y (, z).',
-    flag_values=FLAGS,
-)
-SPACING = cli.define_words(
-    'spacing',
-    None,
-    'fluid, map: voxel size in mm; by default the first axis has 160 mm.',
-    flag_values=FLAGS,
-)
-BATCH = flags.DEFINE_integer(
-    'batch', 4, 'fluid: volumes per call.', lower_bound=1, flag_values=FLAGS
-)
-TIME = flags.DEFINE_float('time', 0.9, 'fluid: transport time.', lower_bound=0.0, flag_values=FLAGS)
-AOT = flags.DEFINE_string(
+BATCH = FLAGS.integer('batch', 4, 'fluid: volumes per call.', least=1)
+TIME = FLAGS.number('time', 0.9, 'fluid: transport time.', least=0.0)
+AOT = FLAGS.text(
     'aot',
     None,
     'models, train: only compile for this TPU topology, e.g. v5e:2x4; needs pip install libtpu.',
-    flag_values=FLAGS,
 )
-DTYPE = flags.DEFINE_enum(
+DTYPE = FLAGS.choice(
     'dtype',
     None,
     ('float32', 'bfloat16'),
     "models: of the computation, instead of the configuration's.",
-    flag_values=FLAGS,
 )
-ONLY = cli.define_words(
-    'only', [], 'models, train --aot: only these rows, e.g. encode decode.', flag_values=FLAGS
-)
-QUICK = flags.DEFINE_boolean('quick', False, 'fluid: only three of the schemes.', flag_values=FLAGS)
+ONLY = FLAGS.words('only', [], 'models, train --aot: only these rows, e.g. encode decode.')
+QUICK = FLAGS.switch('quick', False, 'fluid: only three of the schemes.')
 
 
 def main(words: list[str]) -> None:

@@ -13,60 +13,47 @@ Without --workdir the model that comes with fluidjax is used.
 import os
 from pathlib import Path
 
-from absl import flags
-
 from fluidjax.base import cli
 
-FLAGS = flags.FlagValues()
-WORKDIR = flags.DEFINE_string(
+FLAGS = cli.Flags()
+WORKDIR = FLAGS.text(
     'workdir',
     '',
     'Folder of a trained and evaluated run, or a model package (.zip); by default the '
     'model that comes with fluidjax.',
-    flag_values=FLAGS,
 )
-THRESHOLD = flags.DEFINE_string(
+THRESHOLD = FLAGS.text(
     'threshold',
     'dice',
     'Which threshold of the run marks a voxel: dice (the best on validation subjects), or '
     'fpr_1, fpr_5, fpr_10 (1, 5, 10 per cent of their healthy voxels are marked).',
-    flag_values=FLAGS,
 )
-OUT = flags.DEFINE_string(
-    'out', None, 'Folder to write to: a folder for each scan, and index.html.', flag_values=FLAGS
+OUT = FLAGS.text('out', None, 'Folder to write to: a folder for each scan, and index.html.')
+PARTICIPANTS = FLAGS.words(
+    'participant-label', [], 'BIDS: only these participants, e.g. 01 02 or sub-01.'
 )
-PARTICIPANTS = cli.define_words(
-    'participant-label', [], 'BIDS: only these participants, e.g. 01 02 or sub-01.', FLAGS
-)
-SESSIONS = cli.define_words('session-label', [], 'BIDS: only these sessions, e.g. pre.', FLAGS)
-JOBS = flags.DEFINE_integer(
+SESSIONS = FLAGS.words('session-label', [], 'BIDS: only these sessions, e.g. pre.')
+JOBS = FLAGS.integer(
     'n-jobs',
     1,
     'How many scans are preprocessed at once, each in a process of its own; -1 for one per '
     'CPU. The results do not depend on it.',
-    flag_values=FLAGS,
 )
-EXTRACTION = flags.DEFINE_enum(
+EXTRACTION = FLAGS.choice(
     'extraction',
     'auto',
     ['auto', 'none', 'atlas', 'synthstrip', 'hd-bet'],
     'How the brain is found in a whole head; auto leaves a skull-stripped scan as it is.',
-    flag_values=FLAGS,
 )
-BRAIN = flags.DEFINE_string(
-    'brain', '', "Brain mask on the scan's voxels, instead of extraction.", flag_values=FLAGS
-)
-N4 = flags.DEFINE_boolean('n4', False, "Correct the coil's shading (N4).", flag_values=FLAGS)
-REGISTRATION = flags.DEFINE_enum(
+BRAIN = FLAGS.text('brain', '', "Brain mask on the scan's voxels, instead of extraction.")
+N4 = FLAGS.switch('n4', False, "Correct the coil's shading (N4).")
+REGISTRATION = FLAGS.choice(
     'registration',
     None,
     ['affine', 'none'],
     'To MNI152; none for scans that are registered already. By default as the run was trained.',
-    flag_values=FLAGS,
 )
-QUALITY = flags.DEFINE_boolean(
-    'quality', True, 'Draw how the scan was brought onto the atlas.', flag_values=FLAGS
-)
+QUALITY = FLAGS.switch('quality', True, 'Draw how the scan was brought onto the atlas.')
 
 
 def main(scans: list[str]) -> None:

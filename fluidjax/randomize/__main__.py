@@ -11,48 +11,31 @@ with pictures of them; draws.json holds all drawn numbers, and --replay makes th
 
 from pathlib import Path
 
-from absl import flags
-from ml_collections import config_flags
-
 from fluidjax.base import cli
 
-FLAGS = flags.FlagValues()
-OUT = flags.DEFINE_string(
-    'out', None, 'Folder to write to, with a folder per scan.', flag_values=FLAGS
-)
-N = flags.DEFINE_integer(
-    'n', 8, 'Pairs per scan.', lower_bound=1, upper_bound=100_000, flag_values=FLAGS
-)
-SEED = flags.DEFINE_integer(
-    'seed', 0, 'Seed of all draws.', lower_bound=0, upper_bound=2**31 - 1, flag_values=FLAGS
-)
-LESIONS = flags.DEFINE_string(
+FLAGS = cli.Flags()
+OUT = FLAGS.text('out', None, 'Folder to write to, with a folder per scan.')
+N = FLAGS.integer('n', 8, 'Pairs per scan.', least=1, most=100_000)
+SEED = FLAGS.integer('seed', 0, 'Seed of all draws.', least=0, most=2**31 - 1)
+LESIONS = FLAGS.text(
     'lesions',
     None,
     "Folder of lesion masks to carry, in MNI space or on the scan's voxels; by default lesions "
     'are cut from Perlin noise.',
-    flag_values=FLAGS,
 )
-BRAIN = flags.DEFINE_string(
+BRAIN = FLAGS.text(
     'brain',
     None,
     "Brain mask on the voxels of the only scan; by default the scan's own foreground.",
-    flag_values=FLAGS,
 )
-REPLAY = flags.DEFINE_string(
-    'replay', None, 'A draws.json whose files to make again.', flag_values=FLAGS
-)
-VOLUMES = flags.DEFINE_boolean(
+REPLAY = FLAGS.text('replay', None, 'A draws.json whose files to make again.')
+VOLUMES = FLAGS.switch(
     'volumes',
     True,
     'Write NIfTI files; --novolumes to look only at the distribution of many draws.',
-    flag_values=FLAGS,
 )
-CONFIG = config_flags.DEFINE_config_file(
-    'config',
-    None,
-    'What to draw, by default configs/fluid.py; change any field with --config.FIELD=VALUE.',
-    flag_values=FLAGS,
+CONFIG = FLAGS.config(
+    'What to draw, by default configs/fluid.py; change any field with --config.FIELD=VALUE.'
 )
 
 

@@ -22,8 +22,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from fluidjax.base import cli
 from fluidjax.base.errors import UserError
@@ -37,13 +36,10 @@ from fluidjax.training import checkpoint
 from fluidjax.training.settings import make_optimizer
 from fluidjax.training.state import create_state, run_once
 
-FLAGS = flags.FlagValues()
-OUT = flags.DEFINE_string('out', None, 'Folder of the new run.', FLAGS)
-CONFIG = config_flags.DEFINE_config_file(
-    'config',
-    None,
-    'Configuration file; configs/ldm.py by default. Any field as --config.FIELD=VALUE.',
-    FLAGS,
+FLAGS = cli.Flags()
+OUT = FLAGS.text('out', None, 'Folder of the new run.')
+CONFIG = FLAGS.config(
+    'Configuration file; configs/ldm.py by default. Any field as --config.FIELD=VALUE.'
 )
 PUBLISHED_LATENT_SCALE = 0.18215  # factor of the published latents, which are not centred
 

@@ -12,19 +12,16 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from absl import flags
-
 from fluidjax.base import cli
 from fluidjax.base.settings import changed_config
 
-FLAGS = flags.FlagValues()
-SEED = flags.DEFINE_integer('seed', 0, 'Seed of the run.', lower_bound=0, flag_values=FLAGS)
-WORKDIR = flags.DEFINE_string(
+FLAGS = cli.Flags()
+SEED = FLAGS.integer('seed', 0, 'Seed of the run.', least=0)
+WORKDIR = FLAGS.text(
     'workdir',
     None,
     'Folder of the run; runs/demo (or $FLUIDJAX_DEMO_DIR) by default, with '
     '-seedN for another seed.',
-    flag_values=FLAGS,
 )
 CONFIG = 'configs/ldm.py:demo'
 

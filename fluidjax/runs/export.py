@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from absl import flags
 from ml_collections import ConfigDict
 
 from data_pipelines.grids import GRIDS
@@ -28,17 +27,16 @@ from fluidjax.base.files import parse_json
 from fluidjax.runs import card, package, thresholds
 from fluidjax.runs.load import Run, load_run
 
-FLAGS = flags.FlagValues()
-OUT = flags.DEFINE_string('out', None, 'The package to write, a .zip.', FLAGS)
-DTYPE = flags.DEFINE_enum(
+FLAGS = cli.Flags()
+OUT = FLAGS.text('out', None, 'The package to write, a .zip.')
+DTYPE = FLAGS.choice(
     'dtype',
     'float32',
     ['float32', 'float16'],
     'How weights are stored; float16 halves the file, and anomaly maps differ in the fourth digit.',
-    FLAGS,
 )
-NOTE = flags.DEFINE_string('note', '', 'For the model card: what the model was trained on.', FLAGS)
-LICENCE = flags.DEFINE_string('licence', '', 'For the model card: the terms of use.', FLAGS)
+NOTE = FLAGS.text('note', '', 'For the model card: what the model was trained on.')
+LICENCE = FLAGS.text('licence', '', 'For the model card: the terms of use.')
 _FOLDERS = ('data_dir', 'test_dir', 'lesion_dir', 'store')
 
 

@@ -17,61 +17,38 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from fluidjax.base import cli
 from fluidjax.base.settings import changed_config
 from fluidjax.base.trials import Fields
 from fluidjax.training import cluster
 
-FLAGS = flags.FlagValues()
+FLAGS = cli.Flags()
 cluster.define_flags(FLAGS)
-CONFIG = config_flags.DEFINE_config_file(
-    'config',
-    None,
-    'A configuration, trained with --seeds, or a file of configs/sweeps.',
-    flag_values=FLAGS,
+CONFIG = FLAGS.config('A configuration, trained with --seeds, or a file of configs/sweeps.')
+WORKDIR = FLAGS.text(
+    'workdir', None, 'Folder of the sweep, or gs://BUCKET/FOLDER; each trial has a folder in it.'
 )
-WORKDIR = flags.DEFINE_string(
-    'workdir',
-    None,
-    'Folder of the sweep, or gs://BUCKET/FOLDER; each trial has a folder in it.',
-    flag_values=FLAGS,
+SEEDS = FLAGS.words('seeds', ['0', '1', '2'], 'Seeds to train a configuration with.')
+WORKERS = FLAGS.integer('workers', 1, 'Trials at the same time.', least=1)
+WAIT = FLAGS.switch(
+    'wait', True, 'Wait for the other workers, to take over the trial of one that dies.'
 )
-SEEDS = cli.define_words(
-    'seeds', ['0', '1', '2'], 'Seeds to train a configuration with.', flag_values=FLAGS
-)
-WORKERS = flags.DEFINE_integer(
-    'workers', 1, 'Trials at the same time.', lower_bound=1, flag_values=FLAGS
-)
-WAIT = flags.DEFINE_boolean(
-    'wait',
-    True,
-    'Wait for the other workers, to take over the trial of one that dies.',
-    flag_values=FLAGS,
-)
-RETRY = flags.DEFINE_boolean('retry', False, 'Repeat trials that failed.', flag_values=FLAGS)
-SHARE = flags.DEFINE_string(
-    'share', '0/1', 'I/N: only every Nth trial, starting with trial I.', flag_values=FLAGS
-)
-TPU = flags.DEFINE_list('tpu', [], 'Names of TPU VM slices to run on.', flag_values=FLAGS)
-ZONE = flags.DEFINE_string('zone', None, 'Zone of the TPU VMs.', flag_values=FLAGS)
-PROJECT = flags.DEFINE_string(
-    'project', '', "Google Cloud project of the TPU VMs; by default gcloud's.", flag_values=FLAGS
-)
-BRING = flags.DEFINE_string(
+RETRY = FLAGS.switch('retry', False, 'Repeat trials that failed.')
+SHARE = FLAGS.text('share', '0/1', 'I/N: only every Nth trial, starting with trial I.')
+TPU = FLAGS.words('tpu', [], 'Names of TPU VM slices to run on.')
+ZONE = FLAGS.text('zone', None, 'Zone of the TPU VMs.')
+PROJECT = FLAGS.text('project', '', "Google Cloud project of the TPU VMs; by default gcloud's.")
+BRING = FLAGS.text(
     'bring',
     '',
     'gs://BUCKET/FOLDER of scans that each TPU host copies to its folder scans, for '
     '--config.cohort.data_dir=scans.',
-    flag_values=FLAGS,
 )
-SLURM = flags.DEFINE_boolean('slurm', False, 'Submit a Slurm job array.', flag_values=FLAGS)
-SBATCH = flags.DEFINE_string('sbatch', '', 'Further options of sbatch.', flag_values=FLAGS)
-DRY_RUN = flags.DEFINE_boolean(
-    'dry-run', False, 'Only show what --tpu or --slurm would run.', flag_values=FLAGS
-)
+SLURM = FLAGS.switch('slurm', False, 'Submit a Slurm job array.')
+SBATCH = FLAGS.text('sbatch', '', 'Further options of sbatch.')
+DRY_RUN = FLAGS.switch('dry-run', False, 'Only show what --tpu or --slurm would run.')
 # Flags that say where and how often the sweep runs, which its workers are not given.
 NOT_FOR_WORKERS = ('workers', 'tpu', 'zone', 'project', 'bring', 'slurm', 'sbatch', 'dry-run')
 

@@ -12,40 +12,24 @@ in scans of other people, and real lesions.
 
 from pathlib import Path
 
-from absl import flags
-
 from fluidjax.base import cli
 
-FLAGS = flags.FlagValues()
-SCALE = flags.DEFINE_enum(
-    'scale', 'demo', ['smoke', 'demo', 'paper'], 'Size of grid and training.', flag_values=FLAGS
+FLAGS = cli.Flags()
+SCALE = FLAGS.choice('scale', 'demo', ['smoke', 'demo', 'paper'], 'Size of grid and training.')
+SEEDS = FLAGS.words('seeds', ['0', '1', '2'], 'Seeds of the training.')
+LIST = FLAGS.choice('list', 'comparison', ['comparison', 'ablations'], 'List of cells.')
+CELLS = FLAGS.words('cells', None, 'Only these cells of the list.')
+WORKDIR = FLAGS.text('workdir', 'runs/benchmark', 'Folder of the benchmark.')
+HEALTHY = FLAGS.text('healthy', '', 'Folder of healthy scans of other people to test on.')
+PATIENTS = FLAGS.text(
+    'patients', '', 'Folder of scans with lesion masks to test on; needs --healthy.'
 )
-SEEDS = cli.define_words('seeds', ['0', '1', '2'], 'Seeds of the training.', flag_values=FLAGS)
-LIST = flags.DEFINE_enum(
-    'list', 'comparison', ['comparison', 'ablations'], 'List of cells.', flag_values=FLAGS
-)
-CELLS = flags.DEFINE_list('cells', None, 'Only these cells of the list.', flag_values=FLAGS)
-WORKDIR = flags.DEFINE_string(
-    'workdir', 'runs/benchmark', 'Folder of the benchmark.', flag_values=FLAGS
-)
-HEALTHY = flags.DEFINE_string(
-    'healthy', '', 'Folder of healthy scans of other people to test on.', flag_values=FLAGS
-)
-PATIENTS = flags.DEFINE_string(
-    'patients',
-    '',
-    'Folder of scans with lesion masks to test on; needs --healthy.',
-    flag_values=FLAGS,
-)
-LESIONS = flags.DEFINE_string(
+LESIONS = FLAGS.text(
     'lesions',
     '',
     'Folder of lesion masks in MNI space, for the ablations that train on real masks.',
-    flag_values=FLAGS,
 )
-COLLECT = flags.DEFINE_boolean(
-    'collect', False, 'Only write the tables of the finished cells.', flag_values=FLAGS
-)
+COLLECT = FLAGS.switch('collect', False, 'Only write the tables of the finished cells.')
 
 
 def main() -> None:

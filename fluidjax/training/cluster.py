@@ -10,26 +10,20 @@ import importlib.util
 import os
 from pathlib import Path
 
-from absl import flags
-
+from fluidjax.base import cli
 from fluidjax.base.errors import UserError
 
 
-def define_flags(flag_values: flags.FlagValues) -> None:
+def define_flags(flag_values: cli.Flags) -> None:
     """Define the flags that `join` reads."""
-    flags.DEFINE_string(
+    flag_values.text(
         'coordinator',
         None,
         'HOST:PORT of the first process, for several processes of one run that were not started by '
         'a launcher that JAX recognises.',
-        flag_values=flag_values,
     )
-    flags.DEFINE_integer(
-        'processes', None, 'Number of processes.', lower_bound=1, flag_values=flag_values
-    )
-    flags.DEFINE_integer(
-        'process', None, 'Number of this process, from 0.', lower_bound=0, flag_values=flag_values
-    )
+    flag_values.integer('processes', None, 'Number of processes.', least=1)
+    flag_values.integer('process', None, 'Number of this process, from 0.', least=0)
 
 
 def launched_by() -> str | None:
@@ -47,7 +41,7 @@ def launched_by() -> str | None:
     return None
 
 
-def join(flag_values: flags.FlagValues) -> None:
+def join(flag_values: cli.Flags) -> None:
     """Connect to the other processes; call it before JAX is used.
 
     Args:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 
 import pytest
-from absl import flags
 from ml_collections import config_flags
 
 import fluidjax.__main__ as fluidjax_command
@@ -16,10 +15,10 @@ from fluidjax.base.errors import RESUME_ME, Stopped, UserError
 @pytest.fixture
 def flag_values():
     """The flags of a small command."""
-    values = flags.FlagValues()
-    flags.DEFINE_string('workdir', None, 'Folder of the run.', values)
-    flags.DEFINE_integer('n-jobs', 1, 'Scans at once.', lower_bound=1, flag_values=values)
-    cli.define_words('shape', ['16', '16', '16'], 'Voxels.', values)
+    values = cli.Flags()
+    values.text('workdir', None, 'Folder of the run.')
+    values.integer('n-jobs', 1, 'Scans at once.', least=1)
+    values.words('shape', ['16', '16', '16'], 'Voxels.')
     return values
 
 
