@@ -47,7 +47,7 @@ LISTS = {
     split: _text(f'{split}-list', '', f'Text file, one subject per line, for the {split} split.')
     for split in ('train', 'validation', 'test')
 }
-SKIP_FAILURES = FLAGS.switch('skip-failures', False, 'Leave out files that cannot be used.')
+SKIP_FAILURES = FLAGS.add_switch('skip-failures', False, 'Leave out files that cannot be used.')
 
 
 @dataclasses.dataclass(frozen=True)

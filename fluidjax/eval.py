@@ -12,14 +12,14 @@ from pathlib import Path
 from fluidjax.base import cli
 
 FLAGS = cli.Flags()
-WORKDIR = FLAGS.text(
+WORKDIR = FLAGS.add_text(
     'workdir', None, 'Folder of a trained run, or a model package (fluidjax export).'
 )
-OUT = FLAGS.text(
+OUT = FLAGS.add_text(
     'out', None, "Folder to write to; by default the run's own, and NAME-eval beside a package."
 )
 SCANS = {
-    name: FLAGS.text(name, '', text)
+    name: FLAGS.add_text(name, '', text)
     for name, text in (
         ('data_dir', 'Folder of healthy scans, instead of those that it was trained on.'),
         ('test_dir', "Folder of patients' scans with lesion masks, with --data_dir."),
@@ -27,12 +27,12 @@ SCANS = {
         ('store', 'Folder of preprocessed scans, as fluidjax prepare wrote it.'),
     )
 }
-EMBEDDED = FLAGS.switch(
+EMBEDDED = FLAGS.add_switch(
     'embedded',
     False,
     'Evaluate on the embedded cohort, whatever it was trained on; no scans are needed.',
 )
-VOLUMES = FLAGS.switch('volumes', True, 'Also write NIfTI files of every test subject.')
+VOLUMES = FLAGS.add_switch('volumes', True, 'Also write NIfTI files of every test subject.')
 
 
 def main() -> None:

@@ -16,17 +16,17 @@ from fluidjax.training import cluster
 
 FLAGS = cli.Flags()
 cluster.define_flags(FLAGS)
-CONFIG = FLAGS.config('Configuration file, e.g. configs/ldm.py:demo.')
-WORKDIR = FLAGS.text(
+CONFIG = FLAGS.add_config('Configuration file, e.g. configs/ldm.py:demo.')
+WORKDIR = FLAGS.add_text(
     'workdir',
     None,
     'Folder of the run: checkpoints, metrics, and later the evaluation. '
     'gs://BUCKET/FOLDER is fetched first, and new files are copied there.',
 )
-WANDB = FLAGS.text(
+WANDB = FLAGS.add_text(
     'wandb', '', 'Project of Weights & Biases to send the metrics to as well (pip install wandb).'
 )
-PROFILE = FLAGS.switch(
+PROFILE = FLAGS.add_switch(
     'profile',
     False,
     'Write a trace of ten dispatches of each stage to '

@@ -28,11 +28,11 @@ CONFIG = 'config'  # the flag that names a configuration file, in every command 
 class Flags(flags.FlagValues):
     """The flags of one command; each method defines one, and returns what holds its value."""
 
-    def text(self, name: str, default: str | None, help: str) -> flags.FlagHolder:
+    def add_text(self, name: str, default: str | None, help: str) -> flags.FlagHolder:
         """A flag with any value."""
         return flags.DEFINE_string(name, default, help, self)
 
-    def integer(
+    def add_integer(
         self,
         name: str,
         default: int | None,
@@ -43,29 +43,29 @@ class Flags(flags.FlagValues):
         """A whole number within limits."""
         return flags.DEFINE_integer(name, default, help, least, most, self)
 
-    def number(
+    def add_number(
         self, name: str, default: float | None, help: str, least: float | None = None
     ) -> flags.FlagHolder:
         """A number."""
         return flags.DEFINE_float(name, default, help, least, flag_values=self)
 
-    def switch(self, name: str, default: bool, help: str) -> flags.FlagHolder:
+    def add_switch(self, name: str, default: bool, help: str) -> flags.FlagHolder:
         """A flag without a value: `--name` or `--noname`."""
         return flags.DEFINE_boolean(name, default, help, self)
 
-    def choice(
+    def add_choice(
         self, name: str, default: str | None, choices: Sequence[str], help: str
     ) -> flags.FlagHolder:
         """One of some words."""
         return flags.DEFINE_enum(name, default, list(choices), help, self)
 
-    def words(self, name: str, default: list[str] | None, help: str) -> flags.FlagHolder:
+    def add_words(self, name: str, default: list[str] | None, help: str) -> flags.FlagHolder:
         """Several words, written `--shape 160 160 160` or `--shape=160,160,160`."""
         holder = flags.DEFINE_list(name, default, help, self)
         self[name].several_words = True
         return holder
 
-    def config(self, help: str) -> flags.FlagHolder:
+    def add_config(self, help: str) -> flags.FlagHolder:
         """A configuration file, `--config`, of which `--config.FIELD=VALUE` overrides any field."""
         return config_flags.DEFINE_config_file(CONFIG, None, help, self)
 

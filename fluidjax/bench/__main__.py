@@ -17,31 +17,33 @@ from typing import Any
 from fluidjax.base import cli
 
 FLAGS = cli.Flags()
-CONFIG = FLAGS.config(
+CONFIG = FLAGS.add_config(
     'Configuration file, e.g. configs/ldm.py:demo; with fluid, also measure the share of '
     'randomization in its training step.'
 )
-REPEATS = FLAGS.integer('repeats', 5, 'Timed calls of each part.', least=1)
-JSON = FLAGS.text('json', None, 'Also write the numbers to this file.')
-SHAPE = FLAGS.words('shape', ['160', '160', '160'], 'fluid, models, map: voxels along x, y (, z).')
-SPACING = FLAGS.words(
+REPEATS = FLAGS.add_integer('repeats', 5, 'Timed calls of each part.', least=1)
+JSON = FLAGS.add_text('json', None, 'Also write the numbers to this file.')
+SHAPE = FLAGS.add_words(
+    'shape', ['160', '160', '160'], 'fluid, models, map: voxels along x, y (, z).'
+)
+SPACING = FLAGS.add_words(
     'spacing', None, 'fluid, map: voxel size in mm; by default the first axis has 160 mm.'
 )
-BATCH = FLAGS.integer('batch', 4, 'fluid: volumes per call.', least=1)
-TIME = FLAGS.number('time', 0.9, 'fluid: transport time.', least=0.0)
-AOT = FLAGS.text(
+BATCH = FLAGS.add_integer('batch', 4, 'fluid: volumes per call.', least=1)
+TIME = FLAGS.add_number('time', 0.9, 'fluid: transport time.', least=0.0)
+AOT = FLAGS.add_text(
     'aot',
     None,
     'models, train: only compile for this TPU topology, e.g. v5e:2x4; needs pip install libtpu.',
 )
-DTYPE = FLAGS.choice(
+DTYPE = FLAGS.add_choice(
     'dtype',
     None,
     ('float32', 'bfloat16'),
     "models: of the computation, instead of the configuration's.",
 )
-ONLY = FLAGS.words('only', [], 'models, train --aot: only these rows, e.g. encode decode.')
-QUICK = FLAGS.switch('quick', False, 'fluid: only three of the schemes.')
+ONLY = FLAGS.add_words('only', [], 'models, train --aot: only these rows, e.g. encode decode.')
+QUICK = FLAGS.add_switch('quick', False, 'fluid: only three of the schemes.')
 
 
 def main(words: list[str]) -> None:

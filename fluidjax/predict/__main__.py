@@ -16,44 +16,44 @@ from pathlib import Path
 from fluidjax.base import cli
 
 FLAGS = cli.Flags()
-WORKDIR = FLAGS.text(
+WORKDIR = FLAGS.add_text(
     'workdir',
     '',
     'Folder of a trained and evaluated run, or a model package (.zip); by default the '
     'model that comes with fluidjax.',
 )
-THRESHOLD = FLAGS.text(
+THRESHOLD = FLAGS.add_text(
     'threshold',
     'dice',
     'Which threshold of the run marks a voxel: dice (the best on validation subjects), or '
     'fpr_1, fpr_5, fpr_10 (1, 5, 10 per cent of their healthy voxels are marked).',
 )
-OUT = FLAGS.text('out', None, 'Folder to write to: a folder for each scan, and index.html.')
-PARTICIPANTS = FLAGS.words(
+OUT = FLAGS.add_text('out', None, 'Folder to write to: a folder for each scan, and index.html.')
+PARTICIPANTS = FLAGS.add_words(
     'participant-label', [], 'BIDS: only these participants, e.g. 01 02 or sub-01.'
 )
-SESSIONS = FLAGS.words('session-label', [], 'BIDS: only these sessions, e.g. pre.')
-JOBS = FLAGS.integer(
+SESSIONS = FLAGS.add_words('session-label', [], 'BIDS: only these sessions, e.g. pre.')
+JOBS = FLAGS.add_integer(
     'n-jobs',
     1,
     'How many scans are preprocessed at once, each in a process of its own; -1 for one per '
     'CPU. The results do not depend on it.',
 )
-EXTRACTION = FLAGS.choice(
+EXTRACTION = FLAGS.add_choice(
     'extraction',
     'auto',
     ['auto', 'none', 'atlas', 'synthstrip', 'hd-bet'],
     'How the brain is found in a whole head; auto leaves a skull-stripped scan as it is.',
 )
-BRAIN = FLAGS.text('brain', '', "Brain mask on the scan's voxels, instead of extraction.")
-N4 = FLAGS.switch('n4', False, "Correct the coil's shading (N4).")
-REGISTRATION = FLAGS.choice(
+BRAIN = FLAGS.add_text('brain', '', "Brain mask on the scan's voxels, instead of extraction.")
+N4 = FLAGS.add_switch('n4', False, "Correct the coil's shading (N4).")
+REGISTRATION = FLAGS.add_choice(
     'registration',
     None,
     ['affine', 'none'],
     'To MNI152; none for scans that are registered already. By default as the run was trained.',
 )
-QUALITY = FLAGS.switch('quality', True, 'Draw how the scan was brought onto the atlas.')
+QUALITY = FLAGS.add_switch('quality', True, 'Draw how the scan was brought onto the atlas.')
 
 
 def main(scans: list[str]) -> None:

@@ -14,27 +14,27 @@ from pathlib import Path
 from fluidjax.base import cli
 
 FLAGS = cli.Flags()
-OUT = FLAGS.text('out', None, 'Folder to write to, with a folder per scan.')
-N = FLAGS.integer('n', 8, 'Pairs per scan.', least=1, most=100_000)
-SEED = FLAGS.integer('seed', 0, 'Seed of all draws.', least=0, most=2**31 - 1)
-LESIONS = FLAGS.text(
+OUT = FLAGS.add_text('out', None, 'Folder to write to, with a folder per scan.')
+N = FLAGS.add_integer('n', 8, 'Pairs per scan.', least=1, most=100_000)
+SEED = FLAGS.add_integer('seed', 0, 'Seed of all draws.', least=0, most=2**31 - 1)
+LESIONS = FLAGS.add_text(
     'lesions',
     None,
     "Folder of lesion masks to carry, in MNI space or on the scan's voxels; by default lesions "
     'are cut from Perlin noise.',
 )
-BRAIN = FLAGS.text(
+BRAIN = FLAGS.add_text(
     'brain',
     None,
     "Brain mask on the voxels of the only scan; by default the scan's own foreground.",
 )
-REPLAY = FLAGS.text('replay', None, 'A draws.json whose files to make again.')
-VOLUMES = FLAGS.switch(
+REPLAY = FLAGS.add_text('replay', None, 'A draws.json whose files to make again.')
+VOLUMES = FLAGS.add_switch(
     'volumes',
     True,
     'Write NIfTI files; --novolumes to look only at the distribution of many draws.',
 )
-CONFIG = FLAGS.config(
+CONFIG = FLAGS.add_config(
     'What to draw, by default configs/fluid.py; change any field with --config.FIELD=VALUE.'
 )
 

@@ -37,8 +37,8 @@ from fluidjax.training.settings import make_optimizer
 from fluidjax.training.state import create_state, run_once
 
 FLAGS = cli.Flags()
-OUT = FLAGS.text('out', None, 'Folder of the new run.')
-CONFIG = FLAGS.config(
+OUT = FLAGS.add_text('out', None, 'Folder of the new run.')
+CONFIG = FLAGS.add_config(
     'Configuration file; configs/ldm.py by default. Any field as --config.FIELD=VALUE.'
 )
 PUBLISHED_LATENT_SCALE = 0.18215  # factor of the published latents, which are not centred

@@ -16,8 +16,8 @@ from fluidjax.base import cli
 from fluidjax.base.settings import changed_config
 
 FLAGS = cli.Flags()
-SEED = FLAGS.integer('seed', 0, 'Seed of the run.', least=0)
-WORKDIR = FLAGS.text(
+SEED = FLAGS.add_integer('seed', 0, 'Seed of the run.', least=0)
+WORKDIR = FLAGS.add_text(
     'workdir',
     None,
     'Folder of the run; runs/demo (or $FLUIDJAX_DEMO_DIR) by default, with '

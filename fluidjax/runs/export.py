@@ -28,15 +28,15 @@ from fluidjax.runs import card, package, thresholds
 from fluidjax.runs.load import Run, load_run
 
 FLAGS = cli.Flags()
-OUT = FLAGS.text('out', None, 'The package to write, a .zip.')
-DTYPE = FLAGS.choice(
+OUT = FLAGS.add_text('out', None, 'The package to write, a .zip.')
+DTYPE = FLAGS.add_choice(
     'dtype',
     'float32',
     ['float32', 'float16'],
     'How weights are stored; float16 halves the file, and anomaly maps differ in the fourth digit.',
 )
-NOTE = FLAGS.text('note', '', 'For the model card: what the model was trained on.')
-LICENCE = FLAGS.text('licence', '', 'For the model card: the terms of use.')
+NOTE = FLAGS.add_text('note', '', 'For the model card: what the model was trained on.')
+LICENCE = FLAGS.add_text('licence', '', 'For the model card: the terms of use.')
 _FOLDERS = ('data_dir', 'test_dir', 'lesion_dir', 'store')
 
 

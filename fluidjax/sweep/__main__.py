@@ -26,29 +26,29 @@ from fluidjax.training import cluster
 
 FLAGS = cli.Flags()
 cluster.define_flags(FLAGS)
-CONFIG = FLAGS.config('A configuration, trained with --seeds, or a file of configs/sweeps.')
-WORKDIR = FLAGS.text(
+CONFIG = FLAGS.add_config('A configuration, trained with --seeds, or a file of configs/sweeps.')
+WORKDIR = FLAGS.add_text(
     'workdir', None, 'Folder of the sweep, or gs://BUCKET/FOLDER; each trial has a folder in it.'
 )
-SEEDS = FLAGS.words('seeds', ['0', '1', '2'], 'Seeds to train a configuration with.')
-WORKERS = FLAGS.integer('workers', 1, 'Trials at the same time.', least=1)
-WAIT = FLAGS.switch(
+SEEDS = FLAGS.add_words('seeds', ['0', '1', '2'], 'Seeds to train a configuration with.')
+WORKERS = FLAGS.add_integer('workers', 1, 'Trials at the same time.', least=1)
+WAIT = FLAGS.add_switch(
     'wait', True, 'Wait for the other workers, to take over the trial of one that dies.'
 )
-RETRY = FLAGS.switch('retry', False, 'Repeat trials that failed.')
-SHARE = FLAGS.text('share', '0/1', 'I/N: only every Nth trial, starting with trial I.')
-TPU = FLAGS.words('tpu', [], 'Names of TPU VM slices to run on.')
-ZONE = FLAGS.text('zone', None, 'Zone of the TPU VMs.')
-PROJECT = FLAGS.text('project', '', "Google Cloud project of the TPU VMs; by default gcloud's.")
-BRING = FLAGS.text(
+RETRY = FLAGS.add_switch('retry', False, 'Repeat trials that failed.')
+SHARE = FLAGS.add_text('share', '0/1', 'I/N: only every Nth trial, starting with trial I.')
+TPU = FLAGS.add_words('tpu', [], 'Names of TPU VM slices to run on.')
+ZONE = FLAGS.add_text('zone', None, 'Zone of the TPU VMs.')
+PROJECT = FLAGS.add_text('project', '', "Google Cloud project of the TPU VMs; by default gcloud's.")
+BRING = FLAGS.add_text(
     'bring',
     '',
     'gs://BUCKET/FOLDER of scans that each TPU host copies to its folder scans, for '
     '--config.cohort.data_dir=scans.',
 )
-SLURM = FLAGS.switch('slurm', False, 'Submit a Slurm job array.')
-SBATCH = FLAGS.text('sbatch', '', 'Further options of sbatch.')
-DRY_RUN = FLAGS.switch('dry-run', False, 'Only show what --tpu or --slurm would run.')
+SLURM = FLAGS.add_switch('slurm', False, 'Submit a Slurm job array.')
+SBATCH = FLAGS.add_text('sbatch', '', 'Further options of sbatch.')
+DRY_RUN = FLAGS.add_switch('dry-run', False, 'Only show what --tpu or --slurm would run.')
 # Flags that say where and how often the sweep runs, which its workers are not given.
 NOT_FOR_WORKERS = ('workers', 'tpu', 'zone', 'project', 'bring', 'slurm', 'sbatch', 'dry-run')
 

@@ -15,21 +15,21 @@ from pathlib import Path
 from fluidjax.base import cli
 
 FLAGS = cli.Flags()
-SCALE = FLAGS.choice('scale', 'demo', ['smoke', 'demo', 'paper'], 'Size of grid and training.')
-SEEDS = FLAGS.words('seeds', ['0', '1', '2'], 'Seeds of the training.')
-LIST = FLAGS.choice('list', 'comparison', ['comparison', 'ablations'], 'List of cells.')
-CELLS = FLAGS.words('cells', None, 'Only these cells of the list.')
-WORKDIR = FLAGS.text('workdir', 'runs/benchmark', 'Folder of the benchmark.')
-HEALTHY = FLAGS.text('healthy', '', 'Folder of healthy scans of other people to test on.')
-PATIENTS = FLAGS.text(
+SCALE = FLAGS.add_choice('scale', 'demo', ['smoke', 'demo', 'paper'], 'Size of grid and training.')
+SEEDS = FLAGS.add_words('seeds', ['0', '1', '2'], 'Seeds of the training.')
+LIST = FLAGS.add_choice('list', 'comparison', ['comparison', 'ablations'], 'List of cells.')
+CELLS = FLAGS.add_words('cells', None, 'Only these cells of the list.')
+WORKDIR = FLAGS.add_text('workdir', 'runs/benchmark', 'Folder of the benchmark.')
+HEALTHY = FLAGS.add_text('healthy', '', 'Folder of healthy scans of other people to test on.')
+PATIENTS = FLAGS.add_text(
     'patients', '', 'Folder of scans with lesion masks to test on; needs --healthy.'
 )
-LESIONS = FLAGS.text(
+LESIONS = FLAGS.add_text(
     'lesions',
     '',
     'Folder of lesion masks in MNI space, for the ablations that train on real masks.',
 )
-COLLECT = FLAGS.switch('collect', False, 'Only write the tables of the finished cells.')
+COLLECT = FLAGS.add_switch('collect', False, 'Only write the tables of the finished cells.')
 
 
 def main() -> None:

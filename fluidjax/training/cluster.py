@@ -16,14 +16,14 @@ from fluidjax.base.errors import UserError
 
 def define_flags(flag_values: cli.Flags) -> None:
     """Define the flags that `join` reads."""
-    flag_values.text(
+    flag_values.add_text(
         'coordinator',
         None,
         'HOST:PORT of the first process, for several processes of one run that were not started by '
         'a launcher that JAX recognises.',
     )
-    flag_values.integer('processes', None, 'Number of processes.', least=1)
-    flag_values.integer('process', None, 'Number of this process, from 0.', least=0)
+    flag_values.add_integer('processes', None, 'Number of processes.', least=1)
+    flag_values.add_integer('process', None, 'Number of this process, from 0.', least=0)
 
 
 def launched_by() -> str | None:

@@ -16,9 +16,9 @@ from fluidjax.base.errors import RESUME_ME, Stopped, UserError
 def flag_values():
     """The flags of a small command."""
     values = cli.Flags()
-    values.text('workdir', None, 'Folder of the run.')
-    values.integer('n-jobs', 1, 'Scans at once.', least=1)
-    values.words('shape', ['16', '16', '16'], 'Voxels.')
+    values.add_text('workdir', None, 'Folder of the run.')
+    values.add_integer('n-jobs', 1, 'Scans at once.', least=1)
+    values.add_words('shape', ['16', '16', '16'], 'Voxels.')
     return values
 
 

@@ -39,7 +39,7 @@ def test_a_scan_becomes_pairs(call, tmp_path):
         (['x.nii', '--out={tmp}', '--seed=99999999999'], 'seed'),
         (['x.nii', '--out={tmp}', '--n=0'], 'n'),
         (['x.nii', '--out={tmp}', '--config.treshold=0.1'], "no field 'treshold'"),
-        (['x.nii', '--out={tmp}', '--config.threshold=7.0'], 'threshold = 7.0'),
+        (['x.nii', '--out={tmp}', '--config.threshold=7.0'], 'config.threshold: 7.0'),
         (['x.nii', 'x.nii', '--out={tmp}/o'], 'given twice'),
         (['--replay=d.json', '--n=3', '--out={tmp}/o'], '--n cannot be combined with --replay'),
         (['x.nii', 'y.nii', '--out={tmp}', '--brain=b.nii'], '--brain belongs to one scan'),

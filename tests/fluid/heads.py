@@ -7,7 +7,7 @@ import functools
 import jax
 import numpy as np
 
-from fluidjax.fluid import Grid
+from fluidjax.fluid import Grid, operators
 
 # A quarter of the usual compile time; the programs here are small and run as fast.
 quick_jit = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 1})
@@ -49,3 +49,9 @@ def orders(errors) -> np.ndarray:
     """Orders of convergence measured from errors at halved steps."""
     errors = np.asarray(errors, float)
     return np.log2(errors[:-1] / errors[1:])
+
+
+def divergence(V, grid):
+    """The divergence (x, y (, z)) by the differences of `operators.curl`."""
+    slopes = (operators.derivative(V[..., k], axis, grid) for k, axis in enumerate(grid.axes))
+    return sum(slopes)

@@ -2,6 +2,7 @@
 
 import functools
 
+import heads
 import numpy as np
 import pytest
 from heads import places_mm, quick_jit
@@ -14,14 +15,8 @@ FLAT = Grid((9, 11), (1.0, 2.0))
 ROUND = Grid((9, 11, 7), (1.0, 2.0, 0.5), 'periodic')
 
 
-def _divergence(V, grid):
-    """The divergence (x, y (, z)) by the differences of `operators.curl`."""
-    slopes = (operators.derivative(V[..., k], axis, grid) for k, axis in enumerate(grid.axes))
-    return sum(slopes)
-
-
 curl, divergence, gradient = (
-    quick_jit(f, static_argnums=1) for f in (operators.curl, _divergence, operators.gradient)
+    quick_jit(f, static_argnums=1) for f in (operators.curl, heads.divergence, operators.gradient)
 )
 
 

@@ -10,11 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from heads import divergence
 
 from fluidjax.fluid import Grid
 from fluidjax.fluid.integrate import ssp_rk3, trajectory
 from fluidjax.fluid.noise import perlin_from_gradients, tile_gradients
-from fluidjax.fluid.operators import curl, divergence
+from fluidjax.fluid.operators import curl
 from fluidjax.fluid.painting import lesion_shift, mean_inside, paint
 from fluidjax.fluid.published import (
     gradients_from_angles,
