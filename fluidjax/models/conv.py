@@ -23,6 +23,7 @@ from jax import lax
 from fluidjax.models.folding import fold, pair_convolution
 
 WORTH_PHASES = 2**21  # coarse voxels x channels in x channels out, measured on a CPU
+WORTH_TAPS = 2**26  # size of volumes x size of kernel; smaller ones compile longer than they run
 LANES = 128  # channels a TPU works on at once: with fewer, the others idle
 _backend: contextvars.ContextVar[str | None] = contextvars.ContextVar('backend', default=None)
 
@@ -79,8 +80,9 @@ def conv3d(
 
 
 def _plain(x: jax.Array, kernel: jax.Array, strides: Triple, padding: Pads) -> jax.Array:
-    faster = sum_of_taps if backend() in ('cpu', 'tpu') else direct_conv3d
-    return faster(x, kernel, strides, padding)
+    if backend() == 'gpu' or (backend() == 'cpu' and x.size * kernel.size < WORTH_TAPS):
+        return direct_conv3d(x, kernel, strides, padding)
+    return sum_of_taps(x, kernel, strides, padding)
 
 
 def direct_conv3d(x: jax.Array, kernel: jax.Array, strides: Triple, padding: Pads) -> jax.Array:

@@ -10,8 +10,11 @@ with pictures of them; draws.json holds all drawn numbers, and --replay makes th
 """
 
 from pathlib import Path
+from typing import Any
 
 from fluidjax.base import cli
+from fluidjax.base.errors import UserError
+from fluidjax.base.settings import settings_from
 
 FLAGS = cli.Flags()
 OUT = FLAGS.add_text('out', None, 'Folder to write to, with a folder per scan.')
@@ -41,12 +44,10 @@ CONFIG = FLAGS.add_config(
 
 def main(scans: list[str]) -> None:
     """Paint the scans, or replay a draws.json."""
-    from fluidjax.base.settings import settings_from
-    from fluidjax.fluid.settings import FluidSettings
     from fluidjax.randomize import pairs
 
     if not OUT.value or bool(scans) == bool(REPLAY.value):
-        raise cli.UserError(
+        raise UserError(
             'randomize needs healthy scans, or --replay=DRAWS.json, and --out=DIR, '
             'e.g. fluidjax randomize scan.nii.gz --out=pairs --n=8'
         )
@@ -54,10 +55,10 @@ def main(scans: list[str]) -> None:
     if REPLAY.value:
         given = [name for name in ('n', 'seed', 'lesions', 'brain') if FLAGS[name].present]
         if given:
-            raise cli.UserError(f'--{given[0]} cannot be combined with --replay, which has its own')
+            raise UserError(f'--{given[0]} cannot be combined with --replay, which has its own')
         page = pairs.replay(Path(REPLAY.value).expanduser(), out, VOLUMES.value)
     else:
-        settings = settings_from(FluidSettings, CONFIG.value, '')
+        settings = _settings()
         request = pairs.Request(
             scans=tuple(scans),
             settings=settings,
@@ -68,6 +69,16 @@ def main(scans: list[str]) -> None:
         )
         page = pairs.make(request, out, VOLUMES.value)
     print(page)
+
+
+def _settings() -> Any:
+    """The settings of the configuration, which here is not a section `fluid` of a larger one."""
+    from fluidjax.fluid.settings import FluidSettings
+
+    try:
+        return settings_from(FluidSettings, CONFIG.value, '')
+    except UserError as error:
+        raise UserError(str(error).replace('config.fluid.', 'config.')) from error
 
 
 def command() -> None:

@@ -13,6 +13,7 @@ import sys
 import pytest
 
 CONFIG = '--config=configs/ldm.py:smoke'
+QUICK = '--config=configs/regression.py:smoke'  # one stage, with pairs; compiles in seconds
 
 
 @pytest.fixture(scope='module')
@@ -36,7 +37,7 @@ def start(checkout, store):
 @pytest.fixture(scope='module')
 def train(command, store):
     """Train in one process."""
-    return functools.partial(command, 'main', CONFIG, FLUIDJAX_STORE=str(store))
+    return functools.partial(command, 'main', FLUIDJAX_STORE=str(store))
 
 
 def simulated(devices):
@@ -68,28 +69,27 @@ def one(trained):
     return losses(trained[0])
 
 
-@pytest.fixture(scope='module')
-def eight(train, tmp_path_factory):
-    """A run on eight devices."""
-    workdir = tmp_path_factory.mktemp('eight')
-    done = train(f'--workdir={workdir}', **simulated(8))
+def train_on_eight(train, config, workdir):
+    done = train(config, f'--workdir={workdir}', **simulated(8))
     assert done.returncode == 0, done.stderr
     assert '8 cpu devices, 1 of 8 samples on each' in done.stderr
-    return workdir
+    return losses(workdir)
 
 
-def test_eight_devices_have_the_losses_of_one(eight, one):
-    same(losses(eight), one)
+def test_eight_devices_have_the_losses_of_one_which_goes_on_with_their_run(train, tmp_path):
+    """One device goes on from the checkpoint of step 3, and trains the run anew."""
+    eight, alone = tmp_path / 'eight', tmp_path / 'alone'
+    expected = train_on_eight(train, QUICK, eight)
+    shutil.rmtree(eight / 'checkpoints' / 'restoration' / '6')
+    for workdir in (eight, alone):
+        done = train(QUICK, f'--workdir={workdir}')
+        assert done.returncode == 0 and ' 1 cpu device' in done.stderr, done.stderr
+        same(losses(workdir), expected)
 
 
-def test_a_run_of_eight_devices_goes_on_with_one(train, one, eight, tmp_path):
-    """From its checkpoint of step 3."""
-    workdir = tmp_path / 'moved'
-    shutil.copytree(eight, workdir)
-    shutil.rmtree(workdir / 'checkpoints' / 'diffusion' / '6')
-    done = train(f'--workdir={workdir}')
-    assert done.returncode == 0 and ' 1 cpu device' in done.stderr, done.stderr
-    same(losses(workdir), one)
+@pytest.mark.slow
+def test_both_stages_on_eight_devices_have_the_losses_of_one(train, one, tmp_path):
+    same(train_on_eight(train, CONFIG, tmp_path), one)
 
 
 @pytest.mark.slow

@@ -87,11 +87,15 @@ def test_both_convolutions_and_their_gradients_agree(kernel, strides, padding):
         np.testing.assert_allclose(one, other, atol=1e-3)
 
 
-@pytest.mark.parametrize('backend,convolutions', [('cpu', 3), ('gpu', 1)])
-def test_the_convolution_is_arranged_for_the_backend(backend, convolutions):
+@pytest.mark.parametrize(
+    'backend,size,channels,convolutions',
+    [('cpu', (8, 8, 8), 32, 3), ('cpu', (4, 4, 4), 8, 1), ('gpu', (8, 8, 8), 32, 1)],
+)
+def test_the_convolution_is_arranged_for_the_backend(backend, size, channels, convolutions):
     with target_backend(backend):
         trace = jax.make_jaxpr(lambda x, w: conv3d(x, w))  # new, because traces are cached
-        text = str(trace(jnp.ones((1, 4, 4, 4, 1)), jnp.ones((3, 3, 3, 1, 1))))
+        shapes = jnp.ones((1, *size, channels)), jnp.ones((3, 3, 3, channels, channels))
+        text = str(trace(*shapes))
     assert text.count('conv_general_dilated[') == convolutions
 
 
