@@ -1,4 +1,7 @@
-"""A method's thresholds from its maps of validation subjects, by overlap or by false alarms."""
+"""How a threshold is chosen from maps of validation subjects: by overlap, or by false alarms.
+
+`runs/thresholds.py` says on which subjects, and stores the result with the run.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Painting a lesion probability map into a healthy image: the intensity laws."""
+"""Painting a lesion probability map into a healthy image: the intensity laws.
+
+`randomize.paint_drawn` applies them with the numbers of `draws`. The test subjects of the embedded
+cohort follow another law on purpose (`data_pipelines/template_lesions.py`).
+"""
 
 from __future__ import annotations
 

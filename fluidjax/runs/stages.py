@@ -1,7 +1,8 @@
 """The stages of a configuration: the methods that a run trains, in order.
 
 The last stage is the detector; an earlier one is an autoencoder that it needs. A new method is a
-file in `methods/`, a function and a line in `METHODS` here, and a file in `configs/`.
+file in `methods/`, a function and a line in `METHODS` here (for a latent method also in
+`CONDITIONS`), and a configuration; CONTRIBUTING.md, "Add a method", lists every place.
 """
 
 from __future__ import annotations
