@@ -43,6 +43,18 @@ def method_of(name: str):
     return build_stages(config_of(name, 'smoke'), GRID)[-1].method
 
 
+def initial(method, autoencoder, seed=2):
+    """Random parameters of a method, and those of an autoencoder, whose drawing is left out."""
+
+    def draw(key):
+        return {name: group for name, group in method.init(key).items() if name != 'autoencoder'}
+
+    params = run_once(draw, jax.random.key(seed))
+    if method.autoencoder is not None:
+        params['autoencoder'] = autoencoder[1]['autoencoder']
+    return params
+
+
 class DrawnPairs(PairMaker):
     """Returns the same pairs again and again, so that a training step need not compile them."""
 
@@ -135,10 +147,7 @@ def test_autoencoder_starts_from_principal_components(autoencoder):
 def test_every_method_learns_and_reconstructs(name, autoencoder, batch):
     """Its loss falls on a fixed batch, and a scan's counterpart is nearer to it than to noise."""
     method = with_drawn_pairs(method_of(name))
-    params = run_once(method.init, jax.random.key(2))
-    if 'autoencoder' in params:
-        params['autoencoder'] = autoencoder[1]['autoencoder']
-    params = method.prepare(params, brains(8))
+    params = method.prepare(initial(method, autoencoder), brains(8))
     losses, params = fit(method, params, batch)
     assert np.isfinite(losses).all() and losses[-1] < 0.95 * losses[0]
     masks = [batch['lesions'][..., None]] if method.needs_mask else []
@@ -150,8 +159,7 @@ def test_every_method_learns_and_reconstructs(name, autoencoder, batch):
 
 def test_latents_are_centred_and_of_unit_variance(autoencoder):
     method = method_of('conddiff')
-    params = {**run_once(method.init, jax.random.key(2)), **autoencoder[1]}
-    params = method.prepare(params, brains(8))
+    params = method.prepare(initial(method, autoencoder), brains(8))
     z = method.encode(params, brains(8))
     assert float(z.std()) == pytest.approx(1.0, rel=0.05)
     assert float(jnp.abs(z.mean(0)).max()) < 1e-3
@@ -185,36 +193,27 @@ def test_a_latent_is_touched_where_any_of_its_voxels_is_lesion():
 def test_before_training_the_bridge_leaves_the_scan_alone(autoencoder, batch):
     """Its counterpart is then what the autoencoder makes of the scan, whatever the steps."""
     method = method_of('fluidjax')
-    params = {**run_once(method.init, jax.random.key(2)), **autoencoder[1]}
-    params = method.prepare(params, brains(8))
+    params = method.prepare(initial(method, autoencoder), brains(8))
     recon = run_once(method.reconstruct, params, batch['image'], jax.random.key(0))
     alone = autoencoder[0].reconstruct(params, batch['image'], jax.random.key(0))
     np.testing.assert_allclose(recon, alone, atol=1e-4)
 
 
 def test_decode_undoes_encode_but_for_the_autoencoder(autoencoder, batch):
-    auto, auto_params = autoencoder
     method = method_of('conddiff')
-    params = method.prepare(
-        {**run_once(method.init, jax.random.key(2)), 'autoencoder': auto_params['autoencoder']},
-        brains(8),
-    )
+    params = method.prepare(initial(method, autoencoder), brains(8))
     through = method.decode(params, method.encode(params, batch['image']))
-    alone = auto.reconstruct(params, batch['image'], jax.random.key(0))
+    alone = autoencoder[0].reconstruct(params, batch['image'], jax.random.key(0))
     np.testing.assert_allclose(through, alone, atol=1e-4)
 
 
 def test_a_scan_of_another_brightness_has_a_counterpart_as_bright(autoencoder, batch):
     """Training divides by the maximum; `reconstruct` does so too, and undoes it."""
-    _, auto_params = autoencoder
     method = method_of('conddiff')
-    params = method.prepare(
-        {**run_once(method.init, jax.random.key(2)), 'autoencoder': auto_params['autoencoder']},
-        brains(8),
-    )
+    params = method.prepare(initial(method, autoencoder), brains(8))
+    reconstruct = jax.jit(method.reconstruct)
     bright, dim = (
-        run_once(method.reconstruct, params, scale * batch['image'], jax.random.key(0))
-        for scale in (1.0, 0.5)
+        reconstruct(params, scale * batch['image'], jax.random.key(0)) for scale in (1.0, 0.5)
     )
     np.testing.assert_allclose(dim, 0.5 * bright, atol=1e-4)
 
@@ -231,7 +230,8 @@ def test_steps_are_drawn_where_the_setting_says():
 
 def test_pairs_are_fresh_and_half_of_each_is_the_scan(batch):
     method = method_of('conddiff')
-    first, second = (run_once(method.pairs, batch, jax.random.key(i)) for i in (0, 1))
+    draw = jax.jit(lambda batch, key: method.pairs(batch, key))
+    first, second = (draw(batch, jax.random.key(i)) for i in (0, 1))
     assert float(jnp.abs(first.diseased - second.diseased).max()) > 0.01
     outside = first.probability == 0
     np.testing.assert_allclose(
@@ -244,8 +244,8 @@ def test_stored_pairs_come_again_whatever_the_batch(batch):
     pairs = dataclasses.replace(method_of('conddiff').pairs, stored=1)
     images = {name: batch[name] for name in ('image', 'brain')}
     turned = {name: value[::-1] for name, value in images.items()}
-    first = run_once(pairs, images, jax.random.key(0))
-    again = run_once(pairs, turned, jax.random.key(1))
+    draw = jax.jit(lambda images, key: pairs(images, key))
+    first, again = draw(images, jax.random.key(0)), draw(turned, jax.random.key(1))
     np.testing.assert_allclose(first.diseased, again.diseased[::-1], atol=1e-6)
     several = run_once(dataclasses.replace(pairs, stored=10), images, jax.random.key(1))
     assert float(jnp.abs(several.diseased - first.diseased).max()) > 0.01
