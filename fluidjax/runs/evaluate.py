@@ -19,7 +19,7 @@ from fluidjax.base.files import write_bytes
 from fluidjax.base.subject import Subject
 from fluidjax.detect import baselines, curves, evaluate
 from fluidjax.detect.figures import Panel, subject_figure
-from fluidjax.detect.report import write_report
+from fluidjax.detect.report import HEADLINE, write_report
 from fluidjax.detect.scores import verdict
 from fluidjax.runs import package
 from fluidjax.runs import thresholds as calibration
@@ -229,22 +229,12 @@ def save_panel(folder: Path, panel: Panel, uncertainty: np.ndarray | None = None
 
 def scores_text(summary: dict) -> str:
     """The table of scores for the terminal."""
-    shown = (
-        'dice_validated',
-        'dice_global',
-        'dice_oracle',
-        'ap',
-        'auroc',
-        'lesion_f1',
-        'psnr',
-        'seconds',
-    )
     lines = []
     for cohort, methods in summary.items():
         width = max(map(len, (*methods, cohort))) + 1
-        lines.append(cohort.ljust(width) + ''.join(s.rjust(16) for s in shown))
+        lines.append(cohort.ljust(width) + ''.join(s.rjust(16) for s in HEADLINE))
         for method, scores in methods.items():
-            cells = (scores[s]['mean'] for s in shown)
+            cells = (scores[s]['mean'] for s in HEADLINE)
             lines.append(
                 method.ljust(width)
                 + ''.join(('-' if v is None else f'{v:.3f}').rjust(16) for v in cells)
