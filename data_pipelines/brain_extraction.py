@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from data_pipelines import atlas_extraction, head_mask
-from data_pipelines.volume_io import Volume, check_same_shape, load_volume, save_volume
+from data_pipelines.mask_on_scan import on_voxels_of
+from data_pipelines.volume_io import Volume, load_volume, save_volume
 from fluidjax.base.errors import UserError
 
 METHODS = ('auto', 'none', 'atlas', 'synthstrip', 'hd-bet')
@@ -32,11 +33,13 @@ class Extraction:
       brain: (x, y, z) bool on the scan's voxels; None if the scan is skull-stripped.
       method: 'none', 'given', 'atlas', 'synthstrip' or 'hd-bet'.
       whole_head: whether the scan shows a skull.
+      warnings: sentences about the user's mask.
     """
 
     brain: np.ndarray | None
     method: str
     whole_head: bool
+    warnings: tuple[str, ...] = ()
 
 
 def check_method(method: str) -> None:
@@ -54,17 +57,19 @@ def extract(scan: Volume, method: str = 'auto', brain: Volume | None = None) -> 
       scan: a whole head, or a brain whose background is one constant.
       method: 'auto': nothing for a skull-stripped scan, else the best that is installed; 'none':
         the scan is skull-stripped; 'atlas', 'synthstrip', 'hd-bet': that one for any scan.
-      brain: the user's mask on the scan's voxels, any value > 0 is brain; replaces `method`.
+      brain: the user's mask, any value > 0 is brain; replaces `method`. Its voxels are those of
+        the scan, or it is laid on them by its header (`mask_on_scan`).
 
     Raises:
-      UserError: unknown method, a mask of another shape or empty, a tool that is missing or
+      UserError: unknown method, a mask that lies elsewhere or is empty, a tool that is missing or
         fails, or a result of the atlas that cannot be trusted.
     """
     check_method(method)
     coarse = head_mask.coarse_head(scan)
     whole_head = head_mask.is_whole_head(coarse)
     if brain is not None:
-        return Extraction(_given(scan, brain), 'given', whole_head)
+        brain = on_voxels_of(brain, scan, 'brain mask')
+        return Extraction(_given(brain), 'given', whole_head, brain.warnings)
     if method == 'auto':
         method = _best() if whole_head else 'none'
     if method == 'none':
@@ -78,8 +83,7 @@ def _best() -> str:
     return next(installed, 'atlas')
 
 
-def _given(scan: Volume, brain: Volume) -> np.ndarray:
-    check_same_shape(brain, scan, 'brain mask')
+def _given(brain: Volume) -> np.ndarray:
     mask = brain.data > 0
     if not mask.any() or mask.all():
         what = 'marks every voxel' if mask.all() else 'is empty'

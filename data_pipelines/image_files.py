@@ -25,6 +25,7 @@ from fluidjax.base.errors import UserError
 
 ENDINGS = ('.nii.gz', '.nii', '.mgz', '.mgh')
 PAIR_ENDINGS = ('.hdr', '.img')
+WARNINGS = 'warnings'  # the entry of `extra` of an opened image, a tuple of sentences
 MAX_VOXELS = 500_000_000  # 2 GB once read; a head with voxels of 0.25 mm has 350 million
 _PACKED_ENDINGS = ('.gz', '.mgz')
 _DEFLATE_LIMIT = 1032  # no zlib stream grows by more than this factor when unpacked
@@ -60,7 +61,7 @@ def open_image(path: str | os.PathLike[str]) -> SpatialImage:
     _check_size(voxel_file, needed, sizes[voxel_file], packed)
     try:
         with quiet_nibabel():
-            return nib.load(header_file)
+            image = _opened(path, header_file, voxel_file, packed)
     except EOFError as error:
         raise UserError(f'{path}: is truncated; copy it again') from error
     except Exception as error:  # nibabel does not catch the errors of gzip, zlib and struct
@@ -68,6 +69,85 @@ def open_image(path: str | os.PathLike[str]) -> SpatialImage:
         raise UserError(
             f'{path}: is not a readable NIfTI or MGH file ({text}); convert or export it again'
         ) from error
+    image.extra[WARNINGS] = _header_warnings(header)
+    return image
+
+
+def _opened(path: Path, header_file: Path, voxel_file: Path, packed: bool) -> SpatialImage:
+    """The image, by nibabel, which knows an ending only in lower case or in capitals."""
+    kind = nib.MGHImage
+    if ending_of(path).lower() not in ('.mgz', '.mgh'):
+        version_2 = nib.Nifti2Header.may_contain_header(_first_bytes(header_file)[0])
+        single = header_file == voxel_file
+        kind = _KINDS[version_2, single]
+    if ending_of(path) in (ending_of(path).lower(), ending_of(path).upper()):
+        return kind.from_filename(header_file)
+    opener = gzip.open if packed else open
+    holders = {'image': nib.FileHolder(os.fspath(voxel_file), opener(voxel_file))}
+    if header_file != voxel_file:
+        holders['header'] = nib.FileHolder(os.fspath(header_file), opener(header_file))
+    return kind.from_file_map(holders)
+
+
+def _header_warnings(header: Header) -> tuple[str, ...]:
+    """What nibabel replaces in a header without a word."""
+    if isinstance(header, nib.MGHImage.header_class) or header['sform_code'] > 0:
+        return ()
+    zero = [axis for axis, size in zip('xyz', header['pixdim'][1:4]) if not size]
+    if not zero:
+        return ()
+    return (
+        f'its header gives voxels of 0 mm along {", ".join(zero)}, which are read as 1 mm: volumes '
+        'in ml may be wrong; mend pixdim of its header',
+    )
+
+
+class _UnitQuaternion:
+    """A header whose quaternion is at most of unit length, as FSL and ITK read it."""
+
+    def __init__(self, *arguments, **keywords):
+        super().__init__(*arguments, **keywords)
+        names = ('quatern_b', 'quatern_c', 'quatern_d')
+        length = math.sqrt(sum(float(self[name]) ** 2 for name in names))
+        if 1 < length < math.inf:
+            for name in names:
+                self[name] = float(self[name]) / length
+
+
+class _Nifti1Header(_UnitQuaternion, nib.Nifti1Header):
+    pass
+
+
+class _Nifti1PairHeader(_UnitQuaternion, nib.nifti1.Nifti1PairHeader):
+    pass
+
+
+class _Nifti2Header(_UnitQuaternion, nib.Nifti2Header):
+    pass
+
+
+class _Nifti2PairHeader(_UnitQuaternion, nib.nifti2.Nifti2PairHeader):
+    pass
+
+
+def plain_header(header: Header) -> Header:
+    """A header of nibabel's own type, which is written as it is."""
+    if not isinstance(header, _UnitQuaternion):
+        return header
+    kind = type(header).__bases__[-1]
+    return kind(header.binaryblock, header.endianness, False, header.extensions)
+
+
+def _kind(image: type, header: type) -> type:
+    return type(image.__name__, (image,), {'header_class': header})
+
+
+_KINDS = {  # (version 2, one file): class of image
+    (False, True): _kind(nib.Nifti1Image, _Nifti1Header),
+    (False, False): _kind(nib.Nifti1Pair, _Nifti1PairHeader),
+    (True, True): _kind(nib.Nifti2Image, _Nifti2Header),
+    (True, False): _kind(nib.Nifti2Pair, _Nifti2PairHeader),
+}
 
 
 @contextlib.contextmanager
@@ -104,7 +184,7 @@ def check_one_volume(name: str | Path, shape: tuple[int, ...], dtype: np.dtype) 
         raise UserError(
             f'{name}: has shape {shape}, {shape[3]} volumes in one file; give a single 3-D volume'
         )
-    if len(shape) not in (3, 4) or 1 in shape[:3]:
+    if len(shape) < 3 or 1 in shape[:3] or any(side > 1 for side in shape[3:]):
         raise UserError(f'{name}: has shape {shape}; give a single 3-D volume')
     if math.prod(shape) > MAX_VOXELS:
         raise UserError(

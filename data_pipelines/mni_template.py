@@ -109,7 +109,7 @@ def tissue_levels(
       A level for each of 'csf', 'gm', 'wm'.
     """
     levels = {}
-    for tissue, in_mni in _pure_tissue().items():
+    for tissue, in_mni in pure_tissue().items():
         in_scan = (in_mni @ scan_from_mni[:3, :3].T + scan_from_mni[:3, 3]).astype(np.float32)
         values = resampling.sample(data, affine, in_scan)
         values = values[values > 0]
@@ -119,7 +119,7 @@ def tissue_levels(
 
 
 @functools.lru_cache(maxsize=1)
-def _pure_tissue() -> dict[str, np.ndarray]:
+def pure_tissue() -> dict[str, np.ndarray]:
     """Where the template is pure CSF, grey and white matter: MNI152 world mm, (n, 3)."""
     grid = grids.GRIDS['demo']
     maps, positions = on_grid(grid), grid.positions()

@@ -16,7 +16,8 @@ import tensorflow_datasets as tfds
 import tqdm
 
 from data_pipelines import records, template_cohort
-from data_pipelines.nifti_source import NiftiSource, all_items
+from data_pipelines.nifti_source import NiftiSource, all_items, unused_files
+from data_pipelines.scan_folders import counted
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -58,13 +59,16 @@ class NiftiCohort(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager) -> dict:
         del dl_manager  # there is nothing to download
-        items = all_items(self.builder_config.source)
+        source = self.builder_config.source
+        items = all_items(source)
+        for line in counted(*unused_files(source)):
+            tqdm.tqdm.write(line, file=sys.stderr)
         return {split: self._generate_examples(split, chosen) for split, chosen in items.items()}
 
     def _generate_examples(self, split: str, items: list) -> Iterator[tuple[int, dict]]:
         source, embedded = self.builder_config.source, self.builder_config.embedded
         progress = tqdm.tqdm(items, desc=f'preprocessing {split}', file=sys.stderr)
-        own = (records.record_of(item, source) for item in progress)
+        own = (records.record_of(item, source, split) for item in progress)
         added = {'train': embedded, 'validation': embedded // 8}.get(split, 0)
         yield from enumerate(
             itertools.chain(own, template_cohort.make_records(source.grid, split, added))

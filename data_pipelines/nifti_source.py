@@ -8,6 +8,7 @@ assign subjects to other splits (`preparation`).
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -97,6 +98,38 @@ def all_items(source: NiftiSource) -> dict[str, list]:
     return {split: chosen for split, chosen in items.items() if chosen}
 
 
+def unused_files(
+    source: NiftiSource, reasons: Mapping[str, str] | None = None
+) -> tuple[int, list[tuple[Path, str]]]:
+    """The number of image files that a cohort uses, and (file, reason) of every other one.
+
+    Args:
+      source: as prepared.
+      reasons: why files that are left out cannot be used, by key.
+    """
+    reasons = reasons or {}
+    in_splits = {item.scan for item in sum(assign_splits(source).values(), [])}
+    used, unused = 0, []
+    for purpose in filter(lambda purpose: getattr(source, purpose), PURPOSES):
+        folder = getattr(source, purpose)
+        if purpose == 'lesion_dir':
+            files = scan_folders.nifti_files(folder, purpose)
+            kept = [path for path in files if source.is_used(path, purpose)]
+            others = scan_folders.unusable_files(folder)
+        else:
+            listing = scan_folders.list_scans(folder, purpose)
+            cases = [case for case in listing.cases if case.scan in in_splits]
+            files, kept = listing.used, [f for case in cases for f in (case.scan, case.mask) if f]
+            others = list(listing.left_out)
+        for path in set(files) - set(kept):
+            reason = reasons.get(source.key(path, purpose))
+            left_out = not source.is_used(path, purpose)
+            others.append((path, reason or ('cannot be used' if left_out else 'in no split')))
+        used += len(set(kept))
+        unused += sorted(others)
+    return used, unused
+
+
 def assign_splits(source: NiftiSource) -> dict[str, list[Case]]:
     """The cases of each split that has any.
 
@@ -126,12 +159,11 @@ def _used_cases(source: NiftiSource, purpose: str) -> list[Case]:
 def _divided(cases: list[Case], source: NiftiSource, num_others: int) -> dict[str, list[Case]]:
     """The random division by the seed."""
     diseased = [case for case in cases if has_lesion(case)]
-    patients = {scan_folders.person(case.scan) for case in diseased}
+    patients = {case.person for case in diseased}
     healthy: dict[tuple[str, ...], list[Case]] = {}
     for case in cases:
-        key = scan_folders.person(case.scan)
-        if key not in patients:
-            healthy.setdefault(key, []).append(dataclasses.replace(case, mask=None))
+        if case.person not in patients:
+            healthy.setdefault(case.person, []).append(dataclasses.replace(case, mask=None))
     if len(healthy) < MIN_HEALTHY_SUBJECTS:
         raise UserError(
             f'data_dir: {source.data_dir} holds {len(healthy)} healthy scan(s) and '

@@ -22,6 +22,7 @@ from joblib.externals.loky.process_executor import BrokenProcessPool
 from data_pipelines import nifti_source, records, scan_folders, subject_splits
 from data_pipelines.nifti_source import NiftiSource
 from data_pipelines.scan_folders import Case
+from fluidjax.base.disk import is_of_disk
 from fluidjax.base.errors import UserError
 from fluidjax.base.files import read_json, write_text
 
@@ -84,6 +85,12 @@ def prepare(
     nifti_source.assign_splits(ready)  # enough must be left
     _describe(source, ready, store, failed)
     return ready, outcomes
+
+
+def report(ready: NiftiSource, outcomes: Sequence[Outcome]) -> tuple[int, list[tuple[Path, str]]]:
+    """The number of files that are used, and (file, reason) of every other image file."""
+    reasons = {key: o.error for o in outcomes if o.error for key in _keys_of(o, ready)}
+    return nifti_source.unused_files(ready, reasons)
 
 
 def failures_text(outcomes: Sequence[Outcome]) -> str:
@@ -179,11 +186,10 @@ def _keys_of(outcome: Outcome, source: NiftiSource) -> list[str]:
         return [source.key(item, outcome.purpose)]
     if item.mask is None or outcome.purpose != 'data_dir':
         return [source.key(item.scan, outcome.purpose)]
-    person = scan_folders.person(item.scan)
     return [
         source.key(case.scan)
         for case in scan_folders.find_cases(source.data_dir, 'data_dir')
-        if scan_folders.person(case.scan) == person
+        if case.person == item.person
     ]
 
 
@@ -232,8 +238,18 @@ def make_one(waiting: Outcome, source: NiftiSource) -> Outcome:
     """Make the record of an item, unless the cache has it; returns its key or its error."""
     try:
         key = records.key_of(waiting.item, source)
-        if records.load(source, key) is None:
-            records.save(source, key, records.make(waiting.item, source))
+        made = records.load(source, key)
+        if made is None:
+            made = records.make(waiting.item, source)
+            records.save(source, key, made)
+        records.check_healthy(made, waiting.item, waiting.split)
     except UserError as error:
         return dataclasses.replace(waiting, error=str(error))
+    except Exception as error:  # one strange file among a thousand must not stop the others
+        if is_of_disk(error):
+            raise
+        path = records.files_of(waiting.item)[0]
+        what = f'{type(error).__name__}: {" ".join(str(error).split())[:200]}'
+        line = f'{path}: failed unexpectedly ({what}); look at it in a viewer'
+        return dataclasses.replace(waiting, error=line)
     return dataclasses.replace(waiting, record=key)

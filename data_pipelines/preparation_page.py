@@ -19,13 +19,24 @@ from data_pipelines.nifti_source import NiftiSource
 from data_pipelines.preparation import Outcome
 from data_pipelines.quality import LOW_OVERLAP
 from fluidjax.base.files import asset
+from fluidjax.base.names import shown
 
 THUMBNAIL_PIXELS = 120  # height of a row of slices
 
 
-def page(source: NiftiSource, outcomes: Sequence[Outcome]) -> str:
-    """The page as HTML that needs nothing else."""
-    people = subject_splits.participants(Path(source.data_dir))
+def page(
+    source: NiftiSource, outcomes: Sequence[Outcome], unused: Sequence[tuple[Path, str]] = ()
+) -> str:
+    """The page as HTML that needs nothing else.
+
+    Args:
+      source: as prepared.
+      outcomes: of its scans and masks.
+      unused: (file, reason) of the image files that are not used.
+    """
+    rows = subject_splits.participants(Path(source.data_dir))
+    ids = {subject_splits.subject_id(o.item) for o in outcomes if not isinstance(o.item, Path)}
+    people, _ = subject_splits.match_subjects(rows, sorted(ids), 'participants.tsv')
     grid = source.grid
     facts = [
         ('scans from', source.data_dir),
@@ -38,7 +49,7 @@ def page(source: NiftiSource, outcomes: Sequence[Outcome]) -> str:
     return Template(asset('data_pipelines', 'prepared.html')).substitute(
         facts=_table(('', ''), [fact for fact in facts if fact[1]]),
         splits=_splits(outcomes, people),
-        failures=_failures(outcomes),
+        failures=_failures(outcomes) + _unused(unused),
         scans='\n'.join(_figure(outcome, source, people) for outcome in scans),
     )
 
@@ -49,6 +60,13 @@ def _failures(outcomes: Sequence[Outcome]) -> str:
         return f'<p>All {len(outcomes)} files could be used.</p>'
     head = f'<h2>Failures: {len(failed)} of {len(outcomes)} files</h2>'
     return f'{head}\n{_table(("file", "why"), failed)}'
+
+
+def _unused(unused: Sequence[tuple[Path, str]]) -> str:
+    if not unused:
+        return ''
+    rows = [(shown(path), reason) for path, reason in unused]
+    return f'<h2>Image files that are not used: {len(rows)}</h2>\n{_table(("file", "why"), rows)}'
 
 
 def _splits(outcomes: Sequence[Outcome], people: dict) -> str:

@@ -23,8 +23,10 @@ from absl import flags
 from data_pipelines import preparation, preparation_page, preprocess
 from data_pipelines.grids import GRIDS
 from data_pipelines.nifti_source import NiftiSource
+from data_pipelines.scan_folders import counted
 from data_pipelines.subject_splits import Choice
 from fluidjax.base import cli
+from fluidjax.base.disk import check_output
 from fluidjax.base.errors import UserError
 from fluidjax.base.files import write_text
 
@@ -86,13 +88,18 @@ def build(request: Request) -> str:
         the page lists all of them, the message the first ones.
     """
     source = _source(request)
+    check_output(request.store, '--out')
     page = request.store / 'summary.html'
     ready, outcomes = preparation.prepare(
         source, request.store, request.choice, request.workers, request.skip_failures
     )
-    write_text(page, preparation_page.page(ready, outcomes))
     failures = preparation.failures_text(outcomes)
-    if failures and not request.skip_failures:
+    stopped = failures and not request.skip_failures
+    used, unused = (0, []) if stopped else preparation.report(ready, outcomes)
+    write_text(page, preparation_page.page(ready, outcomes, unused))
+    for line in counted(used, unused) if not stopped else ():
+        cli.tell(line)
+    if stopped:
         raise UserError(
             f'{failures}; see {page}. Correct them and start again, the others are kept; '
             'or leave them out with --skip-failures'

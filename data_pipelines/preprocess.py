@@ -14,17 +14,21 @@ import numpy as np
 from scipy import ndimage
 
 from data_pipelines import bias_field as n4
-from data_pipelines import brain_extraction, grids, mni_template, quality
+from data_pipelines import brain_extraction, grids, mni_template, orientation, quality
 from data_pipelines import registration as affine_registration
+from data_pipelines.background import background_level, with_black_background
+from data_pipelines.mask_on_scan import on_voxels_of
 from data_pipelines.mni_template import TissueLevel, tissue_levels
 from data_pipelines.resampling import resample_image, resample_mask
-from data_pipelines.volume_io import Volume, check_same_shape
+from data_pipelines.volume_io import Volume
 from fluidjax.base.errors import UserError
 from fluidjax.base.subject import Preprocessed
 
 REGISTRATIONS = ('affine', 'none')
 # The intensity in [0, 1] to which the median of white matter is scaled.
 WHITE_MATTER_INTENSITY = 0.82
+# Share of a lesion that must lie in the brain: skull stripping may have cut some of it off.
+LEAST_LESION_IN_BRAIN = 0.25
 # Fraction of the 98th percentile below which a voxel is background (interpolation leaves traces).
 BACKGROUND_FRACTION = 0.01
 
@@ -44,25 +48,22 @@ def preprocess(
     Args:
       scan: a brain whose background is one constant, or a whole head.
       grid: the model's grid in MNI152 space.
-      lesion: mask on the scan's voxels; any value > 0 is lesion.
+      lesion: mask, any value > 0 is lesion; see `mask_on_scan` for its voxels.
       registration: 'affine', or 'none' for a scan whose world is MNI152 already.
       extraction: one of `brain_extraction.METHODS`; 'auto' leaves a skull-stripped scan as it is.
       bias_field: correct the coil's shading with N4.
-      brain: the user's brain mask on the scan's voxels, any value > 0; replaces `extraction`.
+      brain: the user's brain mask, any value > 0; replaces `extraction`.
 
     Raises:
-      UserError: unknown registration or extraction, mask of another shape, a scan without a brain,
-        or a head whose brain could not be found.
+      UserError: unknown registration or extraction, a mask that lies elsewhere, a scan without a
+        brain or that is a label map, or a head whose brain could not be found.
     """
     if registration not in REGISTRATIONS:
         raise UserError(f"registration '{registration}' is unknown; choose 'affine' or 'none'")
     if lesion is not None:
-        check_same_shape(lesion, scan)
-    extracted = brain_extraction.extract(scan, extraction, brain)
-    if extracted.brain is None:
-        whole, background = find_brain(scan)
-    else:
-        whole, background = extracted.brain, _background_around(scan, extracted.brain)
+        lesion = on_voxels_of(lesion, scan, 'lesion mask')
+    scan = with_black_background(scan)
+    extracted, whole, background = brain_of(scan, extraction, brain)
     head, in_head = crop_to_brain(scan, whole, background)
     shaded, shading = head.data, 1.0
     if bias_field:
@@ -88,12 +89,21 @@ def preprocess(
         before = on_grid(shaded, tissue_levels(shaded, head.affine, scan_from_mni)['wm'])
     lesion_on_grid = None
     if lesion is not None:
+        _refuse_lesion_outside(lesion, scan, whole)
         lesion_on_grid = resample_mask(lesion.data > 0, scan.affine, grid.shape, affine)
     overlap = dice(brain_on_grid, mni_brain(grid))
     volume_ml = float(whole.sum() * abs(np.linalg.det(scan.affine[:3, :3])) / 1000)
+    faults = _orientation_fault(scan, head, in_head, scan_from_mni, registration == 'affine')
+    doubts = []
+    if not faults:  # with wrong axes neither contrast nor overlap says anything
+        faults = quality.contrast_warnings(levels)
+        doubts = quality.overlap_warnings(overlap)
+        if not bias_field:
+            doubts += quality.shading_warnings(head.data, head.affine, scan_from_mni)
     warnings = (
-        quality.contrast_warnings(levels)
-        + quality.overlap_warnings(overlap)
+        list(scan.warnings + extracted.warnings + (lesion.warnings if lesion else ()))
+        + faults
+        + doubts
         + quality.head_warnings(extracted.whole_head, extracted.method, volume_ml)
         + quality.field_of_view_warnings(whole, scan.affine)
     )
@@ -104,10 +114,53 @@ def preprocess(
         affine=affine,
         overlap=overlap,
         warnings=tuple(warnings),
+        faults=tuple(faults),
         extraction=extracted.method,
         before=before,
         shading=shading,
     )
+
+
+def brain_of(
+    scan: Volume, extraction: str = 'auto', brain: Volume | None = None
+) -> tuple[brain_extraction.Extraction, np.ndarray, float]:
+    """How the brain of a scan was found, the brain, (x, y, z) bool, and the background's intensity.
+
+    Args:
+      scan: with a black background, see `background.with_black_background`.
+      extraction, brain: see `preprocess`.
+
+    Raises:
+      UserError: no brain, or a label map.
+    """
+    extracted = brain_extraction.extract(scan, extraction, brain)
+    if extracted.brain is None:
+        whole, background = find_brain(scan)
+    else:
+        whole, background = extracted.brain, _background_around(scan, extracted.brain)
+    quality.refuse_label_map(scan, whole)
+    return extracted, whole, background
+
+
+def _orientation_fault(
+    scan: Volume, head: Volume, brain: np.ndarray, scan_from_mni: np.ndarray, registered: bool
+) -> list[str]:
+    """A header whose axes are wrong; see `orientation`."""
+    rotation = orientation.better_rotation(head.data, brain, head.affine, scan_from_mni, registered)
+    if rotation is None:
+        return []
+    stored = scan.affine if scan.original is None else scan.original.affine
+    return [orientation.warning(stored, rotation)]
+
+
+def _refuse_lesion_outside(lesion: Volume, scan: Volume, brain: np.ndarray) -> None:
+    marked = lesion.data > 0
+    inside = np.mean(brain[marked]) if marked.any() else 1.0
+    if inside < LEAST_LESION_IN_BRAIN:
+        raise UserError(
+            f'{lesion.path}: {100 * inside:.0f} % of this lesion mask lie in the brain of '
+            f'{scan.path}; do they belong together?'
+        )
 
 
 def crop_to_brain(scan: Volume, brain: np.ndarray, background: float) -> tuple[Volume, np.ndarray]:
@@ -136,13 +189,6 @@ def _background_around(scan: Volume, brain: np.ndarray) -> float:
     outside = scan.data[~brain][::7]
     level = background_level(scan.data)
     return min(level, float(np.percentile(outside, 5))) if outside.size else level
-
-
-def background_level(data: np.ndarray) -> float:
-    """Median intensity of the volume's faces."""
-    return float(
-        np.median(np.concatenate([np.take(data, (0, -1), axis=k).ravel() for k in range(3)]))
-    )
 
 
 def find_brain(scan: Volume) -> tuple[np.ndarray, float]:

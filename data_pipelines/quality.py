@@ -11,11 +11,18 @@ import numpy as np
 from data_pipelines import grids, mni_template, resampling
 from data_pipelines.mni_template import TissueLevel
 from data_pipelines.volume_io import Volume
+from fluidjax.base.errors import UserError
 from fluidjax.base.subject import Preprocessed
 
 # Dice with the MNI152 brain; 17 real brains have 0.92 or more.
 LOW_OVERLAP = 0.85
-LARGE_BRAIN_ML = 2200.0
+BRAIN_ML = (600.0, 2200.0)
+# A label map has few values, and most of its voxels have that of their neighbour: under 5 % do in
+# scans with 16-bit values.
+_MOST_LABELS, _EQUAL_NEIGHBOURS = 256, 0.6
+# Intensity of white matter at the bright end of the brain, by that at the dark end: 1.1 to 1.5 in
+# 16 scans, 2.5 to 2.9 when these are shaded by a factor of 6.
+STRONG_SHADING = 2.0
 # Area of the brain on one face of the volume; a brain that is cropped tightly has less.
 CLIPPED_CM2 = 10.0
 # Share of the template's tissue that must lie in the scan for its contrast to be judged.
@@ -56,12 +63,78 @@ def head_warnings(whole_head: bool, method: str, brain_ml: float) -> list[str]:
             'the scan shows a whole head, and is used as a brain: turn brain extraction on (auto), '
             "or give the scan's brain mask"
         ]
-    if brain_ml > LARGE_BRAIN_ML:
+    if brain_ml > BRAIN_ML[1]:
         return [
             f'the brain has {brain_ml:.0f} ml, more than any brain: does its mask contain '
-            'skull or scalp?'
+            'skull or scalp, and is the voxel size of the header right?'
+        ]
+    if brain_ml < BRAIN_ML[0]:
+        return [
+            f"the brain has {brain_ml:.0f} ml, less than an adult's: is the voxel size of the "
+            'header right, and is all of the brain there?'
         ]
     return []
+
+
+def shading_warnings(data: np.ndarray, affine: np.ndarray, scan_from_mni: np.ndarray) -> list[str]:
+    """Shading of white matter, of which the smooth part is measured; see `shading_strength`."""
+    strength = shading_strength(data, affine, scan_from_mni)
+    if strength < STRONG_SHADING:
+        return []
+    return [
+        f'strong shading: white matter is {strength:.1f} times brighter on one side than on the '
+        'other; try --n4'
+    ]
+
+
+def shading_strength(data: np.ndarray, affine: np.ndarray, scan_from_mni: np.ndarray) -> float:
+    """95th over 5th percentile of a quadratic fit to the logarithm of white matter's intensity.
+
+    Args:
+      data: (x, y, z) of the brain, 0 elsewhere.
+      affine: voxel -> scan world.
+      scan_from_mni: MNI152 world -> scan world.
+    """
+    in_mni = mni_template.pure_tissue()['wm']
+    in_scan = (in_mni @ scan_from_mni[:3, :3].T + scan_from_mni[:3, 3]).astype(np.float32)
+    values = resampling.sample(data, affine, in_scan)
+    terms = _quadratic((in_mni - grids.MNI_BRAIN_CENTRE) / 70.0)[values > 0]
+    values = np.log(values[values > 0])
+    kept = np.ones(len(values), bool)
+    for _ in range(3):  # lesions and what is no white matter in this brain are left out
+        if kept.sum() < 2 * terms.shape[1]:
+            return 1.0
+        fit = terms @ np.linalg.lstsq(terms[kept], values[kept], rcond=None)[0]
+        rest = np.abs(values - fit - np.median(values - fit))
+        kept = rest <= 3.7 * np.median(rest)
+    low, high = np.percentile(fit, (5, 95))
+    return float(np.exp(high - low))
+
+
+def _quadratic(points: np.ndarray) -> np.ndarray:
+    """The ten terms of a quadratic function at points (n, 3): (n, 10)."""
+    x, y, z = points.T
+    return np.stack([np.ones_like(x), x, y, z, x * x, y * y, z * z, x * y, x * z, y * z], axis=1)
+
+
+def refuse_label_map(scan: Volume, brain: np.ndarray) -> None:
+    """Raise a UserError for a mask or a label map given as a scan; `brain` (x, y, z) bool."""
+    values = scan.data[brain]
+    if values.min() == values.max():
+        raise UserError(
+            f'{scan.path}: has the same value in all of its brain; is it a mask? Give a T1w scan'
+        )
+    step = max(1, len(values) // 100_000)
+    labels = np.unique(values[::step])
+    if len(labels) > _MOST_LABELS:
+        return
+    pairs = brain[1:] & brain[:-1]
+    equal = np.mean(scan.data[1:][pairs] == scan.data[:-1][pairs])
+    if equal > _EQUAL_NEIGHBOURS:
+        raise UserError(
+            f'{scan.path}: has only {len(labels)} values in its brain, in patches; is it a label '
+            'map or a mask? Give a T1w scan'
+        )
 
 
 def field_of_view_warnings(brain: np.ndarray, affine: np.ndarray) -> list[str]:

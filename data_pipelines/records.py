@@ -22,7 +22,6 @@ import tqdm
 
 from data_pipelines import grids, nifti_source, preprocess, resampling, scan_folders
 from data_pipelines.nifti_source import NiftiSource
-from data_pipelines.quality import LOW_OVERLAP
 from data_pipelines.scan_folders import Case
 from data_pipelines.volume_io import load_volume
 from fluidjax.base.errors import UserError
@@ -30,6 +29,7 @@ from fluidjax.base.files import write_bytes
 
 MAX_LESION_FRACTION = 0.6  # of the brain; a larger mask is not one of a lesion
 _FLAGS = ('has_healthy', 'has_lesion')
+_FAULTS = 'faults'  # why a scan must not be trained on, see `check_healthy`; '' if nothing is wrong
 
 
 def record(name, image, brain, affine, lesion=None, healthy=None) -> dict:
@@ -53,13 +53,13 @@ def record(name, image, brain, affine, lesion=None, healthy=None) -> dict:
 
 
 def make(item: Case | Path, source: NiftiSource) -> dict:
-    """The record of a scan, or of a mask of the lesion bank, from its files.
+    """The record of a scan, or of a mask of the lesion bank, from its files, with its faults.
 
     Raises:
       UserError: a file that cannot be used.
     """
     if isinstance(item, Path):
-        return lesion_record(item, source.lesion_dir, source.grid)
+        return {**lesion_record(item, source.lesion_dir, source.grid), _FAULTS: ''}
     return _scan_record(item, source)
 
 
@@ -80,10 +80,16 @@ def _scan_record(case: Case, source: NiftiSource) -> dict:
             f'{case.mask}: covers most of the brain; it looks like a brain mask: '
             'rename it or move it away'
         )
-    if result.overlap < LOW_OVERLAP:
-        note = f'overlap with the MNI152 brain is only {result.overlap:.2f}; look at the result'
-        tqdm.tqdm.write(f'{case.scan}: {note}', file=sys.stderr)
-    return record(case.name, result.image, result.brain, result.affine, lesion=result.lesion)
+    for warning in result.warnings:
+        tqdm.tqdm.write(f'{case.scan}: {warning}', file=sys.stderr)
+    made = record(case.name, result.image, result.brain, result.affine, lesion=result.lesion)
+    return {**made, _FAULTS: '; '.join(result.faults)}
+
+
+def check_healthy(record: dict, item: Case | Path, split: str) -> None:
+    """Raise a UserError for a scan that must not be trained on: wrong axes or contrast."""
+    if split in ('train', 'validation') and record[_FAULTS]:
+        raise UserError(f'{item.scan}: {record[_FAULTS]}; it cannot be used as a healthy scan')
 
 
 def lesion_record(path: Path, lesion_dir: str, grid: grids.ModelGrid) -> dict:
@@ -101,6 +107,11 @@ def lesion_record(path: Path, lesion_dir: str, grid: grids.ModelGrid) -> dict:
     nothing = np.zeros(grid.shape, np.float32)
     name = os.fspath(path.relative_to(lesion_dir))
     return record(name, nothing, nothing, grid.affine, lesion=mask)
+
+
+def as_features(made: dict) -> dict:
+    """A made record as cohorts contain it."""
+    return {name: value for name, value in made.items() if name != _FAULTS}
 
 
 def lesion_records(lesion_dir: str, grid: grids.ModelGrid) -> Iterator[tuple[int, dict]]:
@@ -140,14 +151,19 @@ def key_of(item: Case | Path, source: NiftiSource) -> str:
     return hashlib.sha256(json.dumps(described).encode()).hexdigest()[:32]
 
 
-def record_of(item: Case | Path, source: NiftiSource) -> dict:
-    """The record of an item, from the cache `source.records` if it is there."""
-    cached = load(source, key_of(item, source)) if source.records else None
-    if cached is None:
-        return make(item, source)
-    is_mask = isinstance(item, Path)
-    name = os.fspath(item.relative_to(source.lesion_dir)) if is_mask else item.name
-    return {**cached, 'name': name}
+def record_of(item: Case | Path, source: NiftiSource, split: str) -> dict:
+    """The record of an item of a split, from the cache `source.records` if it is there.
+
+    Raises:
+      UserError: a file that cannot be used, or not as a healthy scan.
+    """
+    made = load(source, key_of(item, source)) if source.records else None
+    if made is None:
+        made = make(item, source)
+    if isinstance(item, Path):
+        return as_features({**made, 'name': os.fspath(item.relative_to(source.lesion_dir))})
+    check_healthy(made, item, split)
+    return as_features({**made, 'name': item.name})
 
 
 def load(source: NiftiSource, key: str) -> dict | None:
@@ -159,6 +175,7 @@ def load(source: NiftiSource, key: str) -> dict | None:
         with np.load(path, allow_pickle=False) as file:
             content = {name: file[name] for name in file.files}
         content |= {name: bool(content[name]) for name in _FLAGS}
+        content[_FAULTS] = str(content[_FAULTS])
     except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error):
         return None
     return content if content['image'].shape == source.grid.shape else None

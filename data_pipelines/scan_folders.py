@@ -1,8 +1,9 @@
-"""The scans in a user's folder, their lesion masks, and names for them.
+"""The T1w scans in a user's folder, their lesion masks, and why each other file is not used.
 
-A BIDS folder contains `*_T1w.nii[.gz]` files, which are its scans (`derivatives` and `sourcedata`
-are left out). In any other folder every NIfTI or MGH file is a scan, unless its name is that of a
-mask.
+Names decide what a file contains (`file_names`), except where they say nothing: then it is a scan,
+unless a file of the same subject is called T1w, or the folder has BIDS names. Results of fluidjax
+are never input; `derivatives` and `sourcedata` are, if there is no scan elsewhere (ATLAS v2.0), and
+lesion masks are always looked for in them.
 """
 
 from __future__ import annotations
@@ -12,24 +13,27 @@ import dataclasses
 import hashlib
 import json
 import os
-import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from data_pipelines.image_files import ENDINGS
+from data_pipelines import folder_walk
+from data_pipelines.file_names import (
+    Kind,
+    is_bids_name,
+    is_mask_folder,
+    kind_of,
+    result_name,
+    subject_words,
+)
+from data_pipelines.folder_walk import DERIVED, OWN, SOURCE, FoundFile
+from data_pipelines.owners import match_masks, persons
 from data_pipelines.volume_io import strip_ending
 from fluidjax.base.errors import UserError
+from fluidjax.base.names import shown
 
-_BIDS_LEFT_OUT = {'derivatives', 'sourcedata'}
-_MASK_NAME = re.compile(r'lesion|mask(?!ed)|seg|roi|label')
-# Masks of anatomy, which brain extraction and tissue segmentation write beside a scan.
-_ANATOMY_NAME = re.compile(
-    r'brain|skull|aseg|aparc|tissue|ribbon|[dm]seg|probseg|(^|_)(gm|wm|csf)(_|$)'
-)
-_LESION_NAME = re.compile(r'lesion|tumou?r|stroke|infarct|glioma')
-# Words in a name that describe the content of a file, not the subject.
-_ROLE_WORD = re.compile(
-    r'^(t1w?|brain|masked|lesions?|mask|seg|segmentation|rois?|labels?|manual|tumou?r|lesionmask)$'
+NAMED = 20  # files of one reason that a message names
+_RESULTS_ONLY = (
+    '{}: {} holds only results of fluidjax, which are never input; give the folder of the scans'
 )
 
 
@@ -41,15 +45,60 @@ class Case:
       name: unique in the folder.
       scan: its file.
       mask: file of its lesion mask, or None.
+      person: whose scan it is; all scans of a person go to one split.
     """
 
     name: str
     scan: Path
     mask: Path | None
+    person: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Listing:
+    """What was found in a folder; each of its image files is used or left out.
+
+    Attributes:
+      folder: the folder.
+      cases: its scans with their lesion masks, sorted by path.
+      left_out: (file, reason) of every other image file, sorted by path.
+    """
+
+    folder: Path
+    cases: tuple[Case, ...]
+    left_out: tuple[tuple[Path, str], ...]
+
+    @property
+    def used(self) -> list[Path]:
+        """The files that are used: scans and masks."""
+        return sorted({file for c in self.cases for file in (c.scan, c.mask) if file})
+
+
+def counted(used: int, left_out: Sequence[tuple[Path, str]], failed: int = 0) -> list[str]:
+    """`N of M image files are used`, and for each reason the files that are not, for the user.
+
+    Args:
+      used: number of files.
+      left_out: (file, reason).
+      failed: number of files that are named elsewhere.
+    """
+    lines = [f'{used} of {used + len(left_out) + failed} image files are used']
+    by_reason = collections.defaultdict(list)
+    for path, reason in left_out:
+        by_reason[reason].append(path)
+    for reason, paths in by_reason.items():
+        names = ', '.join(shown(path) for path in paths[:NAMED])
+        more = f' and {len(paths) - NAMED} more' if len(paths) > NAMED else ''
+        lines.append(f'not used ({reason}): {names}{more}')
+    return lines
+
+
+def _relative(path: Path, folder: Path) -> str:
+    return os.fspath(path.relative_to(folder) if path.is_relative_to(folder) else path)
 
 
 def nifti_files(folder: str | os.PathLike[str], purpose: str) -> list[Path]:
-    """All NIfTI and MGH files in a folder and its subfolders, sorted, without hidden ones.
+    """All image files that can be read in a folder and its subfolders, sorted, without results.
 
     Args:
       folder: to search.
@@ -59,28 +108,41 @@ def nifti_files(folder: str | os.PathLike[str], purpose: str) -> list[Path]:
       UserError: no such folder, or no such file in it.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        raise UserError(f'{purpose}: {folder} is not a folder; give one that holds NIfTI files')
-    files = [
-        path
-        for path in sorted(folder.rglob('*'))
-        if path.name.lower().endswith(ENDINGS)
-        and not any(part.startswith('.') for part in path.relative_to(folder).parts)
-    ]
-    if not files:
-        raise UserError(
-            f'{purpose}: found no scans in {folder}; looked for *_T1w.nii[.gz] (BIDS), '
-            'then for *.nii, *.nii.gz, *.mgz and *.mgh, in all subfolders'
-        )
-    return files
+    folder_walk.check_folder(folder, purpose)
+    files = folder_walk.walk(folder)
+    usable = [file.path for file in files if file.part != OWN and not file.unreadable]
+    if not usable:
+        raise UserError(_nothing_found(folder, purpose, files))
+    return usable
+
+
+def unusable_files(folder: str | os.PathLike[str]) -> list[tuple[Path, str]]:
+    """(file, reason) of the image files that `nifti_files` leaves out."""
+    files = folder_walk.walk(Path(folder))
+    results = [(file.path, Kind.RESULT.value) for file in files if file.part == OWN]
+    return results + [(f.path, f.unreadable) for f in files if f.part != OWN and f.unreadable]
+
+
+def _nothing_found(folder: Path, purpose: str, files: Sequence[FoundFile]) -> str:
+    """Why a folder has no image file that can be used, and what to do."""
+    if any(file.part == OWN for file in files):
+        return _RESULTS_ONLY.format(purpose, folder)
+    if files:
+        return f'{purpose}: {files[0].path}: {files[0].unreadable}'
+    if folder_walk.looks_like_dicom(folder):
+        return f'{purpose}: {folder} holds DICOM files; convert them to NIfTI with dcm2niix'
+    return (
+        f'{purpose}: found no scans in {folder}; looked for *_T1w.nii[.gz] (BIDS), '
+        'then for *.nii, *.nii.gz, *.mgz, *.mgh and *.hdr, in all subfolders'
+    )
 
 
 def described(folder: str | os.PathLike[str], purpose: str) -> list[tuple[str, str, int, int]]:
     """Purpose, path, size and time of change of each file of `nifti_files`."""
-    files = [(path, path.stat()) for path in nifti_files(folder, purpose)]
     return [
         (purpose, os.fspath(path.relative_to(folder)), status.st_size, status.st_mtime_ns)
-        for path, status in files
+        for path in nifti_files(folder, purpose)
+        for status in (path.stat() if path.exists() else path.lstat(),)
     ]
 
 
@@ -89,91 +151,134 @@ def digest(described: list) -> str:
     return hashlib.sha256(json.dumps(described).encode()).hexdigest()[:10]
 
 
-def find_cases(folder: str | os.PathLike[str], purpose: str) -> list[Case]:
-    """The scans of a folder with their lesion masks, sorted by path.
+def list_scans(folder: str | os.PathLike[str], purpose: str, with_masks: bool = True) -> Listing:
+    """The scans of a folder with their lesion masks, and the files that are not used.
 
     Args:
       folder: BIDS or plain, searched with its subfolders.
       purpose: the setting that names the folder, for messages.
+      with_masks: look for lesion masks; without, all of them are left out.
 
     Raises:
       UserError: no such folder, no scan in it, or a lesion mask that belongs to no scan.
     """
     folder = Path(folder)
-    scans, files = _scans_and_files(folder, purpose)
-    masks = [p for p in files if p not in set(scans) and is_lesion_mask(p)]
-    owners = _match(scans, masks)
-    # x.nii and x.nii.gz in one folder can only be told apart by a number.
-    names = numbered(distinct_names(scans, lambda path: re.sub(r'_T1w$', '', strip_ending(path))))
-    return [Case(name, scan, owners.get(scan)) for name, scan in zip(names, scans)]
-
-
-def find_scans(folder: str | os.PathLike[str], purpose: str) -> list[Path]:
-    """The scans of a folder, sorted by path; see `find_cases`. Their masks are ignored."""
-    return _scans_and_files(Path(folder), purpose)[0]
-
-
-def _scans_and_files(folder: Path, purpose: str) -> tuple[list[Path], list[Path]]:
-    """The scans of a folder, and all its image files that are not left out."""
-    files = nifti_files(folder, purpose)
-    for left_out in (_BIDS_LEFT_OUT, _BIDS_LEFT_OUT - {'derivatives'}):
-        inside = [p for p in files if not left_out & set(p.relative_to(folder).parts)]
-        scans = [p for p in inside if strip_ending(p).endswith('_T1w')]
-        if scans:
-            files = inside
-            break
-    else:
-        scans = [p for p in files if not _MASK_NAME.search(strip_ending(p).lower())]
+    folder_walk.check_folder(folder, purpose)
+    files = folder_walk.walk(folder)
+    reasons = {file.path: why for file in files if (why := _why_not(file, folder))}
+    subjects = folder_walk.freesurfer_scans(files)
+    _leave_out_rest_of_freesurfer(subjects, files, reasons)
+    scans = _choose_scans([file for file in files if file.path not in reasons], reasons, folder)
     if not scans:
-        raise UserError(
-            f'{purpose}: found only masks in {folder}; looked for *_T1w.nii[.gz] (BIDS), then for '
-            'NIfTI files whose names hold none of lesion, mask, seg, roi, label'
+        raise UserError(_no_scan(folder, purpose, files, reasons))
+    owners = {}
+    if with_masks:
+        masks = [file for file in files if reasons.get(file.path) == Kind.LESION.value]
+        owners = match_masks(scans, masks, reasons)
+    for mask in owners.values():
+        reasons.pop(mask, None)
+    names = numbered(distinct_names(scans, result_name))
+    people = persons(scans, folder)
+    cases = tuple(
+        Case(name, scan, owners.get(scan), people[scan]) for name, scan in zip(names, scans)
+    )
+    return Listing(folder, cases, tuple(sorted(reasons.items())))
+
+
+def find_cases(folder: str | os.PathLike[str], purpose: str) -> list[Case]:
+    """The cases of `list_scans`."""
+    return list(list_scans(folder, purpose).cases)
+
+
+def _why_not(file: FoundFile, folder: Path) -> str:
+    """Why a file cannot be a scan, whatever lies beside it; '' if it can."""
+    if file.part == OWN:
+        return Kind.RESULT.value
+    if file.unreadable:
+        return file.unreadable
+    kind, word = _kind_in(file.path, folder)
+    if kind == Kind.OTHER:
+        return f'{word} by its name, not T1w'
+    if kind in (Kind.T1W, Kind.UNNAMED):
+        return f'in {SOURCE}' if file.part == SOURCE else ''
+    return kind.value
+
+
+def _kind_in(path: Path, folder: Path) -> tuple[Kind, str]:
+    """What a file contains; where its name does not say, a folder `labels` or `masks` does."""
+    kind, word = kind_of(path)
+    if kind == Kind.UNNAMED:
+        for name in path.parent.relative_to(folder).parts:
+            if is_mask_folder(name):
+                return Kind.LESION, name
+    return kind, word
+
+
+def _leave_out_rest_of_freesurfer(
+    subjects: dict[Path, Path], files: Sequence[FoundFile], reasons: dict[Path, str]
+) -> None:
+    """Use one image of each FreeSurfer subject, whatever its name."""
+    for file in files:
+        for subject in subjects.keys() & set(file.path.parents):
+            if file.part == OWN:
+                continue
+            if file.path == subjects[subject]:
+                reasons.pop(file.path, None)
+            else:
+                reasons[file.path] = f'of FreeSurfer subjects only {subjects[subject].name} is used'
+
+
+def _choose_scans(
+    candidates: Sequence[FoundFile], reasons: dict[Path, str], folder: Path
+) -> list[Path]:
+    """The scans among the files that can be one; the others get their reasons."""
+    outside = [file for file in candidates if file.part != DERIVED]
+    if outside:  # otherwise the derivatives are all that there is
+        for file in set(candidates) - set(outside):
+            reasons[file.path] = 'in derivatives'
+        candidates = outside
+    named = [f.path for f in candidates if kind_of(f.path)[0] != Kind.UNNAMED]
+    named_of = {(path.parent, subject_words(path)): path for path in named}
+    some_bids = any(is_bids_name(path) for path in named)
+    scans = []
+    for path in (file.path for file in candidates):
+        called_t1w = named_of.get((path.parent, subject_words(path)))
+        if path in named:
+            scans.append(path)
+        elif some_bids:
+            reasons[path] = 'its name has no suffix _T1w, as other names here have'
+        elif called_t1w is not None:
+            reasons[path] = 'another file of its subject is called T1w'
+        else:
+            scans.append(path)
+    return scans
+
+
+def _no_scan(
+    folder: Path, purpose: str, files: Sequence[FoundFile], reasons: dict[Path, str]
+) -> str:
+    """Why no file of a folder is a scan."""
+    usable = [file for file in files if file.part != OWN and not file.unreadable]
+    usable = [file for file in usable if reasons[file.path] != Kind.RESULT.value]
+    if not usable:
+        results = any(reasons.get(file.path) == Kind.RESULT.value for file in files)
+        return (
+            _RESULTS_ONLY.format(purpose, folder)
+            if results
+            else _nothing_found(folder, purpose, files)
         )
-    return scans, files
-
-
-def is_lesion_mask(path: Path) -> bool:
-    """Whether a file is a lesion mask, and not a mask of the brain or its tissues, by its name."""
-    name = strip_ending(path).lower()
-    is_mask = bool(_MASK_NAME.search(name))
-    return is_mask and (bool(_LESION_NAME.search(name)) or not _ANATOMY_NAME.search(name))
-
-
-def _subject_key(path: Path) -> tuple[str, ...]:
-    """The subject of a file: its BIDS label, or the words of its name that are not on content."""
-    name = strip_ending(path)
-    if name.startswith('sub-'):
-        return (name.split('_')[0],)
-    words = re.split(r'[_\-. ]+', name.lower())
-    return tuple(word for word in words if word and not _ROLE_WORD.match(word))
-
-
-def person(path: Path) -> tuple[str, ...]:
-    """The person in a scan: the BIDS subject, else a person for each folder and file name."""
-    if strip_ending(path).startswith('sub-'):
-        return _subject_key(path)
-    return (os.fspath(path.parent), *_subject_key(path))
-
-
-def _match(scans: Iterable[Path], masks: Iterable[Path]) -> dict[Path, Path]:
-    """scan -> mask: in the same folder and of the same subject, or the only scan of the folder."""
-    in_folder = collections.defaultdict(list)
-    for scan in scans:
-        in_folder[scan.parent].append(scan)
-    owners: dict[Path, Path] = {}
-    # A mask with a lesion in its name is preferred to one that is only called a mask.
-    for mask in sorted(masks, key=lambda p: (not _LESION_NAME.search(p.name.lower()), p)):
-        here = in_folder[mask.parent]
-        if len(here) != 1:
-            here = [scan for scan in here if _subject_key(scan) == _subject_key(mask)]
-        if not here:
-            raise UserError(
-                f'{mask}: a lesion mask that belongs to no scan in its folder; name it like its '
-                'scan (p01.nii.gz, p01_lesion.nii.gz) or move it away'
-            )
-        for scan in here:
-            owners.setdefault(scan, mask)
-    return owners
+    masks = (Kind.LESION.value, Kind.ANATOMY.value)
+    if all(reasons[file.path] in masks for file in usable):
+        return (
+            f'{purpose}: found only masks in {folder}; looked for *_T1w.nii[.gz] (BIDS), then for '
+            'image files whose names hold none of the words lesion, mask, seg, roi, label'
+        )
+    some = '; '.join(f'{_relative(file.path, folder)}: {reasons[file.path]}' for file in usable[:3])
+    more = f'; and {len(usable) - 3} more' if len(usable) > 3 else ''
+    return (
+        f'{purpose}: found no T1w scan among the {len(usable)} image files of {folder} ({some}'
+        f'{more}); give a folder of T1w scans'
+    )
 
 
 def distinct_names(

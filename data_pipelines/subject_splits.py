@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-from collections.abc import Mapping
+import re
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from data_pipelines import scan_folders
 from data_pipelines.nifti_source import SPLITS, NiftiSource
 from data_pipelines.scan_folders import Case
 from fluidjax.base.errors import UserError
 
+Row = TypeVar('Row')
+NAMED = 5  # subjects in a message
 # Words for the splits in a column. A subject with an empty cell is left out; others are errors.
 _WORDS = {
     'train': 'train',
@@ -41,8 +46,8 @@ class Choice:
 
 def subject_id(case: Case) -> str:
     """The subject of a scan, as in lists: 01 for sub-01, else the name of the scan."""
-    name = case.scan.name
-    return name.split('_')[0].split('.')[0][4:] if name.startswith('sub-') else case.name
+    subject = next(iter(case.person), '')
+    return subject[4:] if subject.startswith('sub-') else case.name
 
 
 def assign(source: NiftiSource, choice: Choice) -> tuple[tuple[str, str], ...] | None:
@@ -51,6 +56,7 @@ def assign(source: NiftiSource, choice: Choice) -> tuple[tuple[str, str], ...] |
     Raises:
       UserError: a column or a list that cannot be used, or a subject without a scan.
     """
+    participants(Path(source.data_dir))  # refused before any work, as the page shows ages
     if choice.column and choice.lists:
         raise UserError('--split-column and the lists of subjects both define the splits; give one')
     if choice.column:
@@ -60,14 +66,19 @@ def assign(source: NiftiSource, choice: Choice) -> tuple[tuple[str, str], ...] |
     else:
         return None
     cases = scan_folders.find_cases(source.data_dir, 'data_dir')
-    known = {subject_id(case) for case in cases}
+    known = sorted({subject_id(case) for case in cases})
+    matched, missing = match_subjects(wanted, known, where)
     # participants.tsv often contains subjects without a scan in this copy; a list should not.
-    missing = sorted(set(wanted) - known)
     if missing and choice.lists:
         raise UserError(
             f"{where}: subject '{missing[0]}' has no scan in {source.data_dir}; it "
-            f'holds {", ".join(sorted(known)[:5])}, ...'
+            f'holds {", ".join(known[:5])}, ...'
         )
+    if missing:
+        print(f'{where}: no scan of {_some(missing)}', file=sys.stderr)
+    if choice.column and (without := sorted(set(known) - set(matched))):
+        print(f'{where}: {_some(without)} have no split and are left out', file=sys.stderr)
+    wanted = matched
     return tuple(
         (source.key(case.scan), wanted[subject_id(case)])
         for case in cases
@@ -75,11 +86,57 @@ def assign(source: NiftiSource, choice: Choice) -> tuple[tuple[str, str], ...] |
     )
 
 
+def _some(names: Sequence[str]) -> str:
+    more = f' and {len(names) - NAMED} more' if len(names) > NAMED else ''
+    return ', '.join(names[:NAMED]) + more
+
+
+def match_subjects(
+    given: Mapping[str, Row], known: Sequence[str], where: str
+) -> tuple[dict[str, Row], list[str]]:
+    """What is given for subjects, by the labels that scans have, and the labels of no scan.
+
+    A label that no scan has stands for the only one that differs from it in capitals or in leading
+    zeros: 1 for 01.
+
+    Args:
+      given: label -> anything.
+      known: the labels of the scans.
+      where: the labels come from, for messages.
+
+    Raises:
+      UserError: two labels stand for the same scans.
+    """
+    alike: dict[str, list[str]] = {}
+    for label in known:
+        alike.setdefault(_plain(label), []).append(label)
+    matched, source_of, missing = {}, {}, []
+    for label, row in given.items():
+        same = [label] if label in known else alike.get(_plain(label), [])
+        if len(same) != 1:
+            missing.append(label)
+            continue
+        if same[0] in matched:
+            raise UserError(
+                f"{where}: '{source_of[same[0]]}' and '{label}' are the same subject "
+                f"'{same[0]}'; keep one of them"
+            )
+        matched[same[0]], source_of[same[0]] = row, label
+    return matched, missing
+
+
+def _plain(label: str) -> str:
+    """A label without what people vary: capitals and leading zeros."""
+    return re.sub(r'(?<!\d)0+(?=\d)', '', label.lower())
+
+
 def participants(folder: Path) -> dict[str, dict[str, str]]:
     """Rows of participants.tsv by subject (01 for sub-01); empty if there is no such file.
 
+    Spaces around the names of columns and in cells are ignored.
+
     Raises:
-      UserError: a file without a column participant_id.
+      UserError: a file without a column participant_id, or with two rows for one subject.
     """
     path = folder / 'participants.tsv'
     if not path.is_file():
@@ -91,9 +148,22 @@ def participants(folder: Path) -> dict[str, dict[str, str]]:
         raise UserError(
             f'{path}: is not tab-separated text ({error}); save it again as UTF-8'
         ) from error
+    rows = [_stripped(row) for row in rows]
     if rows and 'participant_id' not in rows[0]:
         raise UserError(f'{path}: has no column participant_id; name the subjects in it')
-    return {_bare(row['participant_id'] or ''): row for row in rows}
+    by_subject: dict[str, dict[str, str]] = {}
+    for row in rows:
+        subject = _bare(row['participant_id'])
+        if subject in by_subject:
+            raise UserError(f"{path}: has two rows for '{subject}'; keep one of them")
+        if subject:
+            by_subject[subject] = row
+    return by_subject
+
+
+def _stripped(row: dict) -> dict[str, str]:
+    """A row without spaces; cells beyond the header's columns are dropped, missing ones empty."""
+    return {name.strip(): (cell or '').strip() for name, cell in row.items() if name is not None}
 
 
 def _bare(subject: str) -> str:
@@ -112,7 +182,7 @@ def _by_column(folder: Path, column: str) -> dict[str, str]:
         )
     wanted = {}
     for subject, row in rows.items():
-        word = (row[column] or '').strip().lower()
+        word = row[column].lower()
         if word not in _NONE | set(_WORDS):
             raise UserError(
                 f"{path}: column '{column}' of {subject} is '{word}'; it must be "

@@ -9,11 +9,25 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 from nibabel.spatialimages import SpatialImage
+from scipy import ndimage
 
-from data_pipelines.image_files import check_one_volume, ending_of, open_image, quiet_nibabel
+from data_pipelines.image_files import (
+    WARNINGS,
+    check_one_volume,
+    ending_of,
+    open_image,
+    plain_header,
+    quiet_nibabel,
+)
 from fluidjax.base.errors import UserError
+from fluidjax.base.partial import written_beside
 
 VOXEL_MM = (0.01, 100.0)  # edges beyond these are mistakes of a header
+NO_ORIENTATION = (
+    'its header has no orientation (no form code): left and right are unknown, and the axes are a '
+    'guess'
+)
+_MM_PER_UNIT = {'meter': 1000.0, 'mm': 1.0, 'micron': 0.001, 'unknown': 1.0}
 # "Aligned": world coordinates of another file, here of the scan that the volume was made from.
 _XFORM_ALIGNED = 2
 
@@ -40,12 +54,14 @@ class Volume:
       affine: voxel index -> world mm (RAS+), (4, 4) float64.
       path: the file it was read from, for messages.
       original: how it was stored; None for a volume that was computed.
+      warnings: sentences about its header, for a person.
     """
 
     data: np.ndarray
     affine: np.ndarray
     path: str
     original: Original | None = None
+    warnings: tuple[str, ...] = ()
 
 
 def load_volume(path: str | os.PathLike[str], allow_empty: bool = False) -> Volume:
@@ -74,20 +90,77 @@ def volume_of(image: SpatialImage, name: str, allow_empty: bool = False) -> Volu
         size that no scan has, or its values are NaN, infinite or (unless `allow_empty`) all zero.
     """
     check_one_volume(name, image.shape, image.get_data_dtype())
-    stored = _checked_affine(name, np.asarray(image.affine, np.float64))
-    data = _read(image, name).reshape(image.shape[:3])
-    if not np.isfinite(data).all():
-        raise UserError(
-            f'{name}: holds NaN or infinite values, or larger ones than 32-bit numbers '
-            'can hold (3e38); replace them, for example by 0'
-        )
+    affine, warnings = _in_mm(image, name)
+    stored = _checked_affine(name, affine)
+    data = _without_nan(_read(image, name).reshape(image.shape[:3]), name)
     if not allow_empty and not data.any():
         raise UserError(f'{name}: holds nothing but zeros; was it exported or masked wrongly?')
     orientation = nib.orientations.io_orientation(stored)
     affine = stored @ nib.orientations.inv_ornt_aff(orientation, data.shape)
-    header = image.header if isinstance(image.header, nib.Nifti1Header) else None
+    header = plain_header(image.header) if isinstance(image.header, nib.Nifti1Header) else None
     data = nib.orientations.apply_orientation(data, orientation)
-    return Volume(data, affine, name, Original(stored, header))
+    warnings = (*image.extra.get(WARNINGS, ()), *warnings, *_orientation_warnings(image.header))
+    return Volume(data, affine, name, Original(stored, header), warnings)
+
+
+def _in_mm(image: SpatialImage, name: str) -> tuple[np.ndarray, tuple[str, ...]]:
+    """The affine in mm, by the unit that a NIfTI header names, and a warning where it is wrong."""
+    affine = np.asarray(image.affine, np.float64)
+    if not isinstance(image.header, nib.Nifti1Header):
+        return affine, ()
+    try:
+        unit = image.header.get_xyzt_units()[0]
+    except KeyError:  # a code that NIfTI does not have
+        return affine, ()
+    factor = _MM_PER_UNIT.get(unit, 1.0)
+    if factor == 1.0:
+        return affine, ()
+    scaled = np.diag([factor, factor, factor, 1.0]) @ affine
+    if _is_plausible(scaled) or not _is_plausible(affine):
+        return scaled, ()
+    sizes = np.linalg.norm(affine[:3, :3], axis=0)
+    return affine, (
+        f'its header says that lengths are in {unit}s, which cannot be: voxels of '
+        f'{" x ".join(f"{size:.3g}" for size in sizes)} are read as mm',
+    )
+
+
+def _is_plausible(affine: np.ndarray) -> bool:
+    sizes = np.linalg.norm(affine[:3, :3], axis=0)
+    return bool(VOXEL_MM[0] <= sizes.min() and sizes.max() <= VOXEL_MM[1])
+
+
+def _orientation_warnings(header) -> tuple[str, ...]:
+    """A header without form codes, or of MGH without directions."""
+    if isinstance(header, nib.Nifti1Header):
+        unknown = header['sform_code'] <= 0 and header['qform_code'] <= 0
+    elif isinstance(header, nib.MGHImage.header_class):
+        unknown = header['goodRASFlag'] <= 0
+    else:
+        unknown = False
+    return (NO_ORIENTATION,) if unknown else ()
+
+
+def _without_nan(data: np.ndarray, name: str) -> np.ndarray:
+    """NaN around the brain, as SPM writes it, becomes background: 0, or darker than the rest.
+
+    Raises:
+      UserError: infinite values, or NaN that other voxels enclose.
+    """
+    finite = np.isfinite(data)
+    if finite.all():
+        return data
+    missing = np.isnan(data)
+    enclosed = ndimage.binary_fill_holes(finite) & missing if finite.any() else missing
+    if (missing | finite).all() and finite.any() and not enclosed.any():
+        lowest, highest = float(data[finite].min()), float(data[finite].max())
+        background = min(0.0, lowest - 0.01 * (highest - lowest)) if lowest < 0 else 0.0
+        return np.where(missing, np.float32(background), data)
+    where = ' inside the brain' if enclosed.any() and (missing | finite).all() else ''
+    raise UserError(
+        f'{name}: holds NaN or infinite values{where}, or larger ones than 32-bit numbers '
+        'can hold (3e38); replace them, for example by 0'
+    )
 
 
 def _checked_affine(name: str, affine: np.ndarray) -> np.ndarray:
@@ -110,20 +183,6 @@ def _read(image: SpatialImage, name: str) -> np.ndarray:
             return np.asarray(image.get_fdata(dtype=np.float32, caching='unchanged'))
     except Exception as error:  # EOFError, zlib.error, OSError, ValueError, by format and platform
         raise UserError(f'{name}: is truncated or damaged; copy it again') from error
-
-
-def check_same_shape(mask: Volume, scan: Volume, what: str = 'mask') -> None:
-    """Raise a UserError unless a mask has one voxel for each voxel of its scan.
-
-    Args:
-      mask, scan: of one subject.
-      what: kind of mask, for the message.
-    """
-    if mask.data.shape != scan.data.shape:
-        raise UserError(
-            f'{mask.path}: {what} of shape {mask.data.shape} on a scan of shape {scan.data.shape} '
-            f'({scan.path}); give a mask with one voxel for each voxel of the scan'
-        )
 
 
 def strip_ending(path: str | os.PathLike[str]) -> str:
@@ -187,14 +246,8 @@ def _storable(data: np.ndarray) -> np.ndarray:
 
 
 def _save(path: Path, image: nib.Nifti1Image) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    ending = '.nii.gz' if path.name.endswith('.gz') else '.nii'
-    partial = path.with_name(f'.{strip_ending(path)}.{os.getpid()}.partial{ending}')
-    try:
+    with written_beside(path) as partial:
         nib.save(image, partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _has_shear(affine: np.ndarray) -> bool:

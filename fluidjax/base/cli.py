@@ -18,10 +18,14 @@ from typing import Any
 from absl import flags, logging
 from ml_collections import config_flags
 
+from fluidjax.base import disk, environment
 from fluidjax.base.errors import Stopped, UserError
-from fluidjax.base.files import cache_home
+from fluidjax.base.names import AS_HEX
 from fluidjax.base.settings import config_file
 
+_FILE_ENDING = re.compile(
+    r'\.(nii|nii\.gz|mgz|mgh|hdr|img|zip|json|ckpt|pt|pth|npz|safetensors)$', re.IGNORECASE
+)
 CONFIG = 'config'  # the flag that names a configuration file, in every command that has one
 
 
@@ -71,11 +75,14 @@ class Flags(flags.FlagValues):
 
 
 def quiet_libraries() -> None:
-    """Silence banners and cache compiled functions; call it before importing JAX or TensorFlow."""
-    os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
-    os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
-    os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(cache_home() / 'xla'))
-    os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '1')
+    """Silence banners and cache compiled functions; call it before importing JAX or TensorFlow.
+
+    What the terminal cannot show, such as names of files that are not UTF-8, is printed as `\xfc`.
+    """
+    environment.set_up()
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, 'reconfigure'):
+            stream.reconfigure(errors=AS_HEX)
     flags.FLAGS(sys.argv[:1])  # libraries read absl's own flags, which are not used here
     logging.set_verbosity(logging.ERROR)
     logging.set_stderrthreshold(logging.ERROR)
@@ -112,16 +119,18 @@ def run(
     except UserError as error:
         status = _fail(str(error))
     except OSError as error:
-        status = _fail(
-            f'{error.filename or "a file"}: {error.strerror or error}; check the path, '
-            'its permissions and the free space'
-        )
+        status = _fail(disk.line_of(error))
     except Stopped as stopped:
         tell(f'\nfluidjax: {stopped}')
         status = stopped.status
     except KeyboardInterrupt:
         tell(f'\nfluidjax: interrupted; {interrupted}')
         status = 130
+    except Exception as error:
+        line = environment.explained(error)
+        if line is None:
+            raise
+        status = _fail(line)
     sys.exit(status)
 
 
@@ -153,16 +162,43 @@ def _parse(flag_values: Flags, usage: str, default_config: str | None) -> list[s
         arguments = _with_config_file(arguments, default_config)
     original, sys.argv = sys.argv, arguments  # ml_collections reads fields to override from it
     try:
-        return flag_values(arguments)[1:]
+        words = flag_values(arguments)[1:]
+        _check_words(flag_values)
+        return words
     except UserError:
         raise
+    except flags.UnrecognizedFlagError as error:
+        message = _file_as_option(arguments, error.flagname) or str(error)
     except (AttributeError, KeyError) as error:
         message = _no_field(str(error))
     except (flags.Error, TypeError, ValueError) as error:
-        message = str(error)
+        message = environment.explained(error) or str(error)
     finally:
         sys.argv = original
     raise UserError(_last_line(message))
+
+
+def _check_words(flag_values: Flags) -> None:
+    """Check that flags of several words which were given have words, and no empty ones.
+
+    Raises:
+        UserError: one has not.
+    """
+    for name in flag_values:
+        flag = flag_values[name]
+        if hasattr(flag, 'several_words') and flag.present and not all(flag.value or ['']):
+            what = f"'{','.join(flag.value)}' has an empty value" if flag.value else 'has no value'
+            raise UserError(f'--{name}: {what}; write --{name}=A,B, or leave the option out')
+
+
+def _file_as_option(arguments: Sequence[str], name: str) -> str:
+    """The message if an unknown option is a file or is called like one, else ''."""
+    for word in arguments[1:]:
+        if word.lstrip('-').partition('=')[0] != name:
+            continue
+        if os.path.lexists(word) or _FILE_ENDING.search(word):
+            return f"'{word}' looks like an option; if it is a file write ./{word}"
+    return ''
 
 
 def _last_line(message: str) -> str:

@@ -13,6 +13,10 @@ class UserError(ValueError):
     """
 
 
+class DiskError(UserError):
+    """A disk that cannot be written to, so that the rest of a command's work would be in vain."""
+
+
 class Stopped(BaseException):
     """A run was asked to stop and has saved its state; the same command goes on from there.
 

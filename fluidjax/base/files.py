@@ -1,4 +1,7 @@
-"""Files that are complete or absent, JSON, and locks that end with their process."""
+"""Files that are complete or absent, JSON, and locks that end with their process.
+
+How they become complete is in `partial`, how their names are shown and shortened in `names`.
+"""
 
 from __future__ import annotations
 
@@ -8,21 +11,33 @@ import fcntl
 import importlib.resources
 import json
 import os
-import shutil
 import socket
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from fluidjax.base.errors import UserError
+from fluidjax.base.disk import reason
+from fluidjax.base.errors import DiskError, UserError
+from fluidjax.base.names import AS_HEX, shown
+from fluidjax.base.names import short_name as short_name
+from fluidjax.base.partial import new_folder as new_folder
+from fluidjax.base.partial import written_beside
 
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 def cache_home() -> Path:
-    """The folder of caches, `$XDG_CACHE_HOME/fluidjax` or `~/.cache/fluidjax`."""
-    return Path(os.environ.get('XDG_CACHE_HOME', Path.home() / '.cache')) / 'fluidjax'
+    """The folder of caches: `$XDG_CACHE_HOME/fluidjax`, `~/.cache/fluidjax` or, without a home, a
+    folder for temporary files.
+    """
+    if os.environ.get('XDG_CACHE_HOME'):
+        return Path(os.environ['XDG_CACHE_HOME']) / 'fluidjax'
+    try:
+        return Path.home() / '.cache' / 'fluidjax'
+    except RuntimeError:  # no HOME, and a user whom the system does not know, as in containers
+        return Path(tempfile.gettempdir()) / f'fluidjax-{os.getuid()}'
 
 
 def asset(package: str, name: str) -> str:
@@ -33,40 +48,23 @@ def asset(package: str, name: str) -> str:
 def write_text(path: str | Path, text: str) -> None:
     """Write a text file so that a reader sees the old file or the new one, never a part.
 
-    Folders are created as needed.
+    Folders are created as needed. In file names, bytes that are not UTF-8 become `\xfc`.
     """
-    write_bytes(path, text.encode())
+    write_bytes(path, text.encode('utf-8', AS_HEX))
 
 
 def write_json(path: str | Path, content: Any) -> None:
-    """Write JSON as `write_text` does."""
-    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + '\n')
+    """Write JSON as `write_text` does, but file names that are not UTF-8 so that `read_json`
+    returns them unchanged.
+    """
+    text = json.dumps(content, indent=2, ensure_ascii=False) + '\n'
+    write_bytes(path, text.encode('utf-8', 'backslashreplace'))  # JSON's own way, \\udcfc
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:
     """Write bytes as `write_text` does."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f'.{path.name}.{os.getpid()}')
-    try:
+    with written_beside(path) as beside:
         beside.write_bytes(content)
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
-    """A hidden folder to fill, which becomes `path` when the block ends without an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f'.{path.name}.{os.getpid()}')
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir()
-    try:
-        yield beside
-        os.replace(beside, path)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
 
 
 def parse_json(text: str | bytes, where: str, advice: str) -> dict[str, Any]:
@@ -93,7 +91,7 @@ def parse_json(text: str | bytes, where: str, advice: str) -> dict[str, Any]:
 
 def read_json(path: Path, advice: str) -> dict[str, Any]:
     """The object in a JSON file; see `parse_json`."""
-    return parse_json(path.read_bytes(), str(path), advice)
+    return parse_json(path.read_bytes(), shown(path), advice)
 
 
 def take_lock(path: Path) -> IO[str] | None:
@@ -108,9 +106,7 @@ def take_lock(path: Path) -> IO[str] | None:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open('a+')
     except OSError as error:
-        raise UserError(
-            f'{path.parent}: cannot write here ({error.strerror}); choose another folder'
-        ) from error
+        raise DiskError(f'{shown(path.parent)}: {reason(error, path.parent)}') from error
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

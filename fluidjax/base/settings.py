@@ -12,8 +12,10 @@ from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
 
-from fluidjax.base.errors import UserError
+from fluidjax.base.disk import is_of_disk, reason
+from fluidjax.base.errors import DiskError, UserError
 from fluidjax.base.files import parse_json, write_json
+from fluidjax.base.names import shown
 
 T = TypeVar('T')
 # The folder that holds `configs`: the checkout, or where the package is installed.
@@ -139,9 +141,8 @@ def save_config(path: Path, config: ConfigDict) -> None:
     try:
         write_json(path, config.to_dict())
     except OSError as error:
-        raise UserError(
-            f'{path}: cannot write ({error.strerror}); choose another --workdir'
-        ) from error
+        kind = DiskError if is_of_disk(error) else UserError
+        raise kind(f'{shown(path)}: {reason(error, path)}') from error
 
 
 def load_config(path: Path) -> ConfigDict:
@@ -155,7 +156,7 @@ def load_config(path: Path) -> ConfigDict:
             f'{path}: no such file, so this is not a trained run; train one first: '
             f'fluidjax train --config=configs/ldm.py:demo --workdir={path.parent}'
         )
-    return parse_config(path.read_text(), str(path))
+    return parse_config(path.read_text('utf-8'), str(path))
 
 
 def parse_config(text: str, where: str) -> ConfigDict:

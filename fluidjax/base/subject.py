@@ -40,6 +40,7 @@ class Preprocessed:
       overlap: Dice of the brain mask with the MNI152 brain on this grid; below about 0.85 the
         registration, or the skull stripping, is suspect.
       warnings: short sentences for a person, see `quality`; empty is good.
+      faults: those of the warnings that make results meaningless: wrong axes, wrong contrast.
       extraction: how the brain was found, see `brain_extraction.Extraction.method`.
       before: (x, y, z) the image without N4; None where N4 was off.
       shading: what N4 took out, 95th over 5th percentile of its field in the brain; 1 without.
@@ -51,6 +52,7 @@ class Preprocessed:
     affine: np.ndarray
     overlap: float
     warnings: tuple[str, ...] = ()
+    faults: tuple[str, ...] = ()
     extraction: str = 'none'
     before: np.ndarray | None = None
     shading: float = 1.0

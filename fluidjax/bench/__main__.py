@@ -48,6 +48,7 @@ QUICK = FLAGS.add_switch('quick', False, 'fluid: only three of the schemes.')
 
 def main(words: list[str]) -> None:
     """Measure one subject."""
+    from fluidjax.base.disk import check_output
     from fluidjax.base.files import write_json
 
     subject, *more = words or ['parts']
@@ -57,13 +58,16 @@ def main(words: list[str]) -> None:
         raise cli.UserError(
             f'--aot: bench {subject} does not compile for TPUs; models and train do'
         )
+    path = Path(JSON.value).expanduser() if JSON.value else None
+    if path is not None:
+        check_output(path.parent, '--json')
     if AOT.value:
         from fluidjax.bench import aot
 
         aot.prepare(AOT.value)  # before anything imports JAX
     table = SUBJECTS[subject]()
-    if JSON.value:
-        write_json(Path(JSON.value).expanduser(), table)
+    if path is not None:
+        write_json(path, table)
 
 
 def _parts() -> dict:

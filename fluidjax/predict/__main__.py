@@ -61,7 +61,7 @@ def main(scans: list[str]) -> None:
     from fluidjax.predict import batch
     from fluidjax.predict.on_scan import Steps
     from fluidjax.predict.reading import Options
-    from fluidjax.predict.scans import scan_files
+    from fluidjax.predict.scans import select
     from fluidjax.runs import package
 
     if not scans or not OUT.value:
@@ -78,7 +78,7 @@ def main(scans: list[str]) -> None:
             'research use, not for diagnosis'
         )
     batch.predict(
-        scan_files(scans, out, PARTICIPANTS.value, SESSIONS.value),
+        select(scans, out, PARTICIPANTS.value, SESSIONS.value),
         Path(WORKDIR.value or package.BUNDLED).expanduser(),
         out,
         THRESHOLD.value,

@@ -23,6 +23,7 @@ from ml_collections import ConfigDict
 from data_pipelines import scan_images
 from data_pipelines.scan_images import Image, Scan
 from data_pipelines.volume_io import image_like
+from fluidjax.base.environment import single_precision
 from fluidjax.base.errors import UserError
 from fluidjax.detect.evaluate import voxel_ml
 from fluidjax.predict.on_scan import Steps, grid_of, on_model_grid, predicted_on_scan, subject_of
@@ -80,6 +81,7 @@ class Model:
         self.run, self.path = run, path
         self._detector = Detector(run)
 
+    @single_precision
     def detect(
         self, scans: Scan | Sequence[Scan], threshold: str | float = 'dice', steps: Steps = Steps()
     ) -> Detection | list[Detection]:
@@ -130,6 +132,7 @@ class Model:
         )
 
 
+@single_precision
 def load(run: str | os.PathLike | None = None) -> Model:
     """Load a trained model.
 
@@ -143,6 +146,7 @@ def load(run: str | os.PathLike | None = None) -> Model:
     return Model(load_run(path), path)
 
 
+@single_precision
 def train(
     config: ConfigDict | Mapping[str, Any], workdir: str | os.PathLike, evaluate: bool = True
 ) -> Model:

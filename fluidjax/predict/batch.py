@@ -2,20 +2,26 @@
 
     files -> read and preprocessed -> Detector, in batches -> on the scan's voxels -> files
 
-A scan that cannot be used does not stop the others, and leaves no file.
+A scan that cannot be used does not stop the others, and leaves no file. A disk that cannot be
+written to stops all.
 """
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import itertools
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from fluidjax.base import cli
-from fluidjax.base.errors import UserError
+from data_pipelines.scan_folders import counted
+from fluidjax.base import cli, disk
+from fluidjax.base.errors import DiskError, UserError
+from fluidjax.base.names import shown
 from fluidjax.predict.files import (
     Source,
     check_folder,
@@ -25,14 +31,14 @@ from fluidjax.predict.files import (
 )
 from fluidjax.predict.on_scan import grid_of, predicted_on_scan
 from fluidjax.predict.reading import Options, Scan, failure_line, read_scans
-from fluidjax.predict.scans import ScanFile
+from fluidjax.predict.scans import ScanFile, Selection
 from fluidjax.runs import thresholds
 from fluidjax.runs.detector import Detector, Output
 from fluidjax.runs.load import load_run
 
 
 def predict(
-    files: Sequence[ScanFile],
+    selection: Selection,
     workdir: Path,
     out: Path,
     rule: str = 'dice',
@@ -42,7 +48,7 @@ def predict(
     """Write counterpart, maps, masks, table of regions, picture and page of each scan.
 
     Args:
-        files: the scans, see `scans.scan_files`.
+        selection: the scans, and the files that are none.
         workdir: a trained and evaluated run, or a model package.
         out: the folder to write to, see `predict.files`.
         rule: which threshold of the run marks a voxel, see `runs.thresholds`.
@@ -52,6 +58,7 @@ def predict(
     Raises:
         UserError: no trained and evaluated run, or some scan failed (after all others are done).
     """
+    files = selection.files
     check_folder(out)
     if options.brain and len(files) > 1:
         raise UserError(
@@ -66,36 +73,130 @@ def predict(
     threshold = thresholds.load(run, rule)
     source = Source(workdir.name, str(run.config.method), run.step, rule, threshold)
     options = options.of_run(run)
-    scans = read_scans(files, grid_of(run), options, jobs)
-    failures = _predict_all(scans, len(files), Detector(run), source, out)
-    if len(failures) < len(files):
-        describe_folder(out)
-        cli.tell(f'{write_folder_index(out, failures)}')
-    if failures and len(files) == 1:
+    with contextlib.closing(read_scans(files, grid_of(run), options, jobs)) as scans:
+        outcome = _predict_all(scans, len(files), Detector(run), source, out)
+    _report(outcome, selection, out)
+
+
+@dataclasses.dataclass
+class _Outcome:
+    """What became of the scans.
+
+    Attributes:
+        done: those whose results were written.
+        failures: a line for each that failed.
+        problem: what is wrong with the disk, if that stopped the others.
+    """
+
+    done: list[ScanFile] = dataclasses.field(default_factory=list)
+    failures: list[str] = dataclasses.field(default_factory=list)
+    problem: str = ''
+
+    def left(self, files: Sequence[ScanFile]) -> list[str]:
+        """The paths of the scans that were not tried, or not to the end."""
+        paths = [shown(file.path) for file in files if file not in self.done]
+        return [p for p in paths if not any(line.startswith(f'{p}:') for line in self.failures)]
+
+
+def _report(outcome: _Outcome, selection: Selection, out: Path) -> None:
+    """Write the index of the folder, and name the scans and other files that are not in it.
+
+    Raises:
+        UserError: there are such scans, or an argument without any.
+    """
+    files, failures = selection.files, outcome.failures
+    left = outcome.left(files)
+    counts = counted(len(outcome.done), selection.left_out, len(failures) + len(left))
+    try:
+        if outcome.done:
+            describe_folder(out)
+            missing = [*failures, *selection.failures, *(f'{path}: not done' for path in left)]
+            cli.tell(f'{write_folder_index(out, [*missing, *counts[1:]])}')
+    except OSError as error:
+        outcome.problem = outcome.problem or _problem_of_disk(out, error)
+    if len(files) + len(selection.left_out) + len(selection.failures) > 1:
+        for line in counts:
+            cli.tell(line)
+    elif failures:
         raise UserError(failures[0])
-    for line in failures:
+    for line in (*failures, *selection.failures):
         cli.tell(f'failed: {line}')
+    for path in left:
+        cli.tell(f'not done: {path}')
+    if outcome.problem:
+        missing = f'{len(left)} of {len(files)} scans are not done, see above'
+        raise DiskError(f'{outcome.problem}{f"; {missing}" if left else ""}')
     if failures:
         raise UserError(f'{len(failures)} of {len(files)} scans failed, see above')
+    if selection.failures:
+        raise UserError(f'{len(selection.failures)} of the arguments hold no scan, see above')
+
+
+def _problem_of_disk(out: Path, error: OSError) -> str:
+    return f'--out: {shown(out)}: {disk.reason(error, out)}'
 
 
 def _predict_all(
     scans: Iterator[Scan | str], count: int, detector: Detector, source: Source, out: Path
-) -> list[str]:
-    """Predict and write every scan that can be used; returns a line for each other."""
-    failures: list[str] = []
-    size = int(detector.run.config.detect.batch_size)
+) -> _Outcome:
+    """Predict and write every scan that can be used, while the disk takes the results."""
+    outcome = _Outcome()
     with tqdm(total=count, desc='predict', unit='scan', disable=count < 2) as bar:
-        usable = _usable(scans, failures, bar)
-        while batch := list(itertools.islice(usable, size)):
-            output = detector.detect([scan.case for scan in batch])
-            for number, scan in enumerate(batch):
-                try:
+        usable = _usable(scans, outcome.failures, bar)
+        for scan, output, number in _detected(usable, detector, outcome.failures):
+            try:
+                if output is not None:
                     _write(out, scan, output, number, source)
-                except OSError as error:
-                    failures.append(failure_line(scan.file, error))
-                bar.update()
-    return failures
+                    outcome.done.append(scan.file)
+            except Exception as error:
+                if disk.is_of_disk(error):
+                    outcome.problem = _problem_of_disk(out, error)
+                    break
+                outcome.failures.append(failure_line(scan.file, error))
+            bar.update()
+    return outcome
+
+
+def _detected(
+    usable: Iterator[Scan], detector: Detector, failures: list[str]
+) -> Iterator[tuple[Scan, Output | None, int]]:
+    """Scans with the output of their batch and their number in it.
+
+    The scans of a batch that fails are tried one by one; the output of one that fails is None, and
+    its line is added to `failures`.
+    """
+    size = int(detector.run.config.detect.batch_size)
+    while batch := list(itertools.islice(usable, size)):
+        try:
+            output = detector.detect([scan.case for scan in batch])
+        except Exception as error:  # out of memory, perhaps, which one scan at a time may not be
+            single = None if size == 1 else _for_one_scan(detector)
+            for scan in batch:
+                yield scan, _output_of_one(scan, single, error, failures), 0
+            continue
+        for number, scan in enumerate(batch):
+            yield scan, output, number
+
+
+def _for_one_scan(detector: Detector) -> Detector:
+    """The detector with batches of one scan, which need less memory."""
+    run = detector.run
+    config = ConfigDict(run.config.to_dict())
+    config.detect.batch_size = 1
+    return Detector(dataclasses.replace(run, config=config))
+
+
+def _output_of_one(
+    scan: Scan, detector: Detector | None, error: Exception, failures: list[str]
+) -> Output | None:
+    """The output of a scan on its own; with no detector for that, it failed with `error`."""
+    if detector is not None:
+        try:
+            return detector.detect([scan.case])
+        except Exception as own:
+            error = own
+    failures.append(failure_line(scan.file, error))
+    return None
 
 
 def _usable(scans: Iterator[Scan | str], failures: list[str], bar: tqdm) -> Iterator[Scan]:
@@ -111,12 +212,9 @@ def _usable(scans: Iterator[Scan | str], failures: list[str], bar: tqdm) -> Iter
 def _write(out: Path, scan: Scan, output: Output, number: int, source: Source) -> None:
     """Write one scan of a batch, and say so."""
     predicted = predicted_on_scan(scan.case, output, number, source.threshold, scan.volume)
-    summary = write_prediction(out, scan, predicted, source)
+    summary, path = write_prediction(out, scan, predicted, source), shown(scan.file.path)
     for warning in scan.warnings:
-        tqdm.write(f'{scan.file.path}: {warning}', file=sys.stderr)
+        tqdm.write(f'{path}: {warning}', file=sys.stderr)
     regions = f'{summary["regions"]} region{"s" * (summary["regions"] != 1)}'
-    tqdm.write(
-        f'{scan.file.path}: {summary["marked_ml"]:.1f} ml marked in {regions}; '
-        f'{out / summary["page"]}',
-        file=sys.stderr,
-    )
+    marked = f'{summary["marked_ml"]:.1f} ml marked in {regions}'
+    tqdm.write(f'{path}: {marked}; {shown(out / summary["page"])}', file=sys.stderr)

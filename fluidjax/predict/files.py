@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import json
 import os
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,11 @@ import numpy as np
 
 from data_pipelines.volume_io import save_like
 from fluidjax.base import __version__
+from fluidjax.base.disk import check_output
 from fluidjax.base.errors import UserError
 from fluidjax.base.files import asset, write_bytes, write_json, write_text
+from fluidjax.base.names import LONGEST, short_name, shown
+from fluidjax.base.partial import partial_folder
 from fluidjax.base.subject import Subject
 from fluidjax.detect.evaluate import voxel_ml
 from fluidjax.detect.figures import Panel, subject_figure
@@ -35,6 +37,8 @@ DESCRIPTION = 'dataset_description.json'
 TABLE = 'desc-anomaly_lesions'
 # BIDS has no suffix for anomaly maps; of those it has, a soft segmentation comes closest.
 MAP, UNCERTAINTY = 'desc-anomaly_probseg', 'desc-uncertainty_probseg'
+# Bytes that a scan's name may have, so that the longest of the names of its results is possible.
+ROOM = LONGEST - len(f'_{UNCERTAINTY}.nii.gz')
 OPTIONAL = (f'{UNCERTAINTY}.nii.gz', f'{UNCERTAINTY}.json', 'desc-quality.png')
 FORMER = tuple(  # names of fluidjax 0.1.0
     f'desc-{kind}_map{ending}'
@@ -63,14 +67,13 @@ class Source:
 
 
 def check_folder(out: Path) -> None:
-    """Check that a folder may be written to: it is absent, or holds no other data set.
+    """Check that a folder can be written to, and is absent or holds no other data set.
 
     Raises:
-        UserError: it is a file, or holds another data set.
+        UserError: it is a file, cannot be written to, or holds another data set.
     """
     path = out / DESCRIPTION
-    if out.exists() and not out.is_dir():
-        raise UserError(f'--out: {out} is a file; name a folder')
+    check_output(out, '--out')
     if path.is_file() and _name_of_generator(path) != 'fluidjax':
         raise UserError(
             f'--out: {out} holds another data set (its {DESCRIPTION} is not of fluidjax); '
@@ -80,7 +83,7 @@ def check_folder(out: Path) -> None:
 
 def _name_of_generator(path: Path) -> str | None:
     try:
-        return json.loads(path.read_text())['GeneratedBy'][0]['Name']
+        return json.loads(path.read_text('utf-8'))['GeneratedBy'][0]['Name']
     except (ValueError, KeyError, IndexError, TypeError):
         return None
 
@@ -109,11 +112,13 @@ def write_prediction(out: Path, scan: Scan, predicted: Predicted, source: Source
     """Write all files of a scan.
 
     Args:
-        out: the output folder; the files go to `out / scan.file.folder`.
+        out: the output folder; the files go to `out / scan.file.folder`, with names that are
+            shortened where the file system would not take them (`short_names`).
 
     Returns:
         The summary that the table's JSON holds.
     """
+    scan = dataclasses.replace(scan, file=short_names(scan.file))
     with _all_or_nothing(out, scan.file) as folder:
         marked = regions.regions_of(
             predicted.mask,
@@ -140,6 +145,13 @@ def write_prediction(out: Path, scan: Scan, predicted: Predicted, source: Source
     return summary
 
 
+def short_names(file: ScanFile) -> ScanFile:
+    """A scan whose results have names of at most 255 bytes."""
+    name = short_name(file.name, ROOM)
+    folder = (name if part == file.name else short_name(part) for part in file.folder.parts)
+    return dataclasses.replace(file, name=name, folder=Path(*folder))
+
+
 def _summary_of(
     scan: Scan, predicted: Predicted, marked: Sequence[Region], source: Source
 ) -> dict[str, Any]:
@@ -147,7 +159,7 @@ def _summary_of(
     voxel = voxel_ml(scan.volume.affine)
     return {
         'name': scan.file.name,
-        'scan': str(scan.file.path),
+        'scan': shown(scan.file.path),
         'page': (scan.file.folder / f'{scan.file.name}_desc-anomaly.html').as_posix(),
         'run': source.run,
         'method': source.method,
@@ -169,8 +181,9 @@ def write_folder_index(out: Path, failures: Sequence[str]) -> Path:
     summaries = []
     for path in sorted(out.rglob(f'*_{TABLE}.json')):
         if not any(part.startswith('.') for part in path.relative_to(out).parts):
-            with contextlib.suppress(ValueError, KeyError):  # another program's file
-                summaries.append(json.loads(path.read_text())['Summary'])
+            with contextlib.suppress(ValueError, KeyError, TypeError, OSError):  # another program's
+                summary = json.loads(path.read_text('utf-8'))['Summary']
+                summaries.append({name: summary[name] for name in page.SUMMARY})
     page.write_index(out / 'index.html', summaries, failures)
     return out / 'index.html'
 
@@ -222,7 +235,7 @@ def _volumes(
             },
         ),
     }
-    common = {'Sources': [str(scan.file.path)], 'SpatialReference': 'orig'}
+    common = {'Sources': [shown(scan.file.path)], 'SpatialReference': 'orig'}
     return {
         kind: (data, sidecar | common)
         for kind, (data, sidecar) in volumes.items()
@@ -240,7 +253,7 @@ def _write_pictures(
     summary: dict[str, Any],
 ) -> None:
     """Write the PNG, and the page that holds it."""
-    name, affine = scan.file.name, scan.volume.affine
+    name, affine = shown(scan.file.name), scan.volume.affine
     subject = Subject(name, predicted.image, predicted.brain, None, None, affine)
     panel = Panel(
         'predicted',
@@ -253,7 +266,7 @@ def _write_pictures(
     picture = subject_figure(panel)
     write_bytes(folder / f'{start}desc-anomaly.png', picture)
     facts = {
-        'file': scan.file.path,
+        'file': shown(scan.file.path),
         'run': f'{source.run}, {source.method}, step {source.step}',
         'threshold': f'{source.threshold:.4g} ({source.rule})',
         'marked': f'{summary["marked_ml"]:.1f} ml of {summary["brain_ml"]:.0f} ml of brain',
@@ -278,9 +291,7 @@ def _write_pictures(
 @contextlib.contextmanager
 def _all_or_nothing(out: Path, file: ScanFile) -> Iterator[Path]:
     """A folder to write to, whose files move to the scan's own place when all is done."""
-    partial = out / f'.{file.name}.{os.getpid()}.partial'
-    partial.mkdir(parents=True)
-    try:
+    with partial_folder(out, file.name) as partial:
         yield partial
         target = out / file.folder
         target.mkdir(parents=True, exist_ok=True)
@@ -290,5 +301,3 @@ def _all_or_nothing(out: Path, file: ScanFile) -> Iterator[Path]:
         for name in (f'{file.name}_{end}' for end in OPTIONAL + FORMER):
             if name not in names:  # of an earlier prediction by another method or version
                 (target / name).unlink(missing_ok=True)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

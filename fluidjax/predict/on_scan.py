@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from data_pipelines.background import black_level
 from data_pipelines.grids import ModelGrid
-from data_pipelines.preprocess import background_level, preprocess
+from data_pipelines.preprocess import preprocess
 from data_pipelines.resampling import to_scan
 from data_pipelines.volume_io import Volume
 from fluidjax.base.errors import UserError
@@ -155,7 +156,7 @@ def intensity_scale(data: np.ndarray, image: np.ndarray, brain: np.ndarray) -> t
     Args:
         data, image, brain: (x, y, z) on one grid; `image` in [0, 1], its background 0.
     """
-    offset = background_level(data)
+    offset = black_level(data)
     if not brain.any():
         return float(np.ptp(data)) or 1.0, offset
     slope = (float(np.median(data[brain])) - offset) / max(float(np.median(image[brain])), 1e-3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -18,6 +19,8 @@ from fluidjax.detect.figures import Panel
 from fluidjax.predict.regions import COLUMNS, Region
 
 HERE = 'fluidjax.predict'
+# The fields of a scan's summary that the index shows.
+SUMMARY = ('name', 'page', 'marked_ml', 'regions', 'largest_ml', 'threshold_rule', 'warnings')
 MAX_VIEWED = 12_000_000  # voxels of the brain's box in the viewer: some 15 MB of page
 
 
@@ -56,10 +59,15 @@ def write_scan_page(
         regions=_regions(regions),
         picture=html.image(picture, name),
         quality='' if quality is None else _quality(quality),
-        files=' · '.join(f'<a href="{quote(file)}">{escape(file)}</a>' for file in files),
+        files=' · '.join(f'<a href="{_link(file)}">{escape(file)}</a>' for file in files),
     )
     style = asset(HERE, 'page.css') + asset(html.HERE, 'viewer.css')
     write_text(path, html.page(name, body, style, asset(HERE, 'go.js')))
+
+
+def _link(path: str) -> str:
+    """A relative path in an address; its bytes need not be UTF-8."""
+    return quote(os.fsencode(path))
 
 
 def _quality(picture: bytes) -> str:
@@ -147,13 +155,12 @@ def write_index(
 
     Args:
       path: of the HTML file.
-      summaries: one per scan: `name`, `page` (relative to `path`), `marked_ml`, `regions`,
-        `largest_ml`, `threshold_rule`, `warnings`.
+      summaries: one per scan, with the fields `SUMMARY`; `page` is relative to `path`.
       failures: lines about scans that could not be used.
     """
     rows = [
         [
-            f'<td><a href="{quote(s["page"])}">{escape(s["name"])}</a></td>',
+            f'<td><a href="{_link(s["page"])}">{escape(s["name"])}</a></td>',
             html.number(float(s['marked_ml']), 1),
             html.number(s['regions']),
             html.number(float(s['largest_ml']), 1),

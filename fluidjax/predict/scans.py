@@ -7,7 +7,9 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_pipelines.scan_folders import distinct_names, find_scans
+from data_pipelines.file_names import result_name
+from data_pipelines.scan_arguments import given_scans
+from data_pipelines.scan_folders import distinct_names
 from data_pipelines.volume_io import strip_ending
 from fluidjax.base.errors import UserError
 
@@ -31,36 +33,51 @@ class ScanFile:
     folder: Path
 
 
-def scan_files(
+@dataclasses.dataclass(frozen=True)
+class Selection:
+    """The scans to predict, and what is not predicted.
+
+    Attributes:
+        files: the scans, each once, with names that differ.
+        left_out: (file, reason) of every other image file in the folders given.
+        failures: a line for each argument in which there is no scan.
+    """
+
+    files: tuple[ScanFile, ...]
+    left_out: tuple[tuple[Path, str], ...] = ()
+    failures: tuple[str, ...] = ()
+
+
+def select(
     given: Sequence[str | Path],
     out: Path,
     participants: Sequence[str] = (),
     sessions: Sequence[str] = (),
-) -> list[ScanFile]:
-    """Every scan of the files and folders given, each once, with names that differ.
+) -> Selection:
+    """Every scan of the files and folders given.
 
     Scans of one name (`a/T1.nii`, `b/T1.nii`) are distinguished by as many of their parent folders
     as necessary: `a_T1`, `b_T1`.
 
     Args:
-        given: image files, which need not exist, and folders, searched by
-            `scan_folders.find_scans`.
+        given: image files and folders, see `data_pipelines.scan_arguments`.
         out: the output folder, whose files are not scans.
         participants: keep scans of these BIDS labels only, with or without `sub-`; all if empty.
         sessions: the same for sessions, with or without `ses-`.
 
     Raises:
-        UserError: a folder without scans, a label that no scan has, or two files that differ only
-            in their ending.
+        UserError: no scan at all, a label that no scan has, or two files that differ only in their
+            ending.
     """
-    paths = [path for one in given for path in _scans_of(Path(one).expanduser(), out)]
-    paths = list({path.absolute(): path for path in paths}.values())
-    paths = _with_labels(paths, '--participant-label', 'sub-', participants)
+    found = given_scans(given, out)
+    paths = _with_labels(list(found.scans), '--participant-label', 'sub-', participants)
     paths = _with_labels(paths, '--session-label', 'ses-', sessions)
-    return [
+    others = [(path, 'not asked for by its label') for path in found.scans if path not in paths]
+    files = [
         ScanFile(path, name, _folder_of(path, name))
         for path, name in zip(paths, _distinct_names(paths))
     ]
+    return Selection(tuple(files), (*found.left_out, *others), found.failures)
 
 
 def name_of(path: str | Path) -> str:
@@ -68,18 +85,8 @@ def name_of(path: str | Path) -> str:
 
     `sub-01_ses-2_desc-preproc_T1w.nii.gz` is `sub-01_ses-2`.
     """
-    stem = strip_ending(path)
-    return re.sub(r'_desc-[A-Za-z0-9]+', '', stem.removesuffix('_T1w')) or stem
-
-
-def _scans_of(path: Path, out: Path) -> list[Path]:
-    if not path.is_dir():
-        return [path]
-    results = out.resolve()
-    scans = [scan for scan in find_scans(path, 'SCAN') if results not in scan.resolve().parents]
-    if not scans:
-        raise UserError(f'SCAN: {path} holds only the results in {out}; give another folder')
-    return scans
+    name = result_name(Path(path))
+    return re.sub(r'_desc-[A-Za-z0-9]+', '', name) or name
 
 
 def _with_labels(paths: list[Path], flag: str, prefix: str, labels: Sequence[str]) -> list[Path]:

@@ -4,9 +4,10 @@
     fluidjax randomize scan.nii.gz --out=pairs --lesions=MASKS --config.size_ml='(2.0, 30.0)'
     fluidjax randomize --replay=pairs/draws.json --out=again
 
-Lesions are carried along random flows and painted into healthy, skull-stripped scans. For each scan
-the healthy image, diseased images, lesion masks and probability maps are written on its own voxels,
-with pictures of them; draws.json holds all drawn numbers, and --replay makes the same files again.
+Lesions are carried along random flows and painted into the brains of healthy scans: files of brains
+or whole heads, or folders of them. For each scan the healthy image, diseased images, lesion masks
+and probability maps are written on its own voxels, with pictures of them; draws.json holds all
+drawn numbers, and --replay makes the same files again.
 """
 
 from pathlib import Path
@@ -27,9 +28,7 @@ LESIONS = FLAGS.add_text(
     'are cut from Perlin noise.',
 )
 BRAIN = FLAGS.add_text(
-    'brain',
-    None,
-    "Brain mask on the voxels of the only scan; by default the scan's own foreground.",
+    'brain', None, 'Brain mask of the only scan; by default the brain is found as in predict.'
 )
 REPLAY = FLAGS.add_text('replay', None, 'A draws.json whose files to make again.')
 VOLUMES = FLAGS.add_switch(

@@ -13,7 +13,9 @@ from scipy import ndimage
 from tqdm import tqdm
 
 from data_pipelines import grids, resampling, volume_io
-from data_pipelines.preprocess import background_level, find_brain
+from data_pipelines.background import black_level, with_black_background
+from data_pipelines.mask_on_scan import on_same_voxels
+from data_pipelines.preprocess import brain_of
 from data_pipelines.resampling import resample_mask
 from data_pipelines.scan_folders import nifti_files
 from data_pipelines.volume_io import Volume
@@ -73,17 +75,19 @@ def healthy_from(volume: Volume, brain_path: str | None = None) -> Healthy:
 
     Args:
         volume: the scan.
-        brain_path: its brain mask; by default the brain is the scan's own foreground.
+        brain_path: its brain mask; by default the brain is found as in `predict`.
 
     Raises:
         UserError: a scan or a mask that cannot be used.
     """
     path = volume.path
-    if brain_path is None:
-        brain, background = find_brain(volume)
-        _warn_of_background(volume, background)
-    else:
-        brain, background = _given_brain(brain_path, volume), background_level(volume.data)
+    black = with_black_background(volume)
+    given = None if brain_path is None else volume_io.load_volume(brain_path)
+    extracted, brain, background = brain_of(black, brain=given)
+    if black is not volume:
+        background = black_level(volume.data)
+    for warning in (*volume.warnings, *extracted.warnings):
+        tqdm.write(f'{path}: {warning}', file=sys.stderr)
     box = _padded_box(brain)
     spacing = tuple(float(h) for h in resampling.voxel_sizes(volume.affine))
     scale = float(volume.data[brain].max()) - background
@@ -94,32 +98,6 @@ def healthy_from(volume: Volume, brain_path: str | None = None) -> Healthy:
     except UserError as error:
         raise UserError(f'{path}: {error}') from error
     return Healthy(volume, box, brain[box], background, scale, grid)
-
-
-def _warn_of_background(volume: Volume, background: float) -> None:
-    """Warn if the faces of the volume are not its darkest part, as `find_brain` assumes."""
-    brightest = float(np.percentile(volume.data, 99.5)) - background
-    if np.mean(volume.data < background - 0.05 * abs(brightest)) > 0.01:
-        tqdm.write(
-            f'{volume.path}: much of it is darker than its background; look at the contact '
-            'sheet, and give --brain=MASK if part of the brain is missing',
-            file=sys.stderr,
-        )
-
-
-def _on_same_voxels(mask: Volume, scan: Volume) -> bool:
-    return mask.data.shape == scan.data.shape and np.allclose(mask.affine, scan.affine, atol=1e-2)
-
-
-def _given_brain(path: str, scan: Volume) -> np.ndarray:
-    mask = volume_io.load_volume(path)
-    volume_io.check_same_shape(mask, scan)
-    if not _on_same_voxels(mask, scan):
-        raise UserError(
-            f'{path}: its affine differs from that of {scan.path}; resample it to the '
-            'scan, or mend its header'
-        )
-    return mask.data > 0
 
 
 def _padded_box(brain: np.ndarray) -> tuple[slice, slice, slice]:
@@ -178,7 +156,7 @@ class MaskFiles:
         path = self.paths[index]
         mask = volume_io.load_volume(path)
         volume = scan.volume
-        if _on_same_voxels(mask, volume):
+        if on_same_voxels(mask, volume):
             on_scan = mask.data[scan.box] > 0
         else:
             box = ndimage.find_objects(scan.brain.astype(np.uint8))[0]

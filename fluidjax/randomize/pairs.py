@@ -27,10 +27,14 @@ import numpy as np
 from scipy import ndimage
 from tqdm import tqdm
 
-from data_pipelines import scan_images, volume_io
+from data_pipelines import scan_folders, scan_images, volume_io
+from data_pipelines.scan_arguments import given_scans
 from data_pipelines.scan_folders import distinct_names
-from fluidjax.base.errors import UserError
+from fluidjax.base import disk, environment
+from fluidjax.base.cli import tell
+from fluidjax.base.errors import DiskError, UserError
 from fluidjax.base.files import write_bytes, write_text
+from fluidjax.base.names import short_name, shown
 from fluidjax.base.settings import settings_from
 from fluidjax.fluid.draws import Draw
 from fluidjax.fluid.settings import FluidSettings
@@ -47,7 +51,7 @@ class Request:
     """Pairs to make.
 
     Attributes:
-        scans: healthy, skull-stripped NIfTI files.
+        scans: files of healthy scans, and folders of them.
         settings: what to draw.
         num_pairs: pairs per scan.
         seed: of all draws.
@@ -73,6 +77,8 @@ class _Plan:
         draws: for each path of a scan, functions that return a draw.
         masks: lesion masks.
         brain: path of the brain mask, or None.
+        left_out: (file, reason) of image files in the folders given that are not scans.
+        failures: a line for each argument in which there is no scan.
     """
 
     head: dict[str, Any]
@@ -80,6 +86,8 @@ class _Plan:
     draws: dict[str, list[Callable[[], Draw]]]
     masks: MaskFiles
     brain: str | None
+    left_out: tuple[tuple[Path, str], ...] = ()
+    failures: tuple[str, ...] = ()
 
 
 def make(request: Request, out: Path, volumes: bool = True) -> Path:
@@ -98,24 +106,23 @@ def make(request: Request, out: Path, volumes: bool = True) -> Path:
     Raises:
         UserError: an output folder in use, a scan or a mask that cannot be used.
     """
-    if request.brain is not None and len(request.scans) != 1:
-        raise UserError(f'--brain belongs to one scan, and {len(request.scans)} are given')
+    found = given_scans(request.scans, out)
+    if request.brain is not None and len(found.scans) != 1:
+        raise UserError(f'--brain belongs to one scan, and {len(found.scans)} are given')
     masks = MaskFiles(request.lesions and _absolute(request.lesions))
     draws = {}
-    for number, scan in enumerate(request.scans):
-        path = _absolute(scan)
-        if path in draws:
-            raise UserError(f'{scan}: is given twice')
-        draws[path] = [
+    for number, scan in enumerate(found.scans):
+        draws[_absolute(scan)] = [
             functools.partial(draw_of, request.seed, number, i, request.settings, len(masks))
             for i in range(request.num_pairs)
         ]
     head = records.header(request.settings, request.seed, request.num_pairs)
     brain = request.brain and _absolute(request.brain)
-    return _write(_Plan(head, request.settings, draws, masks, brain), out, volumes)
+    plan = _Plan(head, request.settings, draws, masks, brain, found.left_out, found.failures)
+    return _write(plan, out, volumes)
 
 
-def _absolute(path: str) -> str:
+def _absolute(path: str | Path) -> str:
     return str(Path(path).expanduser().absolute())
 
 
@@ -160,15 +167,21 @@ def _write(plan: _Plan, out: Path, volumes: bool) -> Path:
     page, masks = out / 'draws.json', plan.masks
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f'{out} holds files already; choose another --out')
+    disk.check_output(out, '--out')
+    environment.check_devices()
     out.mkdir(parents=True, exist_ok=True)
-    scans, failed = [], []
+    scans, failed = [], {}
     with tqdm(total=sum(map(len, plan.draws.values())), desc='pairs', unit='pair') as progress:
         for path, name in names.items():
             try:
                 pairs = _paint_scan(path, plan, out / name, volumes, not scans, progress)
-            except UserError as error:
-                failed.append(str(error))
+            except Exception as error:  # one strange file must not stop the others
                 shutil.rmtree(out / name, ignore_errors=True)  # not a part of its pairs
+                if disk.is_of_disk(error):
+                    reason = disk.reason(error, out)
+                    raise DiskError(f'--out: {shown(out)}: {reason}') from error
+                what = f'{path}: failed unexpectedly ({type(error).__name__}: {error})'
+                failed[path] = str(error) if isinstance(error, UserError) else what
                 continue
             brain = plan.brain and {'path': plan.brain, 'sha256': records.checksum(plan.brain)}
             checksum = records.checksum(path)
@@ -181,15 +194,31 @@ def _write(plan: _Plan, out: Path, volumes: bool) -> Path:
         realised = [pair['realised'] for scan in scans for pair in scan['pairs']]
         write_bytes(out / 'distribution.png', distribution_figure(realised))
         write_text(page, json.dumps(content, indent=1) + '\n')
-    if failed:
-        raise UserError(f'{len(failed)} of {len(names)} scans failed: ' + '; '.join(failed))
+    _report(plan, len(scans), failed)
     return page
+
+
+def _report(plan: _Plan, used: int, failed: Mapping[str, str]) -> None:
+    """Say how many files were used, and name the others.
+
+    Raises:
+        UserError: a scan failed, or an argument named none.
+    """
+    problems = [*failed.values(), *plan.failures]
+    if used + len(plan.left_out) + len(failed) > 1:
+        for line in scan_folders.counted(used, plan.left_out, len(failed)):
+            tell(line)
+    if failed:
+        total = used + len(failed)
+        raise UserError(f'{len(failed)} of {total} scans failed: ' + '; '.join(problems))
+    if problems:
+        raise UserError('; '.join(problems))
 
 
 def _names(scans: Iterable[str]) -> dict[str, str]:
     """A folder name for each scan, from its file name and, where needed, its folders."""
     paths = list(scans)
-    names = distinct_names([Path(path) for path in paths])
+    names = [short_name(name) for name in distinct_names([Path(path) for path in paths])]
     for number, name in enumerate(names):
         if name in names[:number]:
             raise UserError(
@@ -255,6 +284,7 @@ def _save_pair(folder: Path, number: int, healthy: Healthy, pair: Pair) -> None:
         volume_io.save_like(folder / f'{number:03d}_{kind}.nii.gz', values, healthy.volume)
 
 
+@environment.single_precision
 def pseudo_pathology(
     image: scan_images.Scan,
     seed: int,

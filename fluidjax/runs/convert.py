@@ -25,8 +25,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from fluidjax.base import cli
+from fluidjax.base.disk import check_output
 from fluidjax.base.errors import UserError
-from fluidjax.base.files import new_folder
+from fluidjax.base.partial import new_folder
 from fluidjax.base.settings import differences, field_of, save_config
 from fluidjax.runs.cohort import model_grid
 from fluidjax.runs.published_names import Params
@@ -63,6 +64,7 @@ def convert(checkpoints: Sequence[Path], out: Path, config: ConfigDict) -> str:
     """
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f'{out}: is there already; choose another --out')
+    check_output(out, '--out')
     networks = _read(checkpoints, config)
     run_config = config_of(networks, config)
     if 'autoencoder' not in networks:

@@ -14,8 +14,10 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
+from fluidjax.base.disk import check_output
 from fluidjax.base.errors import UserError
 from fluidjax.base.files import write_bytes
+from fluidjax.base.names import short_name
 from fluidjax.base.subject import Subject
 from fluidjax.detect import baselines, curves, evaluate
 from fluidjax.detect.figures import Panel, subject_figure
@@ -52,9 +54,12 @@ def run_evaluation(
         Path of the report.
 
     Raises:
-        UserError: there is no trained run, or a cohort that cannot be read.
+        UserError: there is no trained run, a cohort that cannot be read, or a folder that cannot be
+            written to.
     """
     home, folder = _where_to_write(workdir, out, bool(scans))
+    for place in {home, folder}:
+        check_output(place, '--workdir' if out is None else '--out')
     run = load_run(workdir)
     cohort = open_cohort(_with_scans(run.config, workdir, scans or {}))
     if not scans:
@@ -92,7 +97,7 @@ def run_evaluation(
         spreads = rows[run.name].uncertainty
         for number, panel in enumerate(panels):
             save_panel(
-                folder / 'subjects' / panel.subject.name,
+                folder / 'subjects' / short_name(panel.subject.name),
                 panel,
                 None if spreads is None else spreads[number],
             )

@@ -22,6 +22,7 @@ from data_pipelines.grids import GRIDS
 from data_pipelines.nifti_source import PREPROCESSING_VERSION
 from data_pipelines.preprocess import WHITE_MATTER_INTENSITY
 from fluidjax.base import cli
+from fluidjax.base.disk import check_output
 from fluidjax.base.errors import UserError
 from fluidjax.base.files import parse_json
 from fluidjax.runs import card, package, thresholds
@@ -72,6 +73,7 @@ def export(workdir: Path, out: Path, half: bool = False, words: Words = Words())
         raise UserError(f'{workdir}: is a package, not a run; name the folder of a run')
     if out.suffix.lower() != '.zip' or out.is_dir():
         raise UserError(f'--out: {out} must be a file that ends in .zip')
+    check_output(out.parent, '--out')
     run = load_run(workdir)
     shared = without_folders(run.config)
     texts = {'config.json': _text(shared.to_dict())}

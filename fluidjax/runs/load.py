@@ -15,7 +15,7 @@ from fluidjax.base.errors import UserError
 from fluidjax.base.settings import check, load_config, parse_config
 from fluidjax.fluid.grid import Grid
 from fluidjax.runs.cohort import model_grid
-from fluidjax.runs.package import Package, is_package, open_package
+from fluidjax.runs.package import Package, check_not_unpacked, is_package, open_package
 from fluidjax.runs.stages import build_stages
 from fluidjax.training import checkpoint
 from fluidjax.training.loop import state_template
@@ -58,7 +58,7 @@ class Run:
         if self.package is not None:
             return self.package.texts.get(name)
         file = self.path / name
-        return file.read_text() if file.is_file() else None
+        return file.read_text('utf-8') if file.is_file() else None
 
 
 def load_run(workdir: Path, changes: Mapping[str, Any] | None = None) -> Run:
@@ -75,6 +75,7 @@ def load_run(workdir: Path, changes: Mapping[str, Any] | None = None) -> Run:
     """
     if is_package(workdir):
         return _load_package(workdir, changes or {})
+    check_not_unpacked(workdir)
     config = load_config(workdir / 'config.json')
     config.update_from_flattened_dict(changes or {})
     grid = model_grid(config)

@@ -279,6 +279,19 @@ def _check_manifest(path: Path, manifest: dict[str, Any]) -> None:
             raise UserError(f'{path}: {MANIFEST} has no field {name}; {EXPORT_AGAIN}')
 
 
+def check_not_unpacked(run: Path) -> None:
+    """Check that a folder is not the unpacked zip of a model package.
+
+    Raises:
+        UserError: it is.
+    """
+    if (run / MANIFEST).is_file() and (run / WEIGHTS).is_file():
+        raise UserError(
+            f'{run}: is an unpacked model package; give its .zip as it came, or pack it again: '
+            f'(cd {run} && python3 -m zipfile -c ../{run.resolve().name}.zip *)'
+        )
+
+
 def is_package(run: Path) -> bool:
     """Whether a path names a model package, existing or not, rather than a run's folder."""
     return run.is_file() or (run.suffix.lower() == '.zip' and not run.is_dir())

@@ -12,6 +12,7 @@ import jax
 from ml_collections import ConfigDict
 
 from fluidjax.base import cli, files
+from fluidjax.base.disk import check_output
 from fluidjax.base.errors import UserError
 from fluidjax.base.settings import differences, load_config, save_config, settings_from
 from fluidjax.detect.anomaly_map import MapSettings
@@ -56,13 +57,16 @@ def train(
         saved: called after each checkpoint was written.
 
     Raises:
-        UserError: a field that does not fit, data that cannot be read, a workdir with another run
-            or in which another command trains, or a loss that is not finite.
+        UserError: a field that does not fit, data that cannot be read, a workdir that cannot be
+            written to, with another run or in which another command trains, or a loss that is not
+            finite.
         Stopped: a signal asked for it; the run is saved.
     """
     with contextlib.ExitStack() as opened:
         stop = opened.enter_context(StopRequest())
         with parallel.together():
+            if parallel.is_first():
+                check_output(workdir, '--workdir')
             stages, feeds, cohort = _open_run(config, workdir)
             if parallel.is_first():
                 advice = 'another command trains here; wait for it or choose another --workdir'
@@ -102,7 +106,7 @@ def _open_run(config: ConfigDict, workdir: Path) -> tuple[tuple[Stage, ...], lis
 
 def _write_identity(config: ConfigDict, cohort: Any, workdir: Path) -> None:
     path = workdir / 'cohort.json'
-    check_cohort_of(workdir, path.read_text() if path.is_file() else None, cohort)
+    check_cohort_of(workdir, path.read_text('utf-8') if path.is_file() else None, cohort)
     save_config(workdir / 'config.json', config)
     files.write_json(path, identity(cohort))
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from fluidjax.base import cli
+from fluidjax.base.disk import check_output
 from fluidjax.base.settings import changed_config
 from fluidjax.base.trials import Fields
 from fluidjax.training import cluster
@@ -62,8 +63,11 @@ def main() -> None:
         )
     from fluidjax.runs.bucket import is_bucket
 
-    if is_bucket(WORKDIR.value) and (WORKERS.value > 1 or SLURM.value):
+    local = not is_bucket(WORKDIR.value)
+    if not local and (WORKERS.value > 1 or SLURM.value):
         raise cli.UserError('--workdir: several workers need a folder on a disk, not in a bucket')
+    if local and (SLURM.value or WORKERS.value > 1) and not DRY_RUN.value:
+        check_output(Path(WORKDIR.value).expanduser(), '--workdir')
     if SLURM.value:
         _submit_to_slurm()
     elif TPU.value:
@@ -126,6 +130,9 @@ def _sweep_here() -> None:
 
     config = CONFIG.value
     with mirrored_folder(WORKDIR.value) as (workdir, saved):
+        with parallel.together():
+            if parallel.is_first():
+                check_output(workdir, '--workdir')
         if 'sweep' in config:
             trials, score, write = _store(config.sweep, workdir), config.sweep.score, report.write
             configure = lambda fields: changed_config(config.sweep.base, fields)

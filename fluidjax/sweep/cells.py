@@ -23,7 +23,9 @@ from ml_collections import ConfigDict
 
 from configs.methods import config_of
 from fluidjax.base import cli
-from fluidjax.base.files import new_folder, write_bytes, write_text
+from fluidjax.base.disk import check_output
+from fluidjax.base.files import write_bytes, write_text
+from fluidjax.base.partial import new_folder
 from fluidjax.base.subject import Subject
 from fluidjax.detect import evaluate
 from fluidjax.detect.scores import COHORT_SCORES
@@ -68,6 +70,7 @@ def run(cells: Cells, scale: str, seeds: Sequence[int], workdir: Path, folders: 
         workdir: folder of the benchmark.
         folders: of the user.
     """
+    check_output(workdir, '--workdir')
     for seed in seeds:
         for number, (name, cell) in enumerate(cells.items(), 1):
             path = scores_path(workdir, name, seed)
@@ -146,7 +149,7 @@ def _copy_folder(source: Path, target: Path) -> None:
 def training_seconds(folder: Path) -> float:
     """The time of a run's training without its interruptions and without a shared autoencoder."""
     seconds, last = 0.0, {}
-    for line in (folder / 'metrics.jsonl').read_text().splitlines():
+    for line in (folder / 'metrics.jsonl').read_text('utf-8').splitlines():
         logged = json.loads(line)
         if 'seconds_per_step' not in logged:  # a validation loss
             continue

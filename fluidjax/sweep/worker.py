@@ -17,7 +17,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from fluidjax.base import cli
-from fluidjax.base.errors import RESUME_ME, Stopped, UserError
+from fluidjax.base.disk import is_of_disk
+from fluidjax.base.errors import RESUME_ME, DiskError, Stopped, UserError
 from fluidjax.base.files import read_json
 from fluidjax.base.trials import Fields
 from fluidjax.sweep.store import TrialStore
@@ -121,9 +122,13 @@ def _result(
         cli.tell(f'{folder.name}: ' + ', '.join(f'{key}={value}' for key, value in fields.items()))
     try:
         scores = do_trial(configure(fields), folder, saved)
+    except DiskError:  # the other trials could not be written either
+        raise
     except UserError as error:
         return {'error': str(error)}
     except Exception as error:
+        if is_of_disk(error):
+            raise
         if not parallel.is_alone():  # the other processes would wait for this one for ever
             raise
         traceback.print_exc()

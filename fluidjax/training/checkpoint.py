@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-from fluidjax.base.errors import UserError
+from fluidjax.base.errors import DiskError, UserError
 
 KEPT = 2
 METRIC = 'validation_loss'
 # What orbax and tensorstore raise for a checkpoint that is incomplete or of another tree.
+_OF_DISK = 'No space left|Read-only file system|quota exceeded'
 UNREADABLE = (ValueError, KeyError, TypeError, OSError, AttributeError)
 
 
@@ -58,6 +60,16 @@ def _options(writes: bool, in_background: bool = False) -> ocp.CheckpointManager
 def _quieten() -> None:
     """Keep orbax from printing traces of errors that it also raises."""
     logging.getLogger('absl').setLevel(logging.CRITICAL)
+    if sys.unraisablehook is sys.__unraisablehook__:  # not that of a debugger or a test
+        sys.unraisablehook = _without_echoes
+
+
+def _without_echoes(problem: Any) -> None:
+    """Print an error of a thread, but not those of tensorstore after orbax has given up on a file:
+    one for each array, on a full disk hundreds.
+    """
+    if str(problem.exc_value) != 'Event loop is closed':
+        sys.__unraisablehook__(problem)
 
 
 def _reason(error: Exception) -> str:
@@ -168,7 +180,7 @@ class Writer:
             raise
         except Exception as error:  # errors of the file system come as many types
             reason = getattr(error, 'strerror', None) or _reason(error)
-            raise UserError(
+            raise (DiskError if re.search(_OF_DISK, reason) else UserError)(
                 f'{self._directory}: cannot write the checkpoint ({reason}); free space or choose '
                 'another --workdir, then start again to resume'
             ) from error

@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -53,6 +54,8 @@ class RunLog:
         _drop_later_lines(path, stage, start_step)
         self._stage, self._mirror = stage, mirror
         self._lines = path.open('a', buffering=1)
+        if threading.excepthook is threading.__excepthook__:  # not that of a debugger or a test
+            threading.excepthook = _without_events
         self._events = tensorboardX.SummaryWriter(
             str(workdir / 'tensorboard' / stage), purge_step=start_step + 1
         )
@@ -72,7 +75,12 @@ class RunLog:
 
     def __exit__(self, *_: object) -> None:
         self._bar.close()
-        self._events.close()
+        writers = list((self._events.all_writers or {}).values())
+        try:
+            self._events.close()
+        except OSError:  # reported by the other files; it would be tried again at exit
+            for writer in writers:
+                writer.event_writer.close = lambda: None
         self._lines.close()
 
     def advance(self, steps: int) -> None:
@@ -106,6 +114,14 @@ class RunLog:
         self._events.add_image(f'{self._stage}/{name}', image, step, dataformats='HWC')
 
 
+def _without_events(problem: Any) -> None:
+    """Print an error of a thread, but not of the one that writes TensorBoard's file: a disk that it
+    cannot write to is reported by the other files of the run.
+    """
+    if not type(problem.thread).__module__.startswith('tensorboardX'):
+        threading.__excepthook__(problem)
+
+
 class NoLog:
     """Replaces `RunLog` in the processes that do not write."""
 
@@ -130,7 +146,7 @@ def _drop_later_lines(path: Path, stage: str, step: int) -> None:
     if not path.is_file():
         return
     kept = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text('utf-8').splitlines():
         try:
             record = json.loads(line)
         except json.JSONDecodeError:  # the last line of a run that was killed while writing it

@@ -142,71 +142,6 @@ def test_interrupted_build_is_not_taken_for_a_whole_one(bids, tmp_path, write_sc
     assert _build(bids, tmp_path).sizes['train'] == 4
 
 
-def _touch(folder, *names):
-    for name in names:
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b'x')
-    return folder
-
-
-@pytest.mark.parametrize(
-    'files, expected',
-    [
-        (
-            ['a.nii', 'b.nii.gz', 'b_lesion.nii.gz', '.c.nii', 'notes.txt'],
-            {'a': None, 'b': 'b_lesion.nii.gz'},
-        ),
-        (
-            ['p1_t1.nii', 'p1_mask.nii', 'p10_t1.nii', 'p10-roi.nii'],
-            {'p1_t1': 'p1_mask.nii', 'p10_t1': 'p10-roi.nii'},
-        ),
-        (
-            ['one/T1.nii', 'one/lesion.nii', 'two/T1.nii'],
-            {'one_T1': 'one/lesion.nii', 'two_T1': None},
-        ),
-        (['one/anat.nii', 'one/manual_seg.nii'], {'anat': 'one/manual_seg.nii'}),
-        (['a.nii', 'a_brain_mask.nii', 'a_masked.nii'], {'a': None, 'a_masked': None}),
-        (
-            ['sub-1_ses-1_T1w.nii', 'sub-1_FLAIR.nii', 'sub-1_label-lesion_roi.nii'],
-            {'sub-1_ses-1': 'sub-1_label-lesion_roi.nii'},
-        ),
-    ],
-)
-def test_scans_and_masks_are_told_apart(tmp_path, files, expected):
-    cases = scan_folders.find_cases(_touch(tmp_path, *files), 'data_dir')
-    found = {c.name: c.mask and str(c.mask.relative_to(tmp_path)) for c in cases}
-    assert found == expected
-
-
-@pytest.mark.parametrize(
-    'files, expected',
-    [
-        (['a.nii', 'x/b.nii'], ['a', 'b']),
-        (['x/a.nii', 'y/a.nii', 'z/b.nii'], ['x_a', 'y_a', 'b']),
-        (['1/x/a.nii', '2/x/a.nii', 'y/a.nii'], ['1_x_a', '2_x_a', 'y_a']),
-        (['x/a.nii', 'x/a.nii.gz'], ['a', 'a']),
-    ],
-)
-def test_names_get_the_folders_that_they_need(tmp_path, files, expected):
-    names = scan_folders.distinct_names([tmp_path / file for file in files])
-    assert names == expected
-    assert scan_folders.numbered(['a', 'b', 'a']) == ['a', 'b', 'a_2']
-
-
-@pytest.mark.parametrize(
-    'files, says',
-    [
-        (['notes.txt'], r'data_dir: found no scans.*\*_T1w.nii.*\*.nii.gz'),
-        (['a_lesion.nii'], 'found only masks'),
-        (['a.nii', 'b.nii', 'c_lesion.nii'], 'c_lesion.nii.*belongs to no scan'),
-    ],
-)
-def test_folder_errors(tmp_path, files, says):
-    with pytest.raises(UserError, match=says):
-        scan_folders.find_cases(_touch(tmp_path, *files), 'data_dir')
-
-
 def test_missing_folder(tmp_path):
     with pytest.raises(UserError, match='data_dir: .*nowhere is not a folder'):
         _build(tmp_path / 'nowhere', tmp_path)
@@ -229,8 +164,24 @@ def _case_error(tmp_path, write_scan, mask, says):
         records.make(case, source)
 
 
-def test_mask_of_another_shape(tmp_path, write_scan, lesion_mask):
-    _case_error(tmp_path, write_scan, lesion_mask[1:], 'a_mask.nii: mask of shape')
+def test_mask_of_another_place(tmp_path, write_scan, lesion_mask):
+    _case_error(tmp_path, write_scan, lesion_mask[14:], 'a_mask.nii: lesion mask of shape.*42 %')
+
+
+def test_mask_outside_the_brain(tmp_path, write_scan, lesion_mask):
+    outside = np.zeros_like(lesion_mask)
+    outside[:3, :3, :3] = 1
+    _case_error(tmp_path, write_scan, outside, 'a_mask.nii: 0 % of this lesion mask lie in the')
+
+
+def test_a_healthy_scan_of_another_contrast_is_refused(bids, tmp_path, write_scan, mni_at_8mm):
+    inverse = np.where(mni_at_8mm[0] > 0, 1200 - mni_at_8mm[0], 0).astype(np.float32)
+    path = write_scan(bids / 'sub-03/anat/sub-03_T1w.nii.gz', inverse)
+    with pytest.raises(UserError, match='sub-03_T1w.nii.gz: contrast is not .*as a healthy scan'):
+        _build(bids, tmp_path)
+    path.unlink()
+    write_scan(bids / 'sub-06/anat/sub-06_T1w.nii.gz', inverse)
+    assert _build(bids, tmp_path).sizes == {'train': 3, 'validation': 1, 'test': 1}
 
 
 def test_brain_mask_is_not_a_lesion(tmp_path, write_scan, mni_at_8mm):

@@ -165,7 +165,10 @@ def test_real_scan_is_aligned(shared_dir):
     'change, says',
     [
         ({'registration': 'rigid'}, "choose 'affine' or 'none'"),
-        ({'lesion': Volume(np.ones((3, 3, 3), np.float32), np.eye(4), 'm.nii')}, 'm.nii.*shape'),
+        (
+            {'lesion': Volume(np.ones((3, 3, 3), np.float32), np.eye(4), 'm.nii')},
+            'm.nii.*elsewhere',
+        ),
         (
             {'scan': Volume(np.full((9, 9, 9), 3.0, np.float32), np.eye(4), 's.nii')},
             's.nii.*constant',

@@ -6,6 +6,8 @@ standard deviations. The deterministic samplers are held to it, and to their ord
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -40,14 +42,15 @@ def noise(seed, shape=(4, 8, 8, 8, 2)):
 @pytest.mark.parametrize('prediction', sch.PREDICTIONS)
 def test_ddim_from_pure_noise_gives_the_data(prediction):
     denoise = best_denoiser(prediction, variance_channels=prediction == 'eps')
-    out = samplers.ddim(denoise, SCHEDULE, noise(0), 1000, 50, prediction)
+    out = jax.jit(lambda x: samplers.ddim(denoise, SCHEDULE, x, 1000, 50, prediction))(noise(0))
     assert abs(out.mean() - MEAN) < 0.02
     assert abs(out.std() - SCALE) < 0.03
 
 
 @pytest.mark.parametrize('learned', [False, True])
 def test_ddpm_gives_the_data(learned):
-    out = samplers.ddpm(best_denoiser('eps', learned), SCHEDULE, noise(1), 1000, jax.random.key(2))
+    denoise, key = best_denoiser('eps', learned), jax.random.key(2)
+    out = jax.jit(lambda x: samplers.ddpm(denoise, SCHEDULE, x, 1000, key))(noise(1))
     assert abs(out.mean() - MEAN) < 0.03
     assert abs(out.std() - SCALE) < 0.03
 
@@ -55,9 +58,10 @@ def test_ddpm_gives_the_data(learned):
 def test_one_step_is_the_conditional_mean():
     x0 = MEAN + SCALE * noise(6)
     x_t = sch.q_sample(SCHEDULE, x0, jnp.full(4, 249), noise(7))
-    one = samplers.one_step(best_denoiser('v'), SCHEDULE, x_t, 250, 'v')
+    denoise = best_denoiser('v')
+    one = jax.jit(lambda x: samplers.one_step(denoise, SCHEDULE, x, 250, 'v'))(x_t)
     np.testing.assert_allclose(one, best_denoiser('x0')(x_t, jnp.full(4, 249)), atol=1e-4)
-    single = samplers.ddim(best_denoiser('v'), SCHEDULE, x_t, 250, 1, 'v')
+    single = jax.jit(lambda x: samplers.ddim(denoise, SCHEDULE, x, 250, 1, 'v'))(x_t)
     np.testing.assert_allclose(one, single, atol=1e-5)
     assert jnp.abs(one - x0).mean() < jnp.abs(x_t - x0).mean()
 
@@ -65,10 +69,10 @@ def test_one_step_is_the_conditional_mean():
 def test_scan_equals_the_steps_one_by_one():
     short, key, x = sch.respace(SCHEDULE, [0, 5, 400]), jax.random.key(8), noise(9)
     denoise = best_denoiser('eps')
-    scanned = samplers.ddpm(denoise, short, x, 3, key)
+    scanned = jax.jit(lambda x: samplers.ddpm(denoise, short, x, 3, key))(x)
+    one_step = jax.jit(functools.partial(samplers.ddpm_step, denoise, short))
     for step, step_key in zip((2, 1, 0), jax.random.split(key, 3)):
-        drawn = jax.random.normal(step_key, x.shape)
-        x = samplers.ddpm_step(denoise, short, x, step, drawn)
+        x = one_step(x, step, jax.random.normal(step_key, x.shape))
     np.testing.assert_allclose(scanned, x, rtol=1e-4, atol=1e-5)
 
 
@@ -90,7 +94,7 @@ def test_the_bound_trains_the_variance_only():
     def bound(output, v):
         return losses.variational_bound(SCHEDULE, 'eps', output, v, x0, x_t, t).sum()
 
-    to_output, to_v = jax.grad(bound, (0, 1))(0.9 * eps, jnp.zeros_like(eps))
+    to_output, to_v = jax.jit(jax.grad(bound, (0, 1)))(0.9 * eps, jnp.zeros_like(eps))
     assert jnp.all(to_output == 0)
     assert jnp.all(jnp.isfinite(to_v)) and jnp.any(to_v != 0)
 
@@ -122,10 +126,19 @@ def on_the_flow(start, mean, scale):
 
 
 def flow_error(sampler, count, start=1000, mean=0.0, scale=1.0):
-    x_t, exact = on_the_flow(start, mean, scale)
-    denoise = best_denoiser('v', mean=mean, scale=scale)
-    x0 = jax.jit(lambda x: sampler(denoise, SCHEDULE, x, start, count, 'v'))(x_t)
-    return float(jnp.abs(x0 - exact).max())
+    return float(_flow_error(sampler, count)(start, mean, scale))
+
+
+@functools.cache
+def _flow_error(sampler, count):
+    """The compiled error of a sampler; start, mean and scale are its inputs."""
+
+    def error(start, mean, scale):
+        x_t, exact = on_the_flow(start, mean, scale)
+        denoise = best_denoiser('v', mean=mean, scale=scale)
+        return jnp.abs(sampler(denoise, SCHEDULE, x_t, start, count, 'v') - exact).max()
+
+    return jax.jit(error)
 
 
 @pytest.mark.parametrize('sampler,order', [(samplers.ddim, 1), (samplers.dpmpp, 2)])
@@ -235,9 +248,10 @@ def test_a_step_across_others_is_the_step_of_the_respaced_process(name):
     def denoise(x, t):
         return jnp.concatenate([best_denoiser('eps')(x, t), jnp.sin(x)], axis=-1)
 
+    across = jax.jit(lambda t, to: step(denoise, SCHEDULE, x, t, *extra, to=to))
+    respaced = jax.jit(lambda index: step(denoise, short, x, index, *extra))
     for index, (t, to) in enumerate([(3, -1), (45, 3), (400, 45)]):
-        long = step(denoise, SCHEDULE, x, t, *extra, to=to)
-        np.testing.assert_allclose(long, step(denoise, short, x, index, *extra), atol=2e-4)
+        np.testing.assert_allclose(across(t, to), respaced(index), atol=2e-4)
 
 
 @pytest.mark.parametrize(

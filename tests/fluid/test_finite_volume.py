@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from heads import blob, head, orders, places_mm, quick_jit, split
+from heads import blob, head, orders, places_mm, split
 
 from fluidjax.base.errors import UserError
 from fluidjax.fluid import FluidSettings, Grid
@@ -46,7 +46,7 @@ def test_order_in_space_of_a_wave_carried_a_quarter_around(advection, least, mos
         P = _solve(_uniform(grid, speed, 0.0), grid, advection, P0, 0.25, n)
         return jnp.mean(jnp.abs(P - jnp.roll(P0, n // 4, axis=0)))
 
-    errors = quick_jit(lambda speed: [apart(n, speed) for n in (32, 64, 128)])(96.0)
+    errors = jax.jit(lambda speed: [apart(n, speed) for n in (32, 64, 128)])(96.0)
     measured = orders(errors)
     assert np.all((least < measured) & (measured < most)), (errors, measured)
     assert errors[-1] < error
@@ -61,7 +61,7 @@ def test_diffusion_of_a_cosine_decays_at_its_rate_at_second_order():
         P = _solve(faces, grid, 'koren', P0, 1.0 / rate, n**2)
         return jnp.max(jnp.abs(P - P0 * jnp.exp(-1.0)))
 
-    errors = quick_jit(lambda D: [apart(n, D) for n in (8, 16, 32)])(5.0)
+    errors = jax.jit(lambda D: [apart(n, D) for n in (8, 16, 32)])(5.0)
     assert np.all(np.abs(orders(errors) - 2.0) < 0.15), (errors, orders(errors))
 
 
@@ -71,7 +71,7 @@ def test_a_turn_about_the_centre_brings_a_blob_back():
     flow = FaceFlow((jnp.float32(centre - y), jnp.float32(x - centre)))
     P0 = blob(grid, (67.0, 47.0), 12.0)
 
-    @quick_jit
+    @jax.jit
     def turned(P0):
         steps = int(np.ceil(2 * np.pi * 2 * 96.0 / 2.0))  # |Vx| + |Vy| is below 96
         return [_solve(flow, grid, 'koren', P0, turns * 2 * np.pi, steps) for turns in (0.5, 1.0)]
@@ -85,7 +85,7 @@ def test_a_turn_about_the_centre_brings_a_blob_back():
 def _flows(grid, confined):
     brain = head(grid)[1] if confined else None
     settings = FluidSettings(diffusion_scale=100.0)
-    return quick_jit(jax.vmap(lambda k: face_flow(k, grid, settings, brain)))(split(0, DRAWS))
+    return jax.jit(jax.vmap(lambda k: face_flow(k, grid, settings, brain)))(split(0, DRAWS))
 
 
 @functools.cache
@@ -97,7 +97,7 @@ def _stepper(grid, advection, integrator):
         f = right_hand_side(flow, grid, advection)
         return trajectory(lambda P: INTEGRATORS[integrator](f, P, dt), P0, STEPS)
 
-    return quick_jit(jax.vmap(one, in_axes=(0, 0, None)))
+    return jax.jit(jax.vmap(one, in_axes=(0, 0, None)))
 
 
 def _carried(grid, advection, integrator, confined=True, diffusing=False, factor=1.0):
@@ -141,7 +141,7 @@ def test_the_steps_there_are_suffice_for_nearly_every_flow(grid, advection):
         settings = FluidSettings(
             scheme=advection, border_mm=16.0 * confined, diffusion_scale=100.0, cfl=0.95
         )
-        step = quick_jit(jax.vmap(lambda flow: stable_time_step(flow, grid, advection, 0.95)))
+        step = jax.jit(jax.vmap(lambda flow: stable_time_step(flow, grid, advection, 0.95)))
         needed = settings.transport_time[1] / np.asarray(step(_flows(grid, confined)))
         assert np.mean(needed <= settings.num_steps(grid)) > 0.95
         assert settings.num_steps(grid) < 8 * np.median(needed)  # nor are they wasted
@@ -173,7 +173,7 @@ def test_a_periodic_flow_keeps_the_mass():
 def test_a_pattern_that_leaves_one_face_enters_at_the_other():
     P0 = blob(ROUND, (72.0, 72.0), 30.0)
     flow = _uniform(ROUND, 9.0, -8.0)  # a voxel a unit of time
-    moved = np.asarray(quick_jit(lambda P: _solve(flow, ROUND, 'koren', P, 8.0, 100))(P0))
+    moved = np.asarray(jax.jit(lambda P: _solve(flow, ROUND, 'koren', P, 8.0, 100))(P0))
     expected = np.roll(P0, (8, -8), axis=(0, 1))
     assert moved[0].max() > 0.7 and moved[-1].max() > 0.7  # it lies across the seam
     assert np.abs(moved - expected).sum() < 0.1 * P0.sum()
@@ -182,7 +182,7 @@ def test_a_pattern_that_leaves_one_face_enters_at_the_other():
 @pytest.mark.parametrize('advection', ADVECTIONS)
 def test_a_constant_is_not_changed_by_any_flow(advection):
     flow = jax.tree.map(lambda field: field[0], _flows(GRID, False))
-    change = quick_jit(right_hand_side(flow, GRID, advection))(np.full(GRID.shape, 0.7, np.float32))
+    change = jax.jit(right_hand_side(flow, GRID, advection))(np.full(GRID.shape, 0.7, np.float32))
     np.testing.assert_array_equal(change, 0.0)
 
 
@@ -190,7 +190,7 @@ def test_a_constant_is_not_changed_by_any_flow(advection):
 def test_a_slope_is_carried_exactly(advection):
     slopes, speeds = (0.5, -0.2, 0.1), (3.0, 2.0, -4.0)
     P = np.float32(np.tensordot(slopes, places_mm(GRID), 1))
-    change = quick_jit(right_hand_side(_uniform(GRID, *speeds), GRID, advection))(P)
+    change = jax.jit(right_hand_side(_uniform(GRID, *speeds), GRID, advection))(P)
     inner = np.s_[2:-2, 2:-2, 2:-2]
     np.testing.assert_allclose(change[inner], -np.dot(slopes, speeds), rtol=1e-4)
 
@@ -198,7 +198,7 @@ def test_a_slope_is_carried_exactly(advection):
 def test_the_stable_step_is_the_inverse_of_what_a_voxel_exchanges():
     grid = Grid((6, 6), (1.0, 2.0), 'periodic')
 
-    @quick_jit
+    @jax.jit
     def rates(up, down, D):
         flow, still = _uniform(grid, up, down), _uniform(grid, 0.0 * up, 0.0 * down)
         diffusing = FaceFlow(None, (jnp.full(grid.shape, D),) * 2)

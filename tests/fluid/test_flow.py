@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from heads import head, orders, quick_jit, split
+from heads import head, orders, split
 
 from fluidjax.fluid import FluidSettings, Grid
 from fluidjax.fluid.flow import (
@@ -46,7 +46,7 @@ def _faces(grid, confined):
         flow = face_flow(key, grid, SETTINGS, brain)
         return flow, face_divergence(flow, grid) * min(grid.spacing)
 
-    return jax.tree.map(np.asarray, quick_jit(jax.vmap(one))(split(0, DRAWS)))
+    return jax.tree.map(np.asarray, jax.jit(jax.vmap(one))(split(0, DRAWS)))
 
 
 @functools.cache
@@ -54,7 +54,7 @@ def _velocities(grid, confined):
     """V (draws, x, y (, z), d) of many keys at the voxels."""
     brain = head(grid)[1] if confined else None
     one = lambda key: node_velocity(key, grid, grid, SETTINGS, brain)
-    return np.asarray(quick_jit(jax.vmap(one))(split(0, DRAWS)))
+    return np.asarray(jax.jit(jax.vmap(one))(split(0, DRAWS)))
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_the_three_potentials_are_independent_and_the_published_ones_are_not():
     along_111 = np.abs(V.sum(axis=-1)).max(axis=(1, 2, 3)) / np.abs(V).max(axis=(1, 2, 3, 4))
     assert along_111.min() > 0.3
     grid = Grid((10, 12, 9))
-    published = quick_jit(lambda key: published_velocity(key, grid, (2, 2, 2), 1.0))
+    published = jax.jit(lambda key: published_velocity(key, grid, (2, 2, 2), 1.0))
     V = np.asarray(published(jax.random.key(0)))
     assert np.abs(V.sum(axis=-1)).max() < 1e-5 * np.abs(V).max() and np.abs(V).max() > 0.1
 
@@ -119,7 +119,7 @@ def test_flows_of_many_keys_are_independent():
 
 def test_a_flow_is_the_same_at_every_resolution():
     coarse, fine = Grid((11, 12), (8.0, 8.0)), Grid((22, 24), (4.0, 4.0))
-    velocity = quick_jit(node_velocity, static_argnums=(1, 2, 3))
+    velocity = jax.jit(node_velocity, static_argnums=(1, 2, 3))
     V = [velocity(jax.random.key(1), grid, grid, SETTINGS) for grid in (coarse, fine)]
     np.testing.assert_allclose(V[1][::2, ::2], V[0], atol=1e-4)
 
@@ -137,7 +137,7 @@ def test_faces_and_nodes_tell_of_one_flow_and_agree_at_second_order(confined, le
             centred = [(s + jnp.roll(s, 1, axis)) / 2 for axis, s in enumerate(speeds)]
             return jnp.mean(jnp.abs(jnp.stack(centred, axis=-1) - V)[1:, 1:])
 
-        errors.append(np.mean(quick_jit(jax.vmap(apart))(split(3, 4))))
+        errors.append(np.mean(jax.jit(jax.vmap(apart))(split(3, 4))))
     assert errors[-1] < 0.05 and orders(errors) > least, (errors, orders(errors))
 
 

@@ -1,16 +1,17 @@
 """The flow's own map: tracing, interpolation and the one gather, on flows known exactly."""
 
+import jax
 import numpy as np
 import pytest
-from heads import blob, orders, places_mm, quick_jit
+from heads import blob, orders, places_mm
 
 from fluidjax.fluid import Grid, flow_map
 from fluidjax.fluid.flow_map import cubic_weights
 
 MESHES = [Grid((9, 11), (4.0, 3.2)), Grid((9, 11, 7), (4.0, 3.2, 5.0))]
-carry = quick_jit(flow_map.carry, static_argnums=2)
-trace_back = quick_jit(flow_map.trace_back, static_argnums=(1, 2, 4))
-to_voxels = quick_jit(flow_map.to_voxels, static_argnums=(1, 2))
+carry = jax.jit(flow_map.carry, static_argnums=2)
+trace_back = jax.jit(flow_map.trace_back, static_argnums=(1, 2, 4))
+to_voxels = jax.jit(flow_map.to_voxels, static_argnums=(1, 2))
 
 
 def _middle(grid):

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from heads import box, head, quick_jit, split
+from heads import box, head, split
 
 from fluidjax.fluid import FluidSettings, Grid, draw_pair, randomize_drawn
 
@@ -119,7 +119,7 @@ def test_every_pair_is_sound(case):
         draw = draw_pair(key, settings, 0 if bank is None else len(bank))
         return draw.diseased, randomize_drawn(draw, image, brain, grid, settings, bank)
 
-    run, rng, brains = quick_jit(jax.vmap(one)), np.random.default_rng(0), _brains(grid)
+    run, rng, brains = jax.jit(jax.vmap(one)), np.random.default_rng(0), _brains(grid)
     images = np.float32(brains * rng.uniform(0.2, 1.0, brains.shape))
     for keys in split(1, DRAWS).reshape(-1, BATCH):
         kind = rng.integers(len(brains), size=BATCH)

@@ -36,7 +36,7 @@ def _programs():
     """The draws of many keys, and the pairs of given draws."""
     draw = jax.vmap(lambda key: draw_pair(key, ALWAYS, len(BANK)))
     pair = lambda draw, image, brain, bank: randomize_drawn(draw, image, brain, GRID, ALWAYS, bank)
-    return quick_jit(draw)(split(0, DRAWS)), quick_jit(jax.vmap(pair, in_axes=(0, *[None] * 3)))
+    return jax.jit(draw)(split(0, DRAWS)), quick_jit(jax.vmap(pair, in_axes=(0, *[None] * 3)))
 
 
 def _pairs(image=IMAGE, brain=BRAIN, bank=BANK, from_bank=False, bank_index=None, **changed):
@@ -74,7 +74,7 @@ def _check(pairs, brain, settings=ALWAYS):
 
 def test_a_batch_is_the_draws_of_its_keys():
     batch = lambda volume: np.repeat(volume[None, ..., None], DRAWS, axis=0)
-    many = quick_jit(lambda key: randomize_batch(key, batch(IMAGE), batch(BRAIN), GRID, ALWAYS))
+    many = jax.jit(lambda key: randomize_batch(key, batch(IMAGE), batch(BRAIN), GRID, ALWAYS))
     for together, one_by_one in zip(many(jax.random.key(0)), _pairs()[0]):
         np.testing.assert_allclose(together[..., 0], one_by_one, atol=1e-4)
 
@@ -161,7 +161,7 @@ def _painted(image, settings, **changed):
     """`paint_drawn` of many lesions with no spread: images, the lesions P, the draws."""
     pairs, draws = _pairs(image, **changed, u_spread=0.0)
     one = lambda draw, P, mask: paint_drawn(draw, image, BRAIN, P, mask, GRID, settings)
-    painted = quick_jit(jax.vmap(one))(draws, pairs.probability, pairs.mask)
+    painted = jax.jit(jax.vmap(one))(draws, pairs.probability, pairs.mask)
     return np.asarray(painted), pairs.probability, draws
 
 
@@ -219,7 +219,7 @@ def test_the_spread_is_a_quarter_of_the_mean_at_most():
 def _pusher(share):
     settings = FluidSettings(mass_effect=share, border_mm=0.0)
     one = lambda draw, image, P, mask: paint_drawn(draw, image, BRAIN, P, mask, GRID, settings)
-    return quick_jit(jax.vmap(one, in_axes=(0, None, 0, 0)))
+    return jax.jit(jax.vmap(one, in_axes=(0, None, 0, 0)))
 
 
 def _pushed(share, image):
@@ -255,7 +255,7 @@ def test_transport_changes_the_lesion_and_no_time_leaves_the_seed():
 
 def test_a_lesion_that_left_the_brain_is_painted_where_it_was_seeded():
     settings = dataclasses.replace(ALWAYS, border_mm=0.0, velocity_scale=10_000.0, min_peak=1.0)
-    lesion = quick_jit(jax.vmap(lambda draw: lesion_of(draw, BRAIN, GRID, settings)[0]))
+    lesion = jax.jit(jax.vmap(lambda draw: lesion_of(draw, BRAIN, GRID, settings)[0]))
     draws = _programs()[0]
     moved, still = (np.asarray(lesion(draws._replace(time=time * draws.time))) for time in (1, 0))
     assert np.mean((moved == still).all(axis=(1, 2))) > 0.5

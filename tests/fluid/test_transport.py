@@ -29,7 +29,9 @@ def _carrier(grid, settings, confined):
         traces.append(None)
         return transport(P0, key, time, grid, settings, mask)
 
-    return quick_jit(jax.vmap(one, in_axes=(None, 0, 0))), traces
+    # Where there are many voxels, running without optimisation takes longer than optimising.
+    compiled = quick_jit if grid == FINE[3] else jax.jit
+    return compiled(jax.vmap(one, in_axes=(None, 0, 0))), traces
 
 
 def _carried(grid, settings, P0, times=TIMES, keys=KEYS, confined=True):
@@ -148,7 +150,7 @@ def test_gradients_are_finite_and_right(settings):
     def reached(P0, time):
         return jnp.sum(weight * transport(P0, key, time, grid, settings, brain))
 
-    slope = quick_jit(jax.value_and_grad(reached, argnums=(0, 1)))
+    slope = jax.jit(jax.value_and_grad(reached, argnums=(0, 1)))
     by_P0, by_time = slope(P0, time)[1]
     assert np.isfinite(by_P0).all() and np.isfinite(by_time)
     above, below = (slope(P0 + s * direction, time)[0] for s in (0.05, -0.05))

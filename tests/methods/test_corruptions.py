@@ -26,14 +26,12 @@ from fluidjax.methods.corruptions import (
     soft_weight,
 )
 
-# A quarter of the usual compile time; the programs here are small and run as fast.
-quick_jit = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 1})
 GRID = Grid((16, 16, 16), (8.0, 8.0, 8.0))
 FLAT = Grid((20, 20, 10), (4.0, 4.0, 8.0))
 FINE = Grid((24, 24, 24), (2.0, 2.0, 2.0))
 SETTINGS = CorruptionSettings()
 MANY = 160
-batch_jit = quick_jit(corrupt_batch, static_argnums=(3, 4))
+batch_jit = jax.jit(corrupt_batch, static_argnums=(3, 4))
 
 
 def places(grid):
@@ -70,7 +68,7 @@ def blend_inputs():
     return target, source, region
 
 
-blend_jit = quick_jit(lambda t, s, r, usable: poisson_blend(t, s, r, SPACING, 60, usable))
+blend_jit = jax.jit(lambda t, s, r, usable: poisson_blend(t, s, r, SPACING, 60, usable))
 EVERYWHERE = np.ones(SHAPE, bool)
 
 
@@ -143,7 +141,7 @@ def deformed(outward):
     blob = np.exp(-((places(FINE) - beside) ** 2).sum(-1) / 4.0**2).astype(np.float32)
     core = np.float32(np.asarray(region.depth) < 0.4)
     everywhere = np.ones(FINE.shape, bool)
-    one = quick_jit(jax.vmap(lambda v: deform(v, everywhere, region, FINE, 1.0, outward)))
+    one = jax.jit(jax.vmap(lambda v: deform(v, everywhere, region, FINE, 1.0, outward)))
     return region, (blob, core), np.asarray(one(np.stack([blob, core])))
 
 
@@ -162,7 +160,7 @@ def test_sink_draws_content_to_the_centre_and_source_pushes_it_away(outward, sig
 def fine_regions():
     """Random regions on a fine grid, one a key along the first axis."""
     settings = CorruptionSettings(radius_mm=(10.0, 22.0))
-    find = quick_jit(jax.vmap(lambda k: random_region(k, jnp.ones(FINE.shape), FINE, settings)))
+    find = jax.jit(jax.vmap(lambda k: random_region(k, jnp.ones(FINE.shape), FINE, settings)))
     return find(jax.random.split(jax.random.key(5), 12))
 
 
@@ -215,7 +213,7 @@ def test_regions_lie_in_the_brain_about_their_centre_within_the_radii():
     low, high = 10.0, 14.0
     settings = CorruptionSettings(radius_mm=(low, high))
     brain = np.linalg.norm(places(FLAT) - 38.0, axis=-1) < 36.0
-    find = quick_jit(jax.vmap(lambda k, b: random_region(k, b, FLAT, settings), (0, None)))
+    find = jax.jit(jax.vmap(lambda k, b: random_region(k, b, FLAT, settings), (0, None)))
     keys = jax.random.split(jax.random.key(1), 64)
     regions = jax.tree.map(np.asarray, find(keys, brain))
     distance = np.linalg.norm(places(FLAT) - regions.centre[:, None, None, None], axis=-1)

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from unittest import mock
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.flatten_util import ravel_pytree
 from scipy import ndimage
 
 from configs.methods import config_of
 from fluidjax.fluid.grid import Grid
+from fluidjax.fluid.randomize import Randomized
+from fluidjax.fluid.settings import FluidSettings
 from fluidjax.methods.bridge import between
 from fluidjax.methods.latents import touched
 from fluidjax.methods.pairs import PairMaker
 from fluidjax.models.autoencoder import Autoencoder
 from fluidjax.runs.stages import METHODS, build_stages
-from fluidjax.training.loop import StageSettings
 from fluidjax.training.settings import OptimizerSettings, make_optimizer
-from fluidjax.training.state import run_once
 
 GRID = Grid((16, 16, 16), (12.0, 12.0, 12.0))
 STEPS = 20
@@ -38,64 +41,94 @@ def brains(count: int, seed: int = 0) -> np.ndarray:
     return images[..., None].astype(np.float32)
 
 
+@functools.cache
 def method_of(name: str):
     """The last stage of a method's smoke configuration, on a grid of 16^3."""
     return build_stages(config_of(name, 'smoke'), GRID)[-1].method
 
 
-def initial(method, autoencoder, seed=2):
-    """Random parameters of a method, and those of an autoencoder, whose drawing is left out."""
+def initial(method):
+    """The parameters that a method starts from; NumPy draws those that are random.
 
-    def draw(key):
-        return {name: group for name, group in method.init(key).items() if name != 'autoencoder'}
+    JAX's random generators take long to compile, one for each array.
+    """
+    rng = np.random.default_rng(0)
 
-    params = run_once(draw, jax.random.key(seed))
-    if method.autoencoder is not None:
-        params['autoencoder'] = autoencoder[1]['autoencoder']
-    return params
+    def draw(key, shape, dtype=jnp.float32):
+        return jnp.asarray(rng.normal(size=shape) / np.sqrt(np.prod(shape[:-1])), dtype)
 
-
-class DrawnPairs(PairMaker):
-    """Returns the same pairs again and again, so that a training step need not compile them."""
-
-    def __call__(self, batch, key, share=None):
-        return _drawn(self)
+    with mock.patch.object(nn.initializers, 'lecun_normal', lambda: draw):
+        return jax.jit(lambda key: method.init(key))(jax.random.key(0))
 
 
 @functools.cache
-def _drawn(pairs):
-    return run_once(lambda key: PairMaker.__call__(pairs, _batch(), key), jax.random.key(6))
+def started(name: str):
+    """The prepared parameters of a method; those of an autoencoder are the same for all."""
+    method = method_of(name)
+    params = initial(method)
+    if method.autoencoder is not None:
+        params['autoencoder'] = _autoencoder()[1]['autoencoder']
+    return method.prepare(params, brains(8))
 
 
-def with_drawn_pairs(method):
-    pairs = method.pairs
-    drawn = DrawnPairs(pairs.grid, pairs.augment, pairs.randomization, pairs.stored)
-    _drawn(drawn)  # before anything is traced
-    return dataclasses.replace(method, pairs=drawn)
+@functools.cache
+def _draw(pairs):
+    """The compiled pairs of a batch and a key."""
+    return jax.jit(lambda batch, key: pairs(batch, key))
 
 
-def fit(method, params, batch, learning_rate=3e-3):
-    """Losses of a few steps on one batch with one key, and the parameters after them."""
-    settings = StageSettings(STEPS, 2, OptimizerSettings(learning_rate, clip_norm=1.0))
-    optimizer = make_optimizer(settings.optimizer, STEPS, method.trainable)
-    trained = {name: params[name] for name in method.trainable}
-    state = optimizer.init(trained)
+class GivenPairs(PairMaker):
+    """Returns the pairs that are in the batch, so that a training step need not compile them."""
 
-    def step(trained, state):
+    def __call__(self, batch, key, share=None):
+        return batch['pair']
+
+
+def with_given_pairs(method):
+    """The method with pairs of the batch; equal for methods that differ in their pairs alone."""
+    return dataclasses.replace(method, pairs=GivenPairs(GRID, method.pairs.augment, None))
+
+
+@functools.cache
+def _stepper(method):
+    """The optimiser of a method, and its compiled training step."""
+    optimizer = make_optimizer(OptimizerSettings(3e-3, clip_norm=1.0), STEPS, method.trainable)
+
+    def step(trained, state, frozen, batch):
         def loss(p):
-            return method.loss({**params, **p}, batch, jax.random.key(5))[0]
+            return method.loss({**frozen, **p}, batch, jax.random.key(5))[0]
 
         value, grads = jax.value_and_grad(loss)(trained)
-        updates, state = optimizer.update(grads, state, trained)
-        return jax.tree.map(jnp.add, trained, updates), state, value
+        # One vector a group: the optimiser of every array by itself takes long to compile.
+        flat, unravel = _raveled(trained)
+        updates, state = optimizer.update(_raveled(grads)[0], state, flat)
+        return unravel(jax.tree.map(jnp.add, flat, updates)), state, value
 
-    # Twenty small steps: compiling with optimisation would take longer than running without.
-    step = jax.jit(step).lower(trained, state).compile({'xla_backend_optimization_level': 0})
-    losses = []
+    return jax.jit(lambda trained: optimizer.init(_raveled(trained)[0])), jax.jit(step)
+
+
+def _raveled(groups):
+    """Each group as a vector, and the way back."""
+    pairs = {name: ravel_pytree(group) for name, group in groups.items()}
+    back = lambda flat: {name: pairs[name][1](vector) for name, vector in flat.items()}
+    return {name: vector for name, (vector, _) in pairs.items()}, back
+
+
+@functools.cache
+def _reconstruct(method):
+    return jax.jit(lambda *arguments: method.reconstruct(*arguments))
+
+
+def fit(method, params, batch):
+    """Losses of a few steps on one batch with one key, and the parameters after them."""
+    first, step = _stepper(method)
+    trained = {name: params[name] for name in method.trainable}
+    frozen = {name: group for name, group in params.items() if name not in trained}
+    state, losses = first(trained), []
     for _ in range(STEPS):
-        trained, state, value = step(trained, state)
+        trained, state, value = step(trained, state, frozen, batch)
         losses.append(float(value))
-    return losses, {**params, **trained}
+    return losses, {**frozen, **trained}
 
 
 @functools.cache
@@ -111,17 +144,22 @@ def batch():
     return _batch()
 
 
+@functools.cache
+def _autoencoder():
+    method = method_of('conddiff').autoencoder
+    return method, method.prepare(initial(method), brains(8))
+
+
 @pytest.fixture(scope='module')
 def autoencoder():
-    method = method_of('conddiff').autoencoder
-    return method, method.prepare(run_once(method.init, jax.random.key(0)), brains(8))
+    return _autoencoder()
 
 
 def test_autoencoder_learns_and_keeps_a_scan(autoencoder, batch):
     method, params = autoencoder
     losses, params = fit(method, params, batch)
     assert np.isfinite(losses).all() and losses[-1] < 0.9 * losses[0]
-    recon = run_once(method.reconstruct, params, batch['image'], jax.random.key(0))
+    recon = _reconstruct(method)(params, batch['image'], jax.random.key(0))
     noise = jax.random.uniform(jax.random.key(1), recon.shape)
     assert jnp.mean((recon - batch['image']) ** 2) < 0.2 * jnp.mean((recon - noise) ** 2)
 
@@ -130,46 +168,59 @@ def test_autoencoder_starts_from_principal_components(autoencoder):
     """Before any step its error is that of the best linear code of its size."""
     method, params = autoencoder
     volumes = brains(8)
-    z = method.encode(params, volumes)
     # Before `decode` clips to [0, 1], which is better than linear.
     network = Autoencoder(method.network)
-    recon = network.apply({'params': params['autoencoder']}, z, method='decode')
+
+    @jax.jit
+    def through(params):
+        z = method.encode(params, volumes)
+        return network.apply({'params': params['autoencoder']}, z, method='decode')
+
     patches = volumes[..., 0].reshape(8, 4, 4, 4, 4, 4, 4).transpose(0, 1, 3, 5, 2, 4, 6)
     inside = patches.reshape(-1, 64)
     inside = inside[(inside > 0).any(1)]
     spectrum = np.linalg.svd(inside, compute_uv=False) ** 2
     best = spectrum[method.network.latent_channels :].sum() / volumes.size
-    error = float(((np.asarray(recon) - volumes) ** 2).mean())
+    error = float(((np.asarray(through(params)) - volumes) ** 2).mean())
     assert best <= error * 1.0001 and error < 1.5 * best + 1e-4
 
 
+def _pairs_for(name):
+    """The pairs a method learns from; those with lesions of the flow are the same for all."""
+    pairs = method_of(name).pairs
+    fluid = isinstance(pairs.randomization, FluidSettings)
+    return method_of('conddiff').pairs if fluid else pairs
+
+
 @pytest.mark.parametrize('name', METHODS)
-def test_every_method_learns_and_reconstructs(name, autoencoder, batch):
+def test_every_method_learns_and_reconstructs(name, batch):
     """Its loss falls on a fixed batch, and a scan's counterpart is nearer to it than to noise."""
-    method = with_drawn_pairs(method_of(name))
-    params = method.prepare(initial(method, autoencoder), brains(8))
-    losses, params = fit(method, params, batch)
+    method = with_given_pairs(method_of(name))
+    pair = _draw(_pairs_for(name))(batch, jax.random.key(6))
+    losses, params = fit(method, started(name), {**batch, 'pair': pair})
     assert np.isfinite(losses).all() and losses[-1] < 0.95 * losses[0]
     masks = [batch['lesions'][..., None]] if method.needs_mask else []
-    recon = run_once(method.reconstruct, params, batch['image'], jax.random.key(0), *masks)
+    recon = _reconstruct(method)(params, batch['image'], jax.random.key(0), *masks)
     assert recon.shape == batch['image'].shape and jnp.isfinite(recon).all()
     noise = jax.random.uniform(jax.random.key(1), recon.shape)
     assert jnp.mean((recon - batch['image']) ** 2) < jnp.mean((recon - noise) ** 2)
 
 
-def test_latents_are_centred_and_of_unit_variance(autoencoder):
-    method = method_of('conddiff')
-    params = method.prepare(initial(method, autoencoder), brains(8))
-    z = method.encode(params, brains(8))
+def test_latents_are_centred_and_of_unit_variance():
+    z = jax.jit(method_of('conddiff').encode)(started('conddiff'), brains(8))
     assert float(z.std()) == pytest.approx(1.0, rel=0.05)
     assert float(jnp.abs(z.mean(0)).max()) < 1e-3
 
 
+def _untrained(name, *arguments):
+    """The counterparts of a method before any training."""
+    reconstruct = _reconstruct(with_given_pairs(method_of(name)))
+    return reconstruct(started(name), *arguments)
+
+
 def test_inpainting_changes_nothing_outside_the_mask(batch):
-    method = method_of('inpainting')
-    params = run_once(method.init, jax.random.key(0))
-    mask = batch['lesions'][..., None].astype(jnp.float32)
-    filled = method.reconstruct(params, batch['image'], jax.random.key(0), mask)
+    mask = batch['lesions'][..., None]
+    filled = _untrained('inpainting', batch['image'], jax.random.key(0), mask)
     np.testing.assert_array_equal(filled * (1 - mask), batch['image'] * (1 - mask))
     assert jnp.abs(filled - batch['image']).max() > 0.1  # before training the hole is black
 
@@ -192,28 +243,22 @@ def test_a_latent_is_touched_where_any_of_its_voxels_is_lesion():
 
 def test_before_training_the_bridge_leaves_the_scan_alone(autoencoder, batch):
     """Its counterpart is then what the autoencoder makes of the scan, whatever the steps."""
-    method = method_of('fluidjax')
-    params = method.prepare(initial(method, autoencoder), brains(8))
-    recon = run_once(method.reconstruct, params, batch['image'], jax.random.key(0))
-    alone = autoencoder[0].reconstruct(params, batch['image'], jax.random.key(0))
+    recon = _untrained('fluidjax', batch['image'], jax.random.key(0))
+    alone = _reconstruct(autoencoder[0])(autoencoder[1], batch['image'], jax.random.key(0))
     np.testing.assert_allclose(recon, alone, atol=1e-4)
 
 
 def test_decode_undoes_encode_but_for_the_autoencoder(autoencoder, batch):
     method = method_of('conddiff')
-    params = method.prepare(initial(method, autoencoder), brains(8))
-    through = method.decode(params, method.encode(params, batch['image']))
-    alone = autoencoder[0].reconstruct(params, batch['image'], jax.random.key(0))
-    np.testing.assert_allclose(through, alone, atol=1e-4)
+    through = jax.jit(lambda params, scans: method.decode(params, method.encode(params, scans)))
+    alone = _reconstruct(autoencoder[0])(autoencoder[1], batch['image'], jax.random.key(0))
+    np.testing.assert_allclose(through(started('conddiff'), batch['image']), alone, atol=1e-4)
 
 
-def test_a_scan_of_another_brightness_has_a_counterpart_as_bright(autoencoder, batch):
+def test_a_scan_of_another_brightness_has_a_counterpart_as_bright(batch):
     """Training divides by the maximum; `reconstruct` does so too, and undoes it."""
-    method = method_of('conddiff')
-    params = method.prepare(initial(method, autoencoder), brains(8))
-    reconstruct = jax.jit(method.reconstruct)
     bright, dim = (
-        reconstruct(params, scale * batch['image'], jax.random.key(0)) for scale in (1.0, 0.5)
+        _untrained('conddiff', scale * batch['image'], jax.random.key(0)) for scale in (1.0, 0.5)
     )
     np.testing.assert_allclose(dim, 0.5 * bright, atol=1e-4)
 
@@ -229,8 +274,7 @@ def test_steps_are_drawn_where_the_setting_says():
 
 
 def test_pairs_are_fresh_and_half_of_each_is_the_scan(batch):
-    method = method_of('conddiff')
-    draw = jax.jit(lambda batch, key: method.pairs(batch, key))
+    draw = _draw(method_of('conddiff').pairs)
     first, second = (draw(batch, jax.random.key(i)) for i in (0, 1))
     assert float(jnp.abs(first.diseased - second.diseased).max()) > 0.01
     outside = first.probability == 0
@@ -239,33 +283,50 @@ def test_pairs_are_fresh_and_half_of_each_is_the_scan(batch):
     )
 
 
-def test_stored_pairs_come_again_whatever_the_batch(batch):
-    """One pair a scan: the same under every key and in every order; with ten they differ."""
-    pairs = dataclasses.replace(method_of('conddiff').pairs, stored=1)
+class NoisyPairs(PairMaker):
+    """Noise for lesions, which compiles quickly: pairs that show nothing but their keys."""
+
+    def _fresh(self, batch, key, share):
+        noise = jax.random.uniform(key, batch['image'].shape)
+        return Randomized(batch['image'], noise, noise, noise)
+
+
+@pytest.mark.parametrize('stored', [1, 3])
+def test_each_scan_has_as_many_stored_pairs_as_asked_for(stored, batch):
+    """The same under every key, of which there are enough for each pair to come."""
+    pairs = NoisyPairs(GRID, method_of('conddiff').pairs.augment, None, stored)
+    draw = jax.jit(jax.vmap(lambda key: pairs(batch, key).diseased))
+    drawn = np.asarray(draw(jax.random.split(jax.random.key(0), 30)))
+    of_each = [np.unique(drawn[:, scan], axis=0) for scan in (0, 1)]
+    assert [len(found) for found in of_each] == [stored, stored]
+    assert len(np.unique(np.concatenate(of_each), axis=0)) == 2 * stored
+
+
+def test_stored_pairs_come_again_whatever_the_order_of_the_batch(batch):
+    pairs = NoisyPairs(GRID, method_of('conddiff').pairs.augment, None, stored=1)
+    turned = {name: value[::-1] for name, value in batch.items()}
+    first, again = _draw(pairs)(batch, jax.random.key(0)), _draw(pairs)(turned, jax.random.key(1))
+    for volume, other in zip(first, again, strict=True):
+        np.testing.assert_array_equal(volume, other[::-1])
+
+
+@pytest.mark.parametrize('name', ['conddiff', 'icdm', 'ldm'])
+def test_stored_pairs_are_shaped_as_fresh_ones(name, batch):
+    pairs = dataclasses.replace(method_of(name).pairs, stored=1)
     images = {name: batch[name] for name in ('image', 'brain')}
-    turned = {name: value[::-1] for name, value in images.items()}
-    draw = jax.jit(lambda images, key: pairs(images, key))
-    first, again = draw(images, jax.random.key(0)), draw(turned, jax.random.key(1))
-    np.testing.assert_allclose(first.diseased, again.diseased[::-1], atol=1e-6)
-    several = run_once(dataclasses.replace(pairs, stored=10), images, jax.random.key(1))
-    assert float(jnp.abs(several.diseased - first.diseased).max()) > 0.01
+    for volume in jax.eval_shape(lambda key: pairs(images, key), jax.random.key(0)):
+        assert (volume.shape, volume.dtype) == (batch['image'].shape, jnp.float32)
 
 
 def test_a_lesion_bank_in_the_batch_is_used(batch):
-    """With the bank as the only source and no transport, lesions are its masks, mirrored or not."""
-    method = method_of('conddiff')
-    fluid = dataclasses.replace(
-        method.pairs.randomization,
-        bank_probability=1.0,
-        diseased_probability=1.0,
-        transport_time=(0.0, 0.0),
-        bank_shift_mm=0.0,
-        bank_rotation_degrees=0.0,
-        bank_scale=(1.0, 1.0),
-    )
-    mask = np.zeros((2, *GRID.shape), np.uint8)
-    mask[:, 9:12, 6:9, 6:9] = 1
-    pairs = dataclasses.replace(method.pairs, randomization=fluid)
-    pair = run_once(pairs, {**batch, 'lesions': jnp.asarray(mask)}, jax.random.key(0))
-    for lesion in np.asarray(pair.mask)[..., 0]:
-        assert (lesion == mask[0]).all() or (lesion == mask[0][::-1]).all()
+    """From a bank of empty masks come healthy pairs; other lesions do not hang on the bank."""
+    draw = _draw(method_of('conddiff').pairs)
+    emptied = {**batch, 'lesions': 0 * batch['lesions']}
+    lesioned = {'bank': 0, 'elsewhere': 0}
+    for seed in range(8):
+        with_bank, without = (draw(b, jax.random.key(seed)) for b in (batch, emptied))
+        for mask, other in zip(np.asarray(with_bank.mask), np.asarray(without.mask), strict=True):
+            if mask.any():
+                lesioned['elsewhere' if other.any() else 'bank'] += 1
+            assert not other.any() or (mask == other).all()
+    assert min(lesioned.values()) >= 3, lesioned

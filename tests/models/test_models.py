@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+from unittest import mock
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -127,7 +131,11 @@ def test_linear_start_is_the_projection_on_the_components():
     assert np.all(np.diff(basis.variance) < 0)
     model = Autoencoder(config)
     x = jnp.asarray(volumes, jnp.float32)
-    params = with_linear_start(run_once(model.init, KEY, x[:1])['params'], basis)
+    # Kernels by NumPy: JAX's random generators take long to compile.
+    by_numpy = lambda: lambda _, shape: jnp.asarray(rng.normal(0, 0.1, shape), jnp.float32)
+    with mock.patch.object(nn.initializers, 'lecun_normal', by_numpy):
+        initial = run_once(lambda key, x: model.init(key, x), KEY, x[:1])['params']
+    params = with_linear_start(initial, basis)
 
     def loss(params):
         recon, z_mu, z_log_var = model.apply({'params': params}, x)
@@ -183,8 +191,7 @@ def spatial_unet():
         lambda leaf: jnp.asarray(rng.normal(0, 0.2, leaf.shape), jnp.float32),
         shapes_of_params(model, x, jnp.zeros(2), x),
     )
-    apply = jax.jit(lambda x, t, cond: model.apply({'params': params}, x, t, cond))
-    return apply, x, params
+    return functools.partial(jax.jit(model.apply), {'params': params}), x, params
 
 
 def test_spatial_condition_acts_where_it_is():

@@ -6,6 +6,8 @@ the largest value.
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -70,12 +72,16 @@ def unet(golden_dir, name: str):
     return found
 
 
+def applied(found, *inputs):
+    """The outputs of a network; its weights are an input, for constants would be folded."""
+    return jax.jit(found.model.apply)({'params': found.params}, *inputs)
+
+
 @pytest.mark.parametrize('name', UNETS)
 def test_unet(name, golden_dir, load):
     golden, found = load(name), unet(golden_dir, name)
     cond = last(golden['cond']) if 'cond' in golden else None
-    apply = jax.jit(lambda x, t, cond: found.model.apply({'params': found.params}, x, t, cond))
-    out = apply(last(golden['x']), jnp.asarray(golden['t']), cond)
+    out = applied(found, last(golden['x']), jnp.asarray(golden['t']), cond)
     assert_close(out, golden['out'], WHOLE, name)
 
 
@@ -83,9 +89,7 @@ def test_unet_non_cubic_and_time_embedding(golden_dir, load):
     golden, found = load('unet_uncond_32_32_64'), unet(golden_dir, 'unet_uncond_32_32_64')
     temb = time_embedding(jnp.asarray(golden['t']), golden['temb'].shape[1])
     assert_close(temb, golden['temb'], WHOLE)
-    out = jax.jit(found.model.apply)(
-        {'params': found.params}, last(golden['x_noncubic']), jnp.asarray(golden['t_noncubic'])
-    )
+    out = applied(found, last(golden['x_noncubic']), jnp.asarray(golden['t_noncubic']))
     assert_close(out, golden['out_noncubic'], WHOLE)
 
 
@@ -94,14 +98,20 @@ def test_condition_encoder_and_conddiff_at_the_published_grid(golden_dir, load):
         load('unet_conddiff_32_32_32_gn8'),
         unet(golden_dir, 'unet_conddiff_32_32_32_gn8'),
     )
-    encode = jax.jit(VectorConditionEncoder().apply)
-    condition = {'params': found.params['condition']}
-    assert_close(encode(condition, last(golden['cond'])), golden['enc_out'], WHOLE)
-    cond20 = last(golden['cond20'])
-    assert_close(encode(condition, cond20), golden['enc_out20'], WHOLE)
-    out = jax.jit(found.model.apply)(
-        {'params': found.params}, last(golden['x20']), jnp.asarray(golden['t20']), cond20
-    )
+
+    def encode(params, cond):
+        return VectorConditionEncoder().apply({'params': params['condition']}, cond)
+
+    encoded = jax.jit(encode)(found.params, last(golden['cond']))
+    assert_close(encoded, golden['enc_out'], WHOLE)
+
+    @jax.jit  # both in one program, which encodes once
+    def encoded_and_applied(params, x, t, cond):
+        return encode(params, cond), found.model.apply({'params': params}, x, t, cond)
+
+    inputs = last(golden['x20']), jnp.asarray(golden['t20']), last(golden['cond20'])
+    encoded, out = encoded_and_applied(found.params, *inputs)
+    assert_close(encoded, golden['enc_out20'], WHOLE)
     assert_close(out, golden['out20'], WHOLE)
 
 
@@ -110,7 +120,7 @@ def test_autoencoder(suffix, golden_dir, load):
     golden = load('autoencoder_32_32_64_64')
     found = network(golden_dir, 'autoencoder_32_32_64_64')
     assert found.model == Autoencoder(AutoencoderConfig((32, 32, 64, 64), num_res_blocks=1))
-    apply = jax.jit(lambda x, eps: found.model.apply({'params': found.params}, x, eps))
+    apply = functools.partial(jax.jit(found.model.apply), {'params': found.params})
     x, no_noise = last(golden[f'x{suffix}']), jnp.zeros_like(last(golden[f'z_mu{suffix}']))
     recon, z_mu, z_log_var = apply(x, no_noise)
     assert_close(z_mu, golden[f'z_mu{suffix}'], WHOLE)
@@ -125,7 +135,7 @@ def test_discriminator(golden_dir, load):
     golden = load('autoencoder_losses_discriminator_ndf8')
     found = network(golden_dir, 'autoencoder_losses_discriminator_ndf8')
     assert found.model == Discriminator(features=8)
-    apply = jax.jit(lambda x: found.model.apply({'params': found.params}, x))
+    apply = functools.partial(jax.jit(found.model.apply), {'params': found.params})
     assert_close(apply(last(golden['x'])), golden['train/logits_real'], WHOLE)
     assert_close(apply(last(golden['recon'])), golden['train/logits_fake'], WHOLE)
 

@@ -19,10 +19,23 @@ KEY = jax.random.key(0)
 CODER = AutoencoderConfig(channels=(8, 16), num_res_blocks=1, norm_num_groups=4)
 
 
+def drawn(model, *inputs):
+    """Random parameters; unlike those of `init` none is zero, which would hide what follows it."""
+    rng = np.random.default_rng(0)
+
+    def draw(path, leaf):
+        noise = rng.normal(size=leaf.shape)
+        if path[-1].key == 'kernel':
+            return jnp.asarray(noise / np.sqrt(np.prod(leaf.shape[:-1])), leaf.dtype)
+        return jnp.asarray((path[-1].key == 'scale') + 0.02 * noise, leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(draw, jax.eval_shape(model.init, KEY, *inputs))
+
+
 @pytest.fixture(scope='module')
 def coder():
     x = jax.random.uniform(KEY, (1, 8, 8, 8, 1))
-    return run_once(Autoencoder(CODER).init, KEY, x), x
+    return drawn(Autoencoder(CODER), x), x
 
 
 def loss_and_gradient(config, params, x):
@@ -58,10 +71,7 @@ def test_bfloat16_changes_the_unet_by_rounding_alone(condition):
         4, 4, (32,), 1, (True,), 32, 8, condition, condition_slices=8, condition_channels=(32,)
     )
     z, t = jax.random.normal(KEY, (1, 8, 8, 8, 4)), jnp.array([5])
-    params = run_once(UNet(config).init, KEY, z, t, z)
-    # Zero-initialised layers would hide the rest.
-    rng = np.random.default_rng(0)
-    params = jax.tree.map(lambda p: p + 0.02 * rng.normal(size=p.shape), params)
+    params = drawn(UNet(config), z, t, z)
     whole = run_once(UNet(config).apply, params, z, t, z)
     half = run_once(UNet(dataclasses.replace(config, dtype='bfloat16')).apply, params, z, t, z)
     assert half.dtype == jnp.float32
@@ -71,9 +81,9 @@ def test_bfloat16_changes_the_unet_by_rounding_alone(condition):
 @pytest.mark.parametrize('layer', [GroupNorm(2), BatchNorm(), SelfAttention(2), Conv3D(4)])
 def test_a_layer_computes_in_the_dtype_it_is_given_and_keeps_float32_parameters(layer):
     x = jax.random.normal(KEY, (1, 2, 2, 2, 4))
-    params = layer.init(KEY, x)
+    out, params = jax.eval_shape(lambda x: layer.init_with_output(KEY, x), x.astype(jnp.bfloat16))
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
-    assert layer.apply(params, x.astype(jnp.bfloat16)).dtype == jnp.bfloat16
+    assert out.dtype == jnp.bfloat16
 
 
 def test_norms_are_computed_in_float32():

@@ -19,7 +19,7 @@ SETTINGS = FluidSettings(
 )
 
 
-def write_brain(path, axcodes='LAS', dtype=np.int16, spacing=(7.5, 8.5, 10.0)):
+def write_brain(path, axcodes='LAS', dtype=np.int16, spacing=(6.5, 7.0, 7.5)):
     """A bright ellipsoid with a dark middle, off-centre, in a file with axes of its own."""
     shape = (26, 28, 24)
     x = np.stack(np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing='ij'))
@@ -232,9 +232,7 @@ def test_a_brain_mask_must_lie_on_the_scan(written, masks, tmp_path):
     image = nib.load(scan)
     small = np.zeros(image.shape, np.uint8)
     small[6:24, 8:26, 5:20] = 1
-    with pytest.raises(UserError, match='mask of shape'):
-        healthy.load_healthy(scan, _save(tmp_path, 'a.nii', small[:-1], image.affine))
-    with pytest.raises(UserError, match='affine differs'):
+    with pytest.raises(UserError, match='mask of shape .* lies elsewhere'):
         healthy.load_healthy(scan, _save(tmp_path, 'b.nii', small, np.diag([5, 6, 7, 1])))
     good = _save(tmp_path, 'c.nii', small, image.affine)
     loaded = healthy.load_healthy(scan, good)

@@ -16,6 +16,7 @@ from configs.methods import config_of
 from data_pipelines.grids import GRIDS
 from fluidjax.base.errors import UserError
 from fluidjax.fluid.grid import Grid
+from fluidjax.methods.autoencoder import AutoencoderMethod
 from fluidjax.models.discriminator import Discriminator
 from fluidjax.runs.cohort import model_grid
 from fluidjax.runs.stages import METHODS, build_stages
@@ -25,6 +26,16 @@ from fluidjax.training.loop import state_template
 
 def count(tree) -> int:
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
+
+
+@pytest.fixture(scope='module', autouse=True)
+def autoencoder_traced_once():
+    """A jit inside a traced function is traced once for all functions and methods."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ('init', 'encode', 'decode'):
+            once = jax.jit(getattr(AutoencoderMethod, name), static_argnums=0)
+            patch.setattr(AutoencoderMethod, name, once)
+        yield
 
 
 @functools.cache

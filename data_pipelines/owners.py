@@ -1,0 +1,97 @@
+"""Whose scan a file is, and to which scans a lesion mask belongs."""
+
+from __future__ import annotations
+
+import collections
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from data_pipelines.file_names import FREESURFER_SCANS, label_of, subject_words
+from data_pipelines.folder_walk import FoundFile
+from data_pipelines.volume_io import strip_ending
+from fluidjax.base.errors import UserError
+
+# A folder with at most so many scans can be the folder of one subject.
+_FEW_SCANS = 4
+
+
+def persons(scans: Sequence[Path], folder: Path) -> dict[Path, tuple[str, ...]]:
+    """Whose scan each file is.
+
+    A person is a BIDS subject (of the name or a folder); else the words of a name in a folder,
+    without those on content. The scans of one folder are of one person if their names begin with
+    the folder's, or if there are few of them and other folders hold scans of the same names.
+    """
+    folders_of = collections.defaultdict(set)
+    scans_in = collections.Counter(scan.parent for scan in scans)
+    for scan in scans:
+        folders_of[strip_ending(scan)].add(scan.parent)
+    shared = {
+        scan.parent
+        for scan in scans
+        if len(folders_of[strip_ending(scan)]) > 1 and scans_in[scan.parent] <= _FEW_SCANS
+    }
+    return {scan: _person(scan, folder, scan.parent in shared) for scan in scans}
+
+
+def _person(scan: Path, folder: Path, in_folder_of_its_own: bool) -> tuple[str, ...]:
+    parts = scan.relative_to(folder).parts
+    labelled = [part for part in (parts[-1], *parts[:-1]) if part.startswith('sub-')]
+    if labelled:
+        return (re.split(r'[_.]', labelled[0])[0],)
+    here, words = os.fspath(scan.parent), subject_words(scan)
+    if scan.parent.name == 'mri' and scan.name in FREESURFER_SCANS:
+        return (os.fspath(scan.parent.parent),)
+    of_folder = subject_words(Path(scan.parent.name)) if scan.parent != folder else ()
+    rest = words[len(of_folder) :]
+    if of_folder and words[: len(of_folder)] == of_folder and not any(map(_is_identity, rest)):
+        return (here,)
+    return (here,) if in_folder_of_its_own else (here, *words)
+
+
+def _is_identity(word: str) -> bool:
+    """Whether a word may tell subjects apart: it has a number, which is not that of a session."""
+    return bool(re.search(r'\d', word)) and not re.fullmatch(
+        r'(ses|session|visit|tp|time|timepoint|scan|run|day|week|month|year|m|v)\d+', word
+    )
+
+
+def match_masks(
+    scans: Sequence[Path], masks: Sequence[FoundFile], reasons: dict[Path, str]
+) -> dict[Path, Path]:
+    """scan -> mask. Masks of no scan are refused, unless they lie in derivatives.
+
+    A mask belongs to a scan of the same subject and session in its folder, or to the only scan of
+    the folder; where there is none in the folder, to the scans of its subject and session anywhere.
+    """
+    in_folder, by_subject = collections.defaultdict(list), collections.defaultdict(list)
+    for scan in scans:
+        in_folder[scan.parent].append(scan)
+        by_subject[subject_words(scan)].append(scan)
+    owners: dict[Path, Path] = {}
+    # A mask with a lesion in its name is preferred to one that is only called a mask.
+    for file in sorted(masks, key=lambda f: ('lesion' not in f.path.name.lower(), f.path)):
+        mask = file.path
+        here, words = in_folder[mask.parent], subject_words(mask)
+        if len(here) != 1:
+            here = [scan for scan in here if subject_words(scan) == words]
+        here = here or (_of_session(by_subject[words], mask) if words else [])
+        if not here and file.part:
+            reasons[mask] = 'a lesion mask of no scan here'
+        elif not here:
+            raise UserError(
+                f'{mask}: a lesion mask that belongs to no scan in its folder; name it like its '
+                'scan (p01.nii.gz, p01_lesion.nii.gz) or move it away'
+            )
+        for scan in here:
+            if owners.setdefault(scan, mask) != mask:
+                reasons[mask] = 'its scan has another lesion mask, which is used'
+    return owners
+
+
+def _of_session(scans: Sequence[Path], mask: Path) -> list[Path]:
+    """The scans of a mask's session; all if its name has none."""
+    session = label_of(mask, 'ses')
+    return [scan for scan in scans if session in (None, label_of(scan, 'ses'))]

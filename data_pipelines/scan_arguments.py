@@ -1,0 +1,64 @@
+"""The scans that a user names on a command line: image files, and folders of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from data_pipelines.file_names import Kind
+from data_pipelines.scan_folders import list_scans
+from fluidjax.base.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Given:
+    """What the arguments of a command name.
+
+    Attributes:
+      scans: the files, which need not exist, each once.
+      left_out: (file, reason) of the image files in folders that are not scans.
+      failures: a line for each argument in which there is no scan.
+    """
+
+    scans: tuple[Path, ...]
+    left_out: tuple[tuple[Path, str], ...] = ()
+    failures: tuple[str, ...] = ()
+
+
+def given_scans(arguments: Sequence[str | Path], out: Path) -> Given:
+    """The scans of files and folders; a folder is searched by `scan_folders.list_scans`.
+
+    Args:
+      arguments: image files, which are taken whatever they are called, and folders.
+      out: the output folder, whose files are not scans.
+
+    Raises:
+      UserError: no argument names a scan.
+    """
+    scans: dict[Path, Path] = {}
+    left_out: list[tuple[Path, str]] = []
+    failures: list[str] = []
+    for argument in arguments:
+        path = Path(argument).expanduser()
+        try:
+            found, others = _in_folder(path, out) if path.is_dir() else ([path], [])
+        except UserError as error:
+            failures.append(str(error))
+            continue
+        scans |= {scan.absolute(): scan for scan in found}
+        left_out += others
+    if failures and not scans:
+        raise UserError('; '.join(failures))
+    return Given(tuple(scans.values()), tuple(left_out), tuple(failures))
+
+
+def _in_folder(folder: Path, out: Path) -> tuple[list[Path], list[tuple[Path, str]]]:
+    listing = list_scans(folder, 'SCAN', with_masks=False)
+    results = out.resolve()
+    scans = [case.scan for case in listing.cases]
+    inside = [scan for scan in scans if results in scan.resolve().parents]
+    if len(inside) == len(scans):
+        raise UserError(f'SCAN: {folder} holds only the results in {out}; give another folder')
+    left_out = [*listing.left_out, *((scan, Kind.RESULT.value) for scan in inside)]
+    return [scan for scan in scans if scan not in inside], left_out

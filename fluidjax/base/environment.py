@@ -1,0 +1,130 @@
+"""What the commands expect of the environment, and what to say where it does not fit."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+from fluidjax.base.errors import UserError
+from fluidjax.base.files import cache_home
+
+P, T = ParamSpec('P'), TypeVar('T')
+# Settings of JAX that would change the results or stop the work, and what they are set to instead.
+# Other values, which are mistakes, are left to JAX's own check.
+_REPLACED: Mapping[str, tuple[tuple[str, ...], str]] = {
+    'JAX_ENABLE_X64': (('y', 'yes', 't', 'true', 'on', '1'), '0'),
+    'JAX_DEFAULT_PRNG_IMPL': (('rbg', 'unsafe_rbg'), 'threefry2x32'),
+    'JAX_NUMPY_DTYPE_PROMOTION': (('strict',), 'standard'),
+    'JAX_NUMPY_RANK_PROMOTION': (('warn', 'raise'), 'allow'),
+}
+_CACHE = 'JAX_COMPILATION_CACHE_DIR'
+_READS = os.path.join('jax', '_src', 'config.py')  # the file of JAX that reads the variables
+
+
+def set_up() -> None:
+    """Silence banners, cache compiled functions, and compute in JAX's usual way.
+
+    Call it before importing JAX or TensorFlow; processes that are started later inherit it.
+    """
+    os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+    os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
+    os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '1')
+    for name, (values, usual) in _REPLACED.items():
+        if os.environ.get(name, '').lower() in values:
+            os.environ[name] = usual
+    folder = os.environ.setdefault(_CACHE, str(cache_home() / 'xla'))
+    if folder and '://' not in folder and not _can_be_written(Path(folder)):
+        os.environ[_CACHE] = ''  # else JAX would warn after every compilation
+
+
+def explained(error: Exception) -> str | None:
+    """The line for an error that the environment caused; None for other errors."""
+    if isinstance(error, RuntimeError) and 'home directory' in str(error):
+        return 'a path begins with ~, but there is no such home folder; write the whole path'
+    files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+    if any(file.endswith(_READS) for file in files):
+        return _of_variable(' '.join(str(error).split()))
+    # JAX removes its own frames from errors, and some have no text: ask again.
+    problem = _problem_of_device() if 'jax' in sys.modules else None
+    return None if problem is None else _of_device(' '.join(str(problem).split())[:200])
+
+
+def single_precision(function: Callable[P, T]) -> Callable[P, T]:
+    """A function that computes as usual where the caller's program has JAX's x64 mode on.
+
+    In that mode random numbers, and so the results, are others.
+    """
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        import jax
+
+        with jax.enable_x64(False):
+            return function(*args, **kwargs)
+
+    return call
+
+
+def check_devices() -> None:
+    """Check that JAX can compute, before work in which errors would be counted as those of a scan
+    or a trial.
+
+    Raises:
+        UserError: it cannot; names the variable that is wrong.
+    """
+    import jax.numpy as jnp
+
+    try:
+        jnp.zeros(1)
+    except Exception as error:
+        raise UserError(_of_device(' '.join(str(error).split())[:200])) from error
+
+
+def _problem_of_device() -> Exception | None:
+    try:
+        check_devices()
+    except UserError as error:
+        return error.__cause__
+    return None
+
+
+def _of_variable(text: str) -> str | None:
+    """The line for a variable that the message of JAX names, in capitals or not."""
+    named = [
+        name for name in os.environ if name.startswith('JAX_') and name.lower() in text.lower()
+    ]
+    if not named:
+        return None
+    name = max(named, key=len)
+    return f'{name}: {os.environ[name]!r} is no value that JAX accepts; unset it or correct it'
+
+
+def _of_device(text: str) -> str:
+    """The line for JAX's message about its devices."""
+    why = (
+        text.partition(' (set JAX_PLATFORMS')[0]
+        or 'there is none, or its version of JAX is missing'
+    )
+    chosen, device = os.environ.get('JAX_PLATFORMS'), os.environ.get('JAX_DEFAULT_DEVICE')
+    if device and text.startswith('Unknown backend'):
+        return f'JAX_DEFAULT_DEVICE={device}: there is no such device here ({why}); unset it'
+    if chosen:
+        return (
+            f'JAX_PLATFORMS={chosen}: JAX cannot use such a device here ({why}); unset it, or set '
+            'JAX_PLATFORMS=cpu'
+        )
+    return (
+        f'JAX cannot use the device of this machine ({why}); to use the CPU set JAX_PLATFORMS=cpu'
+    )
+
+
+def _can_be_written(folder: Path) -> bool:
+    """Whether a folder, which need not exist, can be written to."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return folder.is_dir() and os.access(folder, os.W_OK)

@@ -1,0 +1,80 @@
+"""Variables of the environment that do not fit, and those that would change the results."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from fluidjax.base import environment, files
+
+
+@pytest.mark.parametrize(
+    'variable', ['JAX_PLATFORMS=cuda', 'JAX_PLATFORMS=nonsense', 'JAX_NUM_CPU_DEVICES=many']
+)
+def test_a_variable_that_does_not_fit_is_one_line(variable, smoke_run, checkout, tmp_path):
+    """In a process of its own, because JAX reads its variables when it is imported."""
+    if variable.endswith('cuda') and jax.default_backend() == 'gpu':
+        pytest.skip('there is such a device here')
+    name, _, value = variable.partition('=')
+    words = ['predict', 'scan.nii', f'--workdir={smoke_run}', f'--out={tmp_path}']
+    done = subprocess.run(
+        [sys.executable, '-m', 'fluidjax', *words],
+        cwd=checkout,
+        env=os.environ | {name: value},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
+    assert done.stderr.startswith(f'fluidjax: error: {name}') and value in done.stderr
+
+
+def test_an_error_of_another_kind_is_not_explained():
+    assert environment.explained(ValueError('a bug')) is None
+
+
+def test_settings_that_would_change_results_are_replaced(monkeypatch):
+    given = {
+        'JAX_ENABLE_X64': 'True',
+        'JAX_DEFAULT_PRNG_IMPL': 'rbg',
+        'JAX_NUMPY_DTYPE_PROMOTION': 'strict',
+        'JAX_NUMPY_RANK_PROMOTION': 'raise',
+    }
+    monkeypatch.setattr(os, 'environ', os.environ | given)
+    environment.set_up()
+    assert [os.environ[name] for name in given] == ['0', 'threefry2x32', 'standard', 'allow']
+    os.environ['JAX_ENABLE_X64'] = 'perhaps'  # a mistake, which JAX reports
+    environment.set_up()
+    assert os.environ['JAX_ENABLE_X64'] == 'perhaps'
+
+
+def test_a_function_computes_the_same_in_a_program_with_x64():
+    function = environment.single_precision(lambda key: jax.random.normal(key, (3,)))
+    usual = function(jax.random.key(0))
+    with jax.enable_x64(True):
+        assert jax.random.normal(jax.random.key(0)).dtype == np.float64
+        again = function(jax.random.key(0))
+    assert again.dtype == np.float32
+    np.testing.assert_array_equal(usual, again)
+
+
+def test_a_cache_that_cannot_be_written_to_is_not_used(monkeypatch):
+    monkeypatch.setattr(os, 'environ', os.environ | {'JAX_COMPILATION_CACHE_DIR': '/dev/null/xla'})
+    environment.set_up()
+    assert os.environ['JAX_COMPILATION_CACHE_DIR'] == ''
+
+
+def test_there_is_a_cache_without_a_home(monkeypatch, tmp_path):
+    def none():
+        raise RuntimeError('Could not determine home directory.')
+
+    monkeypatch.setattr(Path, 'home', none)
+    monkeypatch.delenv('XDG_CACHE_HOME', raising=False)
+    assert files.cache_home().name == f'fluidjax-{os.getuid()}'
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+    assert files.cache_home() == tmp_path / 'fluidjax'

@@ -1,0 +1,48 @@
+"""Names of results that the file system takes, and an index beside other programs' files."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from fluidjax.predict import files, page
+from fluidjax.predict.scans import ScanFile
+
+SUMMARY = {
+    'name': 'a',
+    'page': 'a/a_desc-anomaly.html',
+    'marked_ml': 1.0,
+    'regions': 1,
+    'largest_ml': 1.0,
+    'threshold_rule': 'dice',
+    'warnings': [],
+}
+
+
+def test_long_names_are_shortened_so_that_every_result_can_be_written(tmp_path):
+    name = 'x' * 248
+    short = files.short_names(ScanFile(Path(f'{name}.nii.gz'), name, Path(name)))
+    assert short.folder == Path(short.name) and short.name.startswith('x' * 200)
+    for ending in (*files.OPTIONAL, *files.FORMER, f'{files.TABLE}.json'):
+        (tmp_path / f'{short.name}_{ending}').touch()
+    bids = ScanFile(Path('x'), f'sub-{name}_ses-1', Path(f'sub-{name}', 'ses-1', 'anat'))
+    (tmp_path / files.short_names(bids).folder).mkdir(parents=True)
+    plain = ScanFile(Path('a.nii'), 'a', Path('a'))
+    assert files.short_names(plain) == plain
+
+
+def test_the_index_lists_scans_and_passes_over_files_of_others(tmp_path):
+    for number, content in enumerate(('[1]', '{"Summary": 3}', '{}', '{"Summary": {"name": 1}}')):
+        (tmp_path / f'{number}_{files.TABLE}.json').write_text(content)
+    (tmp_path / f'5_{files.TABLE}.json').write_bytes(b'\xff\xfe')
+    (tmp_path / f'a_{files.TABLE}.json').write_text(json.dumps({'Summary': SUMMARY}))
+    index = files.write_folder_index(tmp_path, []).read_text('utf-8')
+    assert index.count('href="a/a_desc-anomaly.html"') == 1 and index.count('<tr>') == 2
+
+
+def test_a_page_links_to_names_that_are_not_utf8(tmp_path):
+    name = os.fsdecode(b'M\xfcller')
+    page.write_index(tmp_path / 'index.html', [{**SUMMARY, 'name': name, 'page': f'{name}.html'}])
+    index = (tmp_path / 'index.html').read_text('utf-8')
+    assert r'<a href="M%FCller.html">M\xfcller</a>' in index
