@@ -16,7 +16,7 @@ import numpy as np
 import SimpleITK as sitk
 from scipy import ndimage
 
-from data_pipelines import grids, head_mask, mni_template, registration, resampling
+from data_pipelines import grids, head_mask, mni_template, orientation, registration, resampling
 from data_pipelines.volume_io import Volume
 
 # The scalp: everything less than this below the surface of the head.
@@ -95,6 +95,26 @@ def _register_head(coarse: head_mask.Coarse) -> np.ndarray:
         )
         method.Execute(fixed, moving)
     return registration.as_matrix(full)
+
+
+def likeliest_rotation(coarse: head_mask.Coarse) -> np.ndarray:
+    """The rotation of a head's world, (3, 3), with which it is registered best from one start.
+
+    One of `orientation.rotations`; the world that the header should have is `rotation @ world`.
+    """
+    fixed, fixed_mask = _fixed_images()
+
+    def metric(rotation: np.ndarray) -> float:
+        moving, points = _moving_image(turned(coarse, rotation))
+        return _similarity(fixed, fixed_mask, moving, _starts(points)[0])[0]
+
+    with registration.one_thread():
+        return min(orientation.rotations(), key=metric)
+
+
+def turned(scan: Volume | head_mask.Coarse, rotation: np.ndarray) -> Volume | head_mask.Coarse:
+    """A scan in a rotated world."""
+    return dataclasses.replace(scan, affine=orientation.turned(rotation, scan.affine))
 
 
 def _similarity(

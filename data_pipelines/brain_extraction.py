@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipelines import atlas_extraction, head_mask
+from data_pipelines import atlas_extraction, head_mask, orientation
 from data_pipelines.mask_on_scan import on_voxels_of
 from data_pipelines.volume_io import Volume, load_volume, save_volume
 from fluidjax.base.errors import UserError
@@ -97,10 +97,22 @@ def _by_atlas(scan: Volume, coarse: head_mask.Coarse | None) -> np.ndarray:
     result = None if coarse is None else atlas_extraction.find_brain(scan, coarse)
     doubt = 'no head was found' if result is None else _doubt(result)
     if doubt:
+        advice = (coarse and _other_axes(scan, coarse)) or ADVICE
         raise UserError(
-            f'{scan.path}: the brain could not be separated from the head ({doubt}); ' + ADVICE
+            f'{scan.path}: the brain could not be separated from the head ({doubt}); {advice}'
         )
     return result.brain
+
+
+def _other_axes(scan: Volume, coarse: head_mask.Coarse) -> str:
+    """What is wrong with the axes of a head whose brain is found in another orientation, or ''."""
+    rotation = atlas_extraction.likeliest_rotation(coarse)
+    turned = atlas_extraction.turned
+    result = atlas_extraction.find_brain(turned(scan, rotation), turned(coarse, rotation))
+    if result is None or _doubt(result):
+        return ''
+    stored = scan.affine if scan.original is None else scan.original.affine
+    return f'{orientation.axes(stored, rotation)}; mend it'
 
 
 def _doubt(result: atlas_extraction.AtlasBrain) -> str:

@@ -83,9 +83,9 @@ def _opened(path: Path, header_file: Path, voxel_file: Path, packed: bool) -> Sp
     if ending_of(path) in (ending_of(path).lower(), ending_of(path).upper()):
         return kind.from_filename(header_file)
     opener = gzip.open if packed else open
-    holders = {'image': nib.FileHolder(os.fspath(voxel_file), opener(voxel_file))}
+    holders = {'image': nib.FileHolder(os.fspath(voxel_file), opener(voxel_file, 'rb'))}
     if header_file != voxel_file:
-        holders['header'] = nib.FileHolder(os.fspath(header_file), opener(header_file))
+        holders['header'] = nib.FileHolder(os.fspath(header_file), opener(header_file, 'rb'))
     return kind.from_file_map(holders)
 
 

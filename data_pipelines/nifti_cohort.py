@@ -61,8 +61,9 @@ class NiftiCohort(tfds.core.GeneratorBasedBuilder):
         del dl_manager  # there is nothing to download
         source = self.builder_config.source
         items = all_items(source)
-        for line in counted(*unused_files(source)):
-            tqdm.tqdm.write(line, file=sys.stderr)
+        if not source.records:  # `prepare` has said it
+            for line in counted(*unused_files(source)):
+                tqdm.tqdm.write(line, file=sys.stderr)
         return {split: self._generate_examples(split, chosen) for split, chosen in items.items()}
 
     def _generate_examples(self, split: str, items: list) -> Iterator[tuple[int, dict]]:

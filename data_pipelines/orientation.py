@@ -70,9 +70,9 @@ def better_rotation(
         now = max(now, agreement(data, brain, affine, found))
     tried = []
     for rotation in _likely_rotations(data, brain, affine):
-        turned = _turned(rotation, affine)
-        found = registration.register_to_mni(data, brain, turned)
-        tried.append((agreement(data, brain, turned, found), rotation))
+        other = turned(rotation, affine)
+        found = registration.register_to_mni(data, brain, other)
+        tried.append((agreement(data, brain, other, found), rotation))
     best, rotation = max(tried, key=lambda pair: pair[0])
     return rotation if best > max(now + BETTER_BY, LEAST_AGREEMENT) else None
 
@@ -84,15 +84,22 @@ def warning(stored: np.ndarray, rotation: np.ndarray) -> str:
       stored: affine of the file, in its own order of axes.
       rotation: see `better_rotation`.
     """
+    return f'{axes(stored, rotation)}, and what is marked means nothing; mend it'
+
+
+def axes(stored: np.ndarray, rotation: np.ndarray) -> str:
+    """The axes of a header and those of the brain; see `warning`."""
     says = ''.join(nib.aff2axcodes(stored))
-    lies = ''.join(nib.aff2axcodes(_turned(rotation, stored)))
+    lies = ''.join(nib.aff2axcodes(turned(rotation, stored)))
+    mirrored = lies.translate(str.maketrans('LR', 'RL'))
     return (
-        f'the header says {says}, the brain lies {lies}: the axes of the header are wrong, and '
-        'what is marked means nothing; mend the header (left and right cannot be checked)'
+        f'the header says {says}, the brain lies {lies} (or {mirrored}: left and right cannot be '
+        'checked): the axes of the header are wrong'
     )
 
 
-def _turned(rotation: np.ndarray, affine: np.ndarray) -> np.ndarray:
+def turned(rotation: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    """The affine of a scan in a rotated world."""
     turn = np.eye(4)
     turn[:3, :3] = rotation
     return turn @ affine

@@ -31,7 +31,7 @@ from data_pipelines.volume_io import strip_ending
 from fluidjax.base.errors import UserError
 from fluidjax.base.names import shown
 
-NAMED = 20  # files of one reason that a message names
+NAMED = 10  # files of one reason that a message names
 _RESULTS_ONLY = (
     '{}: {} holds only results of fluidjax, which are never input; give the folder of the scans'
 )

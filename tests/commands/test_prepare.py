@@ -11,7 +11,15 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from data_pipelines import grids, input_pipeline, mni_template, preparation, records, scan_folders
+from data_pipelines import (
+    grids,
+    input_pipeline,
+    mni_template,
+    preparation,
+    records,
+    scan_folders,
+    subject_splits,
+)
 from data_pipelines.nifti_source import NiftiSource
 from data_pipelines.prepare import Request, build
 from data_pipelines.subject_splits import Choice
@@ -223,3 +231,34 @@ def test_a_worker_that_is_killed_is_one_line(bids, tmp_path, monkeypatch):
     source = NiftiSource(SMOKE, str(bids), registration='none')
     with pytest.raises(UserError, match='--workers: a process was killed'):
         preparation.prepare(source, tmp_path / 'store', Choice(), workers=2)
+
+
+@pytest.mark.parametrize(
+    'rows,expected',
+    [
+        (['participant_id \tsplit ', 'sub-1\ttrain', '02 \tvalidation', 'SUB-3\ttest'], (1, 1, 0)),
+        (
+            ['participant_id\tsplit', '1\ttrain', '2\tval', '003\ttest\textra', '99\ttrain'],
+            (1, 1, 1),
+        ),
+    ],
+)
+def test_participants_are_matched_where_there_is_one_meaning(
+    bids, tmp_path, capsys, rows, expected
+):
+    (bids / 'participants.tsv').write_text('\n'.join(rows) + '\n')
+    source = NiftiSource(SMOKE, str(bids), registration='none')
+    assigned = subject_splits.assign(source, Choice('split'))
+    splits = [split for _, split in assigned]
+    assert tuple(splits.count(s) for s in ('train', 'validation', 'test')) == expected
+    told = capsys.readouterr().err
+    assert ('no scan of 99' in told or 'no scan of SUB-3' in told) and 'have no split' in told
+
+
+@pytest.mark.parametrize('other', ['sub-01', '01', '1', 'sub-001'])
+def test_two_rows_for_a_subject_are_refused(bids, other):
+    lines = (bids / 'participants.tsv').read_text() + f'{other}\t30\ttest\n'
+    (bids / 'participants.tsv').write_text(lines)
+    source = NiftiSource(SMOKE, str(bids), registration='none')
+    with pytest.raises(UserError, match='two rows|are the same subject'):
+        subject_splits.assign(source, Choice('split'))

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import os
 
+import nibabel as nib
 import numpy as np
 import pytest
 import synthetic_heads as heads
 
-from data_pipelines import atlas_extraction, brain_extraction, grids, head_mask, preprocess
+from data_pipelines import (
+    atlas_extraction,
+    brain_extraction,
+    grids,
+    head_mask,
+    orientation,
+    preprocess,
+)
 from data_pipelines.volume_io import Volume, load_volume
 from fluidjax.base.errors import UserError
 
@@ -127,9 +135,20 @@ def test_bad_masks(head, mask, says):
 def test_what_is_no_brain_is_refused(monkeypatch):
     monkeypatch.setenv('PATH', '')
     monkeypatch.setattr(atlas_extraction, 'STARTS', atlas_extraction.STARTS[:1])
+    monkeypatch.setattr(orientation, 'rotations', lambda: (np.eye(3),))
     positions = heads.GRID.positions() - heads.GRID.centre
     ball = 1000.0 * (np.linalg.norm(positions, axis=-1) < 95)  # a phantom
     noise = np.random.default_rng(0).normal(0, 20, ball.shape)
     scan = Volume((ball + np.abs(noise)).astype(np.float32), heads.GRID.affine, 'phantom.nii')
     with pytest.raises(UserError, match='phantom.nii: the brain could not.*--brain.*SynthStrip'):
         brain_extraction.extract(scan)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('number', [4, 9, 20])
+def test_a_head_with_wrong_axes_is_told(head, monkeypatch, number):
+    monkeypatch.setenv('PATH', '')
+    wrong = atlas_extraction.turned(head[0], orientation.rotations()[number])
+    says = ''.join(nib.aff2axcodes(wrong.affine))
+    with pytest.raises(UserError, match=f'the header says {says}, the brain lies RAS \\(or LAS'):
+        brain_extraction.extract(wrong)
