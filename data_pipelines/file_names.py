@@ -167,11 +167,19 @@ def is_mask_folder(name: str) -> bool:
 def result_name(path: Path) -> str:
     """What the results of a scan are called: its name without ending and suffix `_T1w`.
 
-    A FreeSurfer subject's image is called by its subject. Bytes that are not UTF-8 become `_`.
+    A FreeSurfer subject's image is called by its subject. Bytes that are not UTF-8 become digits.
     """
     path = Path(path)
     if path.parent.name == 'mri' and path.name in FREESURFER_SCANS:
         path = path.parent.parent
     stem = strip_ending(path)
     name = re.sub(r'_t1w$', '', stem, flags=re.IGNORECASE) or stem
-    return ''.join('_' if '\udc80' <= letter <= '\udcff' else letter for letter in name)
+    return without_bytes(name)
+
+
+def without_bytes(name: str) -> str:
+    """A name in which bytes that are not UTF-8 are written as hexadecimal digits."""
+    return ''.join(
+        f'{ord(letter) - 0xDC00:02x}' if '\udc80' <= letter <= '\udcff' else letter
+        for letter in name
+    )

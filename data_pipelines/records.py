@@ -21,6 +21,7 @@ import numpy as np
 import tqdm
 
 from data_pipelines import grids, nifti_source, preprocess, resampling, scan_folders
+from data_pipelines.file_names import without_bytes
 from data_pipelines.nifti_source import NiftiSource
 from data_pipelines.scan_folders import Case
 from data_pipelines.volume_io import load_volume
@@ -105,8 +106,11 @@ def lesion_record(path: Path, lesion_dir: str, grid: grids.ModelGrid) -> dict:
             f'{path}: lies outside the MNI152 brain; the masks of lesion_dir must be in MNI space'
         )
     nothing = np.zeros(grid.shape, np.float32)
-    name = os.fspath(path.relative_to(lesion_dir))
-    return record(name, nothing, nothing, grid.affine, lesion=mask)
+    return record(_mask_name(path, lesion_dir), nothing, nothing, grid.affine, lesion=mask)
+
+
+def _mask_name(path: Path, lesion_dir: str) -> str:
+    return without_bytes(os.fspath(path.relative_to(lesion_dir)))
 
 
 def as_features(made: dict) -> dict:
@@ -161,7 +165,7 @@ def record_of(item: Case | Path, source: NiftiSource, split: str) -> dict:
     if made is None:
         made = make(item, source)
     if isinstance(item, Path):
-        return as_features({**made, 'name': os.fspath(item.relative_to(source.lesion_dir))})
+        return as_features({**made, 'name': _mask_name(item, source.lesion_dir)})
     check_healthy(made, item, split)
     return as_features({**made, 'name': item.name})
 

@@ -24,6 +24,7 @@ from data_pipelines.file_names import (
     kind_of,
     result_name,
     subject_words,
+    without_bytes,
 )
 from data_pipelines.folder_walk import DERIVED, OWN, SOURCE, FoundFile
 from data_pipelines.owners import match_masks, persons
@@ -110,22 +111,27 @@ def nifti_files(folder: str | os.PathLike[str], purpose: str) -> list[Path]:
     folder = Path(folder)
     folder_walk.check_folder(folder, purpose)
     files = folder_walk.walk(folder)
-    usable = [file.path for file in files if file.part != OWN and not file.unreadable]
+    usable = [file.path for file in files if not _is_result(file) and not file.unreadable]
     if not usable:
         raise UserError(_nothing_found(folder, purpose, files))
     return usable
 
 
+def _is_result(file: FoundFile) -> bool:
+    """Whether fluidjax wrote a file, by its folder or its name."""
+    return file.part == OWN or kind_of(file.path)[0] == Kind.RESULT
+
+
 def unusable_files(folder: str | os.PathLike[str]) -> list[tuple[Path, str]]:
     """(file, reason) of the image files that `nifti_files` leaves out."""
     files = folder_walk.walk(Path(folder))
-    results = [(file.path, Kind.RESULT.value) for file in files if file.part == OWN]
-    return results + [(f.path, f.unreadable) for f in files if f.part != OWN and f.unreadable]
+    reasons = ((f.path, Kind.RESULT.value if _is_result(f) else f.unreadable) for f in files)
+    return [(path, reason) for path, reason in reasons if reason]
 
 
 def _nothing_found(folder: Path, purpose: str, files: Sequence[FoundFile]) -> str:
     """Why a folder has no image file that can be used, and what to do."""
-    if any(file.part == OWN for file in files):
+    if any(map(_is_result, files)):
         return _RESULTS_ONLY.format(purpose, folder)
     if files:
         return f'{purpose}: {files[0].path}: {files[0].unreadable}'
@@ -168,7 +174,8 @@ def list_scans(folder: str | os.PathLike[str], purpose: str, with_masks: bool = 
     reasons = {file.path: why for file in files if (why := _why_not(file, folder))}
     subjects = folder_walk.freesurfer_scans(files)
     _leave_out_rest_of_freesurfer(subjects, files, reasons)
-    scans = _choose_scans([file for file in files if file.path not in reasons], reasons, folder)
+    candidates = [file for file in files if file.path not in reasons]
+    scans = _choose_scans(candidates, set(subjects.values()), reasons)
     if not scans:
         raise UserError(_no_scan(folder, purpose, files, reasons))
     owners = {}
@@ -192,7 +199,7 @@ def find_cases(folder: str | os.PathLike[str], purpose: str) -> list[Case]:
 
 def _why_not(file: FoundFile, folder: Path) -> str:
     """Why a file cannot be a scan, whatever lies beside it; '' if it can."""
-    if file.part == OWN:
+    if _is_result(file):
         return Kind.RESULT.value
     if file.unreadable:
         return file.unreadable
@@ -229,7 +236,7 @@ def _leave_out_rest_of_freesurfer(
 
 
 def _choose_scans(
-    candidates: Sequence[FoundFile], reasons: dict[Path, str], folder: Path
+    candidates: Sequence[FoundFile], of_freesurfer: set[Path], reasons: dict[Path, str]
 ) -> list[Path]:
     """The scans among the files that can be one; the others get their reasons."""
     outside = [file for file in candidates if file.part != DERIVED]
@@ -237,11 +244,12 @@ def _choose_scans(
         for file in set(candidates) - set(outside):
             reasons[file.path] = 'in derivatives'
         candidates = outside
-    named = [f.path for f in candidates if kind_of(f.path)[0] != Kind.UNNAMED]
+    paths = [file.path for file in candidates]
+    named = {p for p in paths if kind_of(p)[0] != Kind.UNNAMED or p in of_freesurfer}
     named_of = {(path.parent, subject_words(path)): path for path in named}
     some_bids = any(is_bids_name(path) for path in named)
     scans = []
-    for path in (file.path for file in candidates):
+    for path in paths:
         called_t1w = named_of.get((path.parent, subject_words(path)))
         if path in named:
             scans.append(path)
@@ -258,15 +266,9 @@ def _no_scan(
     folder: Path, purpose: str, files: Sequence[FoundFile], reasons: dict[Path, str]
 ) -> str:
     """Why no file of a folder is a scan."""
-    usable = [file for file in files if file.part != OWN and not file.unreadable]
-    usable = [file for file in usable if reasons[file.path] != Kind.RESULT.value]
+    usable = [file for file in files if not _is_result(file) and not file.unreadable]
     if not usable:
-        results = any(reasons.get(file.path) == Kind.RESULT.value for file in files)
-        return (
-            _RESULTS_ONLY.format(purpose, folder)
-            if results
-            else _nothing_found(folder, purpose, files)
-        )
+        return _nothing_found(folder, purpose, files)
     masks = (Kind.LESION.value, Kind.ANATOMY.value)
     if all(reasons[file.path] in masks for file in usable):
         return (
@@ -294,7 +296,7 @@ def distinct_names(
       name_of: the name of a file without its folders.
     """
     stems = [name_of(path) for path in paths]
-    folders = [path.absolute().parent.parts[1:] for path in paths]
+    folders = [tuple(map(without_bytes, path.absolute().parent.parts[1:])) for path in paths]
     reachable = len(set(zip(folders, stems)))
     names = list(stems)
     for depth in range(1, max(map(len, folders), default=0) + 1):

@@ -28,6 +28,7 @@ NO_ORIENTATION = (
     'guess'
 )
 _MM_PER_UNIT = {'meter': 1000.0, 'mm': 1.0, 'micron': 0.001, 'unknown': 1.0}
+MOST_HOLES = 0.01  # share of a brain's voxels that may be NaN where its background is
 # "Aligned": world coordinates of another file, here of the scan that the volume was made from.
 _XFORM_ALIGNED = 2
 
@@ -144,19 +145,22 @@ def _orientation_warnings(header) -> tuple[str, ...]:
 def _without_nan(data: np.ndarray, name: str) -> np.ndarray:
     """NaN around the brain, as SPM writes it, becomes background: 0, or darker than the rest.
 
+    Then so do a few NaN in the brain: voxels that a mask made from a threshold left out.
+
     Raises:
-      UserError: infinite values, or NaN that other voxels enclose.
+      UserError: infinite values, or NaN where there are none around the brain, or too many.
     """
     finite = np.isfinite(data)
     if finite.all():
         return data
     missing = np.isnan(data)
-    enclosed = ndimage.binary_fill_holes(finite) & missing if finite.any() else missing
-    if (missing | finite).all() and finite.any() and not enclosed.any():
+    only_nan = bool((missing | finite).all() and finite.any())
+    enclosed = ndimage.binary_fill_holes(finite) & missing
+    if only_nan and (missing & ~enclosed).any() and enclosed.sum() < MOST_HOLES * finite.sum():
         lowest, highest = float(data[finite].min()), float(data[finite].max())
         background = min(0.0, lowest - 0.01 * (highest - lowest)) if lowest < 0 else 0.0
         return np.where(missing, np.float32(background), data)
-    where = ' inside the brain' if enclosed.any() and (missing | finite).all() else ''
+    where = ' inside the brain' if only_nan and enclosed.any() else ''
     raise UserError(
         f'{name}: holds NaN or infinite values{where}, or larger ones than 32-bit numbers '
         'can hold (3e38); replace them, for example by 0'

@@ -63,3 +63,10 @@ def test_nan_within_the_brain_is_not(tmp_path):
     save_volume(tmp_path / 'hole.nii', data, scan.affine)
     with pytest.raises(UserError, match='hole.nii: holds NaN .* inside the brain'):
         load_volume(tmp_path / 'hole.nii')
+    data[heads.stripped().data == 0] = np.nan  # a threshold left this voxel out as well
+    save_volume(tmp_path / 'hole.nii', data, scan.affine)
+    assert load_volume(tmp_path / 'hole.nii').data[36, 42, 38] == 0
+    data[30:42, 36:48, 32:44] = np.nan
+    save_volume(tmp_path / 'hole.nii', data, scan.affine)
+    with pytest.raises(UserError, match='hole.nii: holds NaN .* inside the brain'):
+        load_volume(tmp_path / 'hole.nii')

@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import json
 import math
+import os
 
 import numpy as np
 import pytest
@@ -339,11 +340,16 @@ def test_metrics_json(tmp_path, cases):
     assert [p.name for p in path.parent.iterdir()] == ['metrics.json']
 
 
-def test_a_failed_write_leaves_the_old_file(tmp_path):
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / 'metrics.json'
     evaluate.write_text(path, 'old')
-    with pytest.raises(UnicodeEncodeError):
-        evaluate.write_text(path, 'new \ud800')
+
+    def fails(*_):
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr(os, 'replace', fails)
+    with pytest.raises(OSError, match='No space left'):
+        evaluate.write_text(path, 'new')
     assert path.read_text() == 'old' and list(tmp_path.iterdir()) == [path]
 
 
