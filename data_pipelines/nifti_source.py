@@ -124,6 +124,7 @@ def unused_files(
         for path in set(files) - set(kept):
             reason = reasons.get(source.key(path, purpose))
             left_out = not source.is_used(path, purpose)
+            reason = reason and reason.removeprefix(f'{path}: ')
             others.append((path, reason or ('cannot be used' if left_out else 'in no split')))
         used += len(set(kept))
         unused += sorted(others)

@@ -15,7 +15,7 @@ from joblib.externals import loky
 from joblib.externals.loky.process_executor import BrokenProcessPool
 
 from data_pipelines.grids import ModelGrid
-from data_pipelines.quality import quality_figure
+from data_pipelines.quality_picture import quality_figure
 from data_pipelines.volume_io import Volume, load_volume
 from fluidjax.base.disk import line_of
 from fluidjax.base.errors import UserError

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import synthetic_heads as heads
 
-from data_pipelines import bias_field, grids, preprocess, quality
+from data_pipelines import bias_field, grids, mni_template, preprocess, quality, quality_picture
 from data_pipelines.volume_io import Volume, load_volume
 
 DEMO = grids.GRIDS['demo']
@@ -25,6 +25,13 @@ def test_wrong_contrast():
     inverse = np.where(scan.data > 0, np.maximum(1200 - scan.data, 1), 0).astype(np.float32)
     found = _warnings(Volume(inverse, scan.affine, 't2.nii'), extraction='none')
     assert any('wm < gm < csf' in warning and 'T1w' in warning for warning in found)
+
+
+def test_equal_intensities_are_told_as_such():
+    level = mni_template.TissueLevel
+    levels = {'csf': level(1.0, 1.0), 'gm': level(5.0, 1.0), 'wm': level(5.0, 1.0)}
+    (warning,) = quality.contrast_warnings(levels)
+    assert 'intensities csf < gm = wm, expected csf < gm < wm' in warning
 
 
 @pytest.mark.parametrize(
@@ -73,5 +80,5 @@ def test_picture(monkeypatch):
     scan = heads.stripped()
     for n4 in (False, True):
         made = preprocess.preprocess(scan, DEMO, registration='none', bias_field=n4)
-        png = quality.quality_figure(made, DEMO, scan, dpi=30)
+        png = quality_picture.quality_figure(made, DEMO, scan, dpi=30)
         assert png.startswith(b'\x89PNG') and len(png) > 5000
