@@ -10,6 +10,8 @@ process, however many run beside it. Nothing here imports JAX or TensorFlow.
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 from scipy import ndimage
 
@@ -92,28 +94,18 @@ def preprocess(
         _refuse_lesion_outside(lesion, scan, whole)
         lesion_on_grid = resample_mask(lesion.data > 0, scan.affine, grid.shape, affine)
     overlap = dice(brain_on_grid, mni_brain(grid))
-    volume_ml = float(whole.sum() * abs(np.linalg.det(scan.affine[:3, :3])) / 1000)
-    faults = _orientation_fault(scan, head, in_head, scan_from_mni, registration == 'affine')
-    doubts = []
-    if not faults:  # with wrong axes neither contrast nor overlap says anything
-        faults = quality.contrast_warnings(levels)
-        doubts = quality.overlap_warnings(overlap)
-        if not bias_field:
-            doubts += quality.shading_warnings(head.data, head.affine, scan_from_mni)
-    warnings = (
-        list(scan.warnings + extracted.warnings + (lesion.warnings if lesion else ()))
-        + faults
-        + doubts
-        + quality.head_warnings(extracted.whole_head, extracted.method, volume_ml)
-        + quality.field_of_view_warnings(whole, scan.affine)
-    )
+    placed = _Placed(scan, extracted, whole, head, in_head, scan_from_mni)
+    wrong_axes = _orientation_fault(placed, registration == 'affine')
+    faults = wrong_axes or quality.contrast_warnings(levels)
+    doubts = _doubts(placed, overlap, bias_field, bool(wrong_axes))
+    warnings = (*scan.warnings, *extracted.warnings, *(lesion.warnings if lesion else ()))
     return Preprocessed(
         image=on_grid(head.data, levels['wm']),
         brain=brain_on_grid,
         lesion=lesion_on_grid,
         affine=affine,
         overlap=overlap,
-        warnings=tuple(warnings),
+        warnings=(*warnings, *faults, *doubts),
         faults=tuple(faults),
         extraction=extracted.method,
         before=before,
@@ -142,15 +134,49 @@ def brain_of(
     return extracted, whole, background
 
 
-def _orientation_fault(
-    scan: Volume, head: Volume, brain: np.ndarray, scan_from_mni: np.ndarray, registered: bool
-) -> list[str]:
+@dataclasses.dataclass(frozen=True)
+class _Placed:
+    """A scan whose brain was found and registered.
+
+    Attributes:
+      scan: the whole scan.
+      extracted: how its brain was found.
+      whole: the brain on the voxels of `scan`.
+      head, in_head: scan and brain cropped to the brain.
+      scan_from_mni: MNI152 world -> world of the scan.
+    """
+
+    scan: Volume
+    extracted: brain_extraction.Extraction
+    whole: np.ndarray
+    head: Volume
+    in_head: np.ndarray
+    scan_from_mni: np.ndarray
+
+
+def _orientation_fault(placed: _Placed, registered: bool) -> list[str]:
     """A header whose axes are wrong; see `orientation`."""
-    rotation = orientation.better_rotation(head.data, brain, head.affine, scan_from_mni, registered)
+    head = placed.head
+    rotation = orientation.better_rotation(
+        head.data, placed.in_head, head.affine, placed.scan_from_mni, registered
+    )
     if rotation is None:
         return []
-    stored = scan.affine if scan.original is None else scan.original.affine
-    return [orientation.warning(stored, rotation)]
+    original = placed.scan.original
+    return [orientation.warning(original.affine if original else placed.scan.affine, rotation)]
+
+
+def _doubts(placed: _Placed, overlap: float, corrected: bool, wrong_axes: bool) -> list[str]:
+    """What may be wrong with a scan; with wrong axes the template says nothing about it."""
+    scan, head, extracted = placed.scan, placed.head, placed.extracted
+    found = []
+    if not wrong_axes:
+        found += quality.overlap_warnings(overlap)
+        if not corrected:
+            found += quality.shading_warnings(head.data, head.affine, placed.scan_from_mni)
+    volume_ml = float(placed.whole.sum() * abs(np.linalg.det(scan.affine[:3, :3])) / 1000)
+    found += quality.head_warnings(extracted.whole_head, extracted.method, volume_ml)
+    return found + quality.field_of_view_warnings(placed.whole, scan.affine)
 
 
 def _refuse_lesion_outside(lesion: Volume, scan: Volume, brain: np.ndarray) -> None:
