@@ -17,7 +17,7 @@ from data_pipelines.background import black_level, with_black_background
 from data_pipelines.mask_on_scan import on_same_voxels
 from data_pipelines.preprocess import brain_of
 from data_pipelines.resampling import resample_mask
-from data_pipelines.scan_folders import nifti_files
+from data_pipelines.scan_folders import counted, nifti_files, unusable_files
 from data_pipelines.volume_io import Volume
 from fluidjax.base.errors import UserError
 from fluidjax.fluid.grid import Grid
@@ -110,15 +110,17 @@ def _padded_box(brain: np.ndarray) -> tuple[slice, slice, slice]:
     return tuple(box)
 
 
-def _usable(paths: list[Path], folder: str) -> list[Path]:
-    """The masks that can be read; the others are left out with a warning."""
-    usable = []
-    for path in tqdm(paths, desc='lesion masks', unit='mask', leave=False):
+def _usable(folder: Path) -> list[Path]:
+    """The masks of a folder that can be read; the other image files are named."""
+    usable, others = [], unusable_files(folder)
+    for path in tqdm(nifti_files(folder, '--lesions'), desc='lesion masks', leave=False):
         try:
             volume_io.load_volume(path)
             usable.append(path)
         except UserError as error:
-            tqdm.write(f'left out: {error}', file=sys.stderr)
+            others.append((path, str(error).removeprefix(f'{path}: ')))
+    for line in counted(len(usable), others) if others else ():
+        tqdm.write(line, file=sys.stderr)
     if not usable:
         raise UserError(f'--lesions: no mask in {folder} can be used')
     return usable
@@ -139,7 +141,7 @@ class MaskFiles:
         self.folder = folder
         self.paths = list(paths or [])
         if folder and not paths:
-            self.paths = _usable(nifti_files(Path(folder), '--lesions'), folder)
+            self.paths = _usable(Path(folder))
 
     def __len__(self) -> int:
         return len(self.paths)

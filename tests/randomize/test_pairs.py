@@ -227,6 +227,16 @@ def test_a_scan_that_cannot_be_used_is_one_line(tmp_path, kind, message):
     assert not list((tmp_path / 'out').rglob('*.nii.gz'))
 
 
+def test_masks_that_cannot_be_used_are_named(tmp_path, capsys):
+    _save(tmp_path, 'good.nii', np.ones((4, 4, 4), np.uint8), np.eye(4))
+    for name in ('empty.nii', 'x.nrrd', 'p_desc-anomaly_mask.nii'):
+        (tmp_path / name).write_bytes(b'')
+    assert len(healthy.MaskFiles(str(tmp_path))) == 1
+    told = capsys.readouterr().err
+    assert '1 of 4 image files are used' in told and 'not used (is an empty file' in told
+    assert 'x.nrrd' in told and 'not used (a result of fluidjax)' in told
+
+
 def test_a_brain_mask_must_lie_on_the_scan(written, masks, tmp_path):
     scan = str(written[1][0])
     image = nib.load(scan)
