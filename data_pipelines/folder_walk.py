@@ -91,7 +91,7 @@ def _part_of(here: Path, folder: Path) -> str:
     """
     parts = here.relative_to(folder).parts
     inside = [folder.joinpath(*parts[: i + 1]) for i in range(len(parts))]
-    if _holds_predictions(folder) or any(map(_is_own, inside)):
+    if holds_predictions(folder) or any(map(_is_own, inside)):
         return OWN
     if SOURCE in parts:
         return SOURCE
@@ -113,7 +113,8 @@ def _is_derivative(folder: Path) -> bool:
     return str(description_of(folder).get('DatasetType', '')).lower() == 'derivative'
 
 
-def _holds_predictions(folder: Path) -> bool:
+def holds_predictions(folder: Path) -> bool:
+    """Whether a folder is described as a data set that `fluidjax predict` wrote."""
     made_by = description_of(folder).get('GeneratedBy')
     return isinstance(made_by, list) and any(
         isinstance(one, dict) and one.get('Name') == 'fluidjax' for one in made_by
@@ -122,7 +123,7 @@ def _holds_predictions(folder: Path) -> bool:
 
 def _is_own(folder: Path) -> bool:
     """Whether a command of fluidjax wrote a folder: predict, randomize, train or eval."""
-    return _holds_predictions(folder) or any(
+    return holds_predictions(folder) or any(
         all((folder / name).exists() for name in marks) for marks in _TOPS
     )
 

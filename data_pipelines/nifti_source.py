@@ -113,9 +113,8 @@ def unused_files(
     for purpose in filter(lambda purpose: getattr(source, purpose), PURPOSES):
         folder = getattr(source, purpose)
         if purpose == 'lesion_dir':
-            files = scan_folders.nifti_files(folder, purpose)
+            files, others = scan_folders.split_files(folder, purpose)
             kept = [path for path in files if source.is_used(path, purpose)]
-            others = scan_folders.unusable_files(folder)
         else:
             listing = scan_folders.list_scans(folder, purpose)
             cases = [case for case in listing.cases if case.scan in in_splits]

@@ -24,6 +24,7 @@ from data_pipelines.nifti_source import NiftiSource
 from data_pipelines.scan_folders import Case
 from fluidjax.base.disk import is_of_disk
 from fluidjax.base.errors import UserError
+from fluidjax.base.failures import failure_line
 from fluidjax.base.files import read_json, write_text
 
 RECORDS, PREPARED = 'records', 'prepared'
@@ -243,13 +244,10 @@ def make_one(waiting: Outcome, source: NiftiSource) -> Outcome:
             made = records.make(waiting.item, source)
             records.save(source, key, made)
         records.check_healthy(made, waiting.item, waiting.split)
-    except UserError as error:
-        return dataclasses.replace(waiting, error=str(error))
     except Exception as error:  # one strange file among a thousand must not stop the others
         if is_of_disk(error):
             raise
         path = records.files_of(waiting.item)[0]
-        what = f'{type(error).__name__}: {" ".join(str(error).split())[:200]}'
-        line = f'{path}: failed unexpectedly ({what}); look at it in a viewer'
+        line = str(error) if isinstance(error, UserError) else failure_line(path, error)
         return dataclasses.replace(waiting, error=line)
     return dataclasses.replace(waiting, record=key)

@@ -99,34 +99,36 @@ def _relative(path: Path, folder: Path) -> str:
 
 
 def nifti_files(folder: str | os.PathLike[str], purpose: str) -> list[Path]:
-    """All image files that can be read in a folder and its subfolders, sorted, without results.
+    """The files of `split_files` that can be read."""
+    return split_files(folder, purpose)[0]
+
+
+def split_files(
+    folder: str | os.PathLike[str], purpose: str
+) -> tuple[list[Path], list[tuple[Path, str]]]:
+    """The image files in a folder and its subfolders, sorted: those that can be read and are no
+    results of fluidjax, and (file, reason) of every other one.
 
     Args:
       folder: to search.
       purpose: the setting that names the folder, for messages.
 
     Raises:
-      UserError: no such folder, or no such file in it.
+      UserError: no such folder, or no file in it that can be read.
     """
     folder = Path(folder)
     folder_walk.check_folder(folder, purpose)
     files = folder_walk.walk(folder)
-    usable = [file.path for file in files if not _is_result(file) and not file.unreadable]
+    reasons = {f.path: Kind.RESULT.value if _is_result(f) else f.unreadable for f in files}
+    usable = [path for path, reason in reasons.items() if not reason]
     if not usable:
         raise UserError(_nothing_found(folder, purpose, files))
-    return usable
+    return usable, [(path, reason) for path, reason in reasons.items() if reason]
 
 
 def _is_result(file: FoundFile) -> bool:
     """Whether fluidjax wrote a file, by its folder or its name."""
     return file.part == OWN or kind_of(file.path)[0] == Kind.RESULT
-
-
-def unusable_files(folder: str | os.PathLike[str]) -> list[tuple[Path, str]]:
-    """(file, reason) of the image files that `nifti_files` leaves out."""
-    files = folder_walk.walk(Path(folder))
-    reasons = ((f.path, Kind.RESULT.value if _is_result(f) else f.unreadable) for f in files)
-    return [(path, reason) for path, reason in reasons if reason]
 
 
 def _nothing_found(folder: Path, purpose: str, files: Sequence[FoundFile]) -> str:

@@ -21,8 +21,6 @@ from typing import IO, Any
 from fluidjax.base.disk import reason
 from fluidjax.base.errors import DiskError, UserError
 from fluidjax.base.names import AS_HEX, shown
-from fluidjax.base.names import short_name as short_name
-from fluidjax.base.partial import new_folder as new_folder
 from fluidjax.base.partial import written_beside
 
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from data_pipelines.scan_folders import counted
 from fluidjax.base import cli, disk
 from fluidjax.base.errors import DiskError, UserError
+from fluidjax.base.failures import failure_line
 from fluidjax.base.names import shown
 from fluidjax.predict.files import (
     Source,
@@ -30,7 +31,7 @@ from fluidjax.predict.files import (
     write_prediction,
 )
 from fluidjax.predict.on_scan import grid_of, predicted_on_scan
-from fluidjax.predict.reading import Options, Scan, failure_line, read_scans
+from fluidjax.predict.reading import Options, Scan, read_scans
 from fluidjax.predict.scans import ScanFile, Selection
 from fluidjax.runs import thresholds
 from fluidjax.runs.detector import Detector, Output
@@ -152,7 +153,7 @@ def _predict_all(
                 if disk.is_of_disk(error):
                     outcome.problem = _problem_of_disk(out, error)
                     break
-                outcome.failures.append(failure_line(scan.file, error))
+                outcome.failures.append(failure_line(scan.file.path, error))
             bar.update()
     return outcome
 
@@ -195,7 +196,7 @@ def _output_of_one(
             return detector.detect([scan.case])
         except Exception as own:
             error = own
-    failures.append(failure_line(scan.file, error))
+    failures.append(failure_line(scan.file.path, error))
     return None
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from data_pipelines.folder_walk import holds_predictions
 from data_pipelines.volume_io import save_like
 from fluidjax.base import __version__
 from fluidjax.base.disk import check_output
@@ -74,18 +75,11 @@ def check_folder(out: Path) -> None:
     """
     path = out / DESCRIPTION
     check_output(out, '--out')
-    if path.is_file() and _name_of_generator(path) != 'fluidjax':
+    if path.is_file() and not holds_predictions(out):
         raise UserError(
             f'--out: {out} holds another data set (its {DESCRIPTION} is not of fluidjax); '
             'name another folder'
         )
-
-
-def _name_of_generator(path: Path) -> str | None:
-    try:
-        return json.loads(path.read_text('utf-8'))['GeneratedBy'][0]['Name']
-    except (ValueError, KeyError, IndexError, TypeError):
-        return None
 
 
 def describe_folder(out: Path) -> None:

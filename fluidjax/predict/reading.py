@@ -17,8 +17,7 @@ from joblib.externals.loky.process_executor import BrokenProcessPool
 from data_pipelines.grids import ModelGrid
 from data_pipelines.quality_picture import quality_figure
 from data_pipelines.volume_io import Volume, load_volume
-from fluidjax.base.disk import line_of
-from fluidjax.base.errors import UserError
+from fluidjax.base.failures import failure_line
 from fluidjax.base.names import shown
 from fluidjax.base.subject import Subject
 from fluidjax.predict.on_scan import Steps, on_model_grid, subject_of
@@ -137,29 +136,11 @@ def read_scan(file: ScanFile, grid: ModelGrid, options: Options) -> Scan:
     )
 
 
-def failure_line(file: ScanFile, error: Exception) -> str:
-    """What went wrong with a scan, as one line that begins with its path."""
-    path, text = shown(file.path), ' '.join(shown(str(error)).split())
-    if isinstance(error, OSError):
-        text = line_of(error)
-    if isinstance(error, (UserError, OSError)):
-        return text if text.startswith(path) else f'{path}: {text}'
-    if is_of_memory(error):
-        return f'{path}: not enough memory ({text[:200]}); close other programs, or use --n-jobs=1'
-    what = f'{type(error).__name__}: {text[:200]}'
-    return f'{path}: failed unexpectedly ({what}); look at it in a viewer'
-
-
-def is_of_memory(error: Exception) -> bool:
-    """Whether there was not enough memory, of the computer or of its accelerator."""
-    return isinstance(error, MemoryError) or 'RESOURCE_EXHAUSTED' in str(error)
-
-
 def _scan_or_failure(file: ScanFile, grid: ModelGrid, options: Options) -> Scan | str:
     try:
         return read_scan(file, grid, options)
     except Exception as error:  # one strange file among a thousand must not stop the others
-        return failure_line(file, error)
+        return failure_line(file.path, error)
 
 
 def _result_of(
@@ -171,7 +152,7 @@ def _result_of(
     except BrokenProcessPool:  # killed by this scan or by another one that was read beside it
         pass
     except Exception as error:  # what the process read could not be sent here
-        return failure_line(file, error)
+        return failure_line(file.path, error)
     with loky.ProcessPoolExecutor(max_workers=1) as executor:
         try:
             return executor.submit(_scan_or_failure, file, grid, options).result()

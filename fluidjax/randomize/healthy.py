@@ -17,7 +17,7 @@ from data_pipelines.background import black_level, with_black_background
 from data_pipelines.mask_on_scan import on_same_voxels
 from data_pipelines.preprocess import brain_of
 from data_pipelines.resampling import resample_mask
-from data_pipelines.scan_folders import counted, nifti_files, unusable_files
+from data_pipelines.scan_folders import counted, split_files
 from data_pipelines.volume_io import Volume
 from fluidjax.base.errors import UserError
 from fluidjax.fluid.grid import Grid
@@ -112,8 +112,9 @@ def _padded_box(brain: np.ndarray) -> tuple[slice, slice, slice]:
 
 def _usable(folder: Path) -> list[Path]:
     """The masks of a folder that can be read; the other image files are named."""
-    usable, others = [], unusable_files(folder)
-    for path in tqdm(nifti_files(folder, '--lesions'), desc='lesion masks', leave=False):
+    usable = []
+    files, others = split_files(folder, '--lesions')
+    for path in tqdm(files, desc='lesion masks', leave=False):
         try:
             volume_io.load_volume(path)
             usable.append(path)

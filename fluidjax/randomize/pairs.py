@@ -33,6 +33,7 @@ from data_pipelines.scan_folders import distinct_names
 from fluidjax.base import disk, environment
 from fluidjax.base.cli import tell
 from fluidjax.base.errors import DiskError, UserError
+from fluidjax.base.failures import failure_line
 from fluidjax.base.files import write_bytes, write_text
 from fluidjax.base.names import short_name, shown
 from fluidjax.base.settings import settings_from
@@ -180,8 +181,7 @@ def _write(plan: _Plan, out: Path, volumes: bool) -> Path:
                 if disk.is_of_disk(error):
                     reason = disk.reason(error, out)
                     raise DiskError(f'--out: {shown(out)}: {reason}') from error
-                what = f'{path}: failed unexpectedly ({type(error).__name__}: {error})'
-                failed[path] = str(error) if isinstance(error, UserError) else what
+                failed[path] = failure_line(path, error)
                 continue
             brain = plan.brain and {'path': plan.brain, 'sha256': records.checksum(plan.brain)}
             checksum = records.checksum(path)

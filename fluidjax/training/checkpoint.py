@@ -23,8 +23,9 @@ from fluidjax.base.errors import DiskError, UserError
 
 KEPT = 2
 METRIC = 'validation_loss'
-# What orbax and tensorstore raise for a checkpoint that is incomplete or of another tree.
+# In errors of orbax, which keep the text of the system's error but not its number.
 _OF_DISK = 'No space left|Read-only file system|quota exceeded'
+# What orbax and tensorstore raise for a checkpoint that is incomplete or of another tree.
 UNREADABLE = (ValueError, KeyError, TypeError, OSError, AttributeError)
 
 

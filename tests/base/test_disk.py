@@ -51,8 +51,8 @@ def test_a_file_in_the_way_is_not_the_fault_of_the_disk(tmp_path):
 
 
 def test_a_full_disk_is_told_from_a_file_that_cannot_be_read():
-    full = OSError(errno.ENOSPC, 'No space left on device', '/tmp/map.nii')
-    assert disk.is_of_disk(full) and disk.line_of(full).startswith('/tmp/map.nii: not enough space')
-    hidden = PermissionError(errno.EACCES, 'Permission denied', '/tmp/scan.nii')
+    full = OSError(errno.ENOSPC, 'No space left on device', '/out/map.nii')
+    assert disk.is_of_disk(full) and disk.line_of(full).startswith('/out/map.nii: not enough space')
+    hidden = PermissionError(errno.EACCES, 'Permission denied', '/in/scan.nii')
     assert not disk.is_of_disk(hidden)
-    assert disk.line_of(hidden).startswith('/tmp/scan.nii: Permission denied; check')
+    assert disk.line_of(hidden).startswith('/in/scan.nii: Permission denied; check')

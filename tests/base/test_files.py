@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from fluidjax.base import files, settings
+from fluidjax.base import files, partial, settings
 from fluidjax.base.errors import UserError
 
 
@@ -22,7 +22,7 @@ def test_a_file_is_replaced_as_a_whole(tmp_path):
 
 def test_a_new_folder_appears_when_it_is_complete(tmp_path):
     target = tmp_path / 'deep' / 'run'
-    with files.new_folder(target) as folder:
+    with partial.new_folder(target) as folder:
         (folder / 'part').write_text('one')
         assert not target.exists() and target.parent in folder.parents
     assert (target / 'part').read_text() == 'one'
@@ -31,7 +31,7 @@ def test_a_new_folder_appears_when_it_is_complete(tmp_path):
 
 def test_an_error_leaves_no_folder(tmp_path):
     with pytest.raises(KeyError):
-        with files.new_folder(tmp_path / 'run') as folder:
+        with partial.new_folder(tmp_path / 'run') as folder:
             (folder / 'part').write_text('one')
             raise KeyError
     assert not list(tmp_path.iterdir())
