@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data_pipelines import brain_extraction
+from data_pipelines.volume_io import Volume
 from fluidjax.base.errors import UserError
 from fluidjax.fluid import FluidSettings
 from fluidjax.randomize import healthy, pairs, pictures, records
@@ -307,3 +309,16 @@ def test_a_record_of_a_draw_is_the_draw():
         np.testing.assert_array_equal(
             *(jax.random.key_data(v) if name == 'key' else v for v in (a, b)), name
         )
+
+
+def test_the_brain_of_a_whole_head_is_found_as_in_predict(monkeypatch):
+    """Lesions are painted in what brain extraction finds, not in scalp and skull."""
+    head = np.random.default_rng(0).uniform(1, 100, (20, 24, 20)).astype(np.float32)
+    found = np.zeros(head.shape, bool)
+    found[5:15, 6:18, 5:15] = True
+    monkeypatch.setattr(
+        brain_extraction, 'extract', lambda *_: brain_extraction.Extraction(found, 'atlas', True)
+    )
+    loaded = healthy.healthy_from(Volume(head, np.diag([8.0, 8, 8, 1]), 'head.nii'))
+    np.testing.assert_array_equal(loaded.whole(loaded.brain), found)
+    assert not loaded.whole(loaded.image)[~found].any()
