@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import functools
 import os
 import sys
@@ -22,6 +24,8 @@ _REPLACED: Mapping[str, tuple[tuple[str, ...], str]] = {
     'JAX_NUMPY_DTYPE_PROMOTION': (('strict',), 'standard'),
     'JAX_NUMPY_RANK_PROMOTION': (('warn', 'raise'), 'allow'),
 }
+# Parameters of glibc's mallopt: no mmap, trim only above 2 GB, grow by 256 MB.
+_KEEP_MEMORY = ((-4, 0), (-1, 2**31 - 1), (-2, 2**28))
 _CACHE = 'JAX_COMPILATION_CACHE_DIR'
 _READS = os.path.join('jax', '_src', 'config.py')  # the file of JAX that reads the variables
 
@@ -40,6 +44,33 @@ def set_up() -> None:
     folder = os.environ.setdefault(_CACHE, str(cache_home() / 'xla'))
     if folder and '://' not in folder and not _can_be_written(Path(folder)):
         os.environ[_CACHE] = ''  # else JAX would warn after every compilation
+
+
+def use_all_cores() -> None:
+    """Train on every core of a CPU, at up to twice the speed on two; other devices do not change.
+
+    XLA computes a convolution on one core, so the cores share the batch as if they were devices.
+    And glibc returns the memory of large arrays to the system after every step and fetches it
+    again, page by page, in the next; it is asked to keep it.
+
+    Call it before JAX is used.
+    """
+    import jax
+
+    chosen = 'xla_force_host_platform_device_count' in os.environ.get('XLA_FLAGS', '')
+    if not chosen and 'JAX_NUM_CPU_DEVICES' not in os.environ:
+        with contextlib.suppress(RuntimeError):  # JAX is in use already
+            jax.config.update('jax_num_cpu_devices', _cores())
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library
+        keep = ctypes.CDLL(None).mallopt
+        for parameter, value in _KEEP_MEMORY:
+            keep(parameter, value)
+
+
+def _cores() -> int:
+    """The cores that this process may use, of at most eight."""
+    available = getattr(os, 'sched_getaffinity', lambda _: range(os.cpu_count() or 1))(0)
+    return min(len(available), 8)
 
 
 def explained(error: Exception) -> str | None:

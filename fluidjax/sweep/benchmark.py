@@ -12,7 +12,7 @@ in scans of other people, and real lesions.
 
 from pathlib import Path
 
-from fluidjax.base import cli
+from fluidjax.base import cli, environment
 
 FLAGS = cli.Flags()
 SCALE = FLAGS.add_choice('scale', 'demo', ['smoke', 'demo', 'paper'], 'Size of grid and training.')
@@ -45,6 +45,7 @@ def main() -> None:
         )
     if PATIENTS.value and not HEALTHY.value:
         raise cli.UserError('--patients needs --healthy, the folder of healthy scans beside them')
+    environment.use_all_cores()
     from fluidjax.sweep import cells, results  # import JAX and TensorFlow
 
     seeds = cli.numbers('seeds', SEEDS.value, int)

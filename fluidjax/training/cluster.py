@@ -10,7 +10,7 @@ import importlib.util
 import os
 from pathlib import Path
 
-from fluidjax.base import cli
+from fluidjax.base import cli, environment
 from fluidjax.base.errors import UserError
 
 
@@ -42,7 +42,7 @@ def launched_by() -> str | None:
 
 
 def join(flag_values: cli.Flags) -> None:
-    """Connect to the other processes; call it before JAX is used.
+    """Use all cores, and connect to the other processes; call it before JAX is used.
 
     Args:
         flag_values: with the flags of `define_flags`, parsed.
@@ -52,6 +52,7 @@ def join(flag_values: cli.Flags) -> None:
     """
     import jax
 
+    environment.use_all_cores()
     values = {name: flag_values[name].value for name in ('coordinator', 'processes', 'process')}
     given = [name for name, value in values.items() if value is not None]
     launcher = None if given else launched_by()

@@ -83,7 +83,7 @@ def test_eight_devices_have_the_losses_of_one_which_goes_on_with_their_run(train
     expected = train_on_eight(train, eight, *QUICK)
     shutil.rmtree(eight / 'checkpoints' / 'restoration' / '6')
     for workdir in (eight, alone):
-        done = train(*QUICK, f'--workdir={workdir}')
+        done = train(*QUICK, f'--workdir={workdir}', JAX_NUM_CPU_DEVICES='1')
         assert done.returncode == 0 and ' 1 cpu device' in done.stderr, done.stderr
         same(losses(workdir), expected)
 

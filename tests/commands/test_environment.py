@@ -78,3 +78,21 @@ def test_there_is_a_cache_without_a_home(monkeypatch, tmp_path):
     assert files.cache_home().name == f'fluidjax-{os.getuid()}'
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
     assert files.cache_home() == tmp_path / 'fluidjax'
+
+
+@pytest.mark.parametrize('variables, expected', [({}, 2), ({'JAX_NUM_CPU_DEVICES': '1'}, 1)])
+def test_every_core_of_a_cpu_trains_unless_the_user_says_otherwise(variables, expected, checkout):
+    """In a process of its own, because JAX must not be in use yet."""
+    code = (
+        'from fluidjax.base import environment; environment._cores = lambda: 2;'
+        'environment.use_all_cores(); import jax; print(jax.device_count())'
+    )
+    plain = {name: value for name, value in os.environ.items() if name != 'XLA_FLAGS'}
+    done = subprocess.run(
+        [sys.executable, '-c', code],
+        cwd=checkout,
+        env=plain | {'JAX_PLATFORMS': 'cpu'} | variables,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.strip() == str(expected), done.stderr
