@@ -8,6 +8,8 @@ The argument after the colon of `--config=configs/FILE.py:ARGUMENT` is a comma-s
 
 from ml_collections import ConfigDict
 
+from configs import fluid
+
 CHOICES = {'size': ('paper', 'demo', 'smoke'), 'cohort': ('template', 'nifti')}
 # Eight samples, so that tests on eight simulated devices can share the batch.
 SMOKE_TRAINING = {'steps': 6, 'batch_size': 8, 'log_every': 2, 'checkpoint_every': 3}
@@ -47,32 +49,11 @@ def common(method: str, size: str, cohort: str) -> ConfigDict:
             'noise': 0.02,
         }
     )
-    config.fluid = ConfigDict(
-        {
-            'perlin_periods': (2, 2, 2),
-            'velocity_scale': 500.0,
-            'transport_time': (0.1, 0.9),
-            'border_mm': 0.0,
-            'lesion_count': (1, 1),
-            'seed_percentiles': (90.0, 99.6),
-            'size_ml': (0.0, 0.0),
-            'bank_probability': 0.5,
-            'bank_shift_mm': 8.0,
-            'bank_rotation_degrees': 15.0,
-            'bank_scale': (0.8, 1.25),
-            'inside_share': 0.6,
-            'diseased_probability': 0.8,
-            'threshold': 0.2,
-            'painting': 'paper',
-            'bright_probability': 0.0,
-            'strength': (1.0, 1.0),
-            'texture_mm': 0.0,
-            'mass_effect': 0.0,
-            'scheme': 'flow_map',
-        }
-    )
+    config.fluid = fluid.section()
     config.detect = ConfigDict(
         {
+            # Choose reference, mirroring, sign, smoothing and unit of the map on validation scans.
+            'search': size != 'paper',
             'reference': 'scan',
             'mirror': False,
             'batch_size': 1,

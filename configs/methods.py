@@ -2,9 +2,9 @@
 
 from ml_collections import ConfigDict
 
-from configs import inpainting, ldm, regression, vae
+from configs import inpainting, ldm, regression, severity, vae
 
-OWN_FILES = {'vae': vae, 'regression': regression, 'inpainting': inpainting}
+OWN_FILES = {'vae': vae, 'regression': regression, 'severity': severity, 'inpainting': inpainting}
 
 
 def config_of(method: str, argument: str = '') -> ConfigDict:

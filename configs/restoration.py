@@ -1,4 +1,4 @@
-"""Shared by regression and inpainting: a U-Net on images, trained on the same pairs."""
+"""Shared by regression, severity and inpainting: a U-Net on images, trained on the same pairs."""
 
 from ml_collections import ConfigDict
 
@@ -24,10 +24,18 @@ def restoration(method: str, argument: str) -> ConfigDict:
             'training': common.training(100_000, 8, common.optimizer(1e-4, clip_norm=1.0)),
         }
     )
+    if method != 'inpainting':  # which is trained only where there is a lesion
+        config.restoration.losses.lesion_weight = 0.0 if config.size == 'paper' else 12.0
+    if method == 'regression':
+        # Whether the network predicts a correction of the scan instead of the healthy image.
+        config.restoration.identity = False
+    if method == 'severity':
+        config.restoration.process = ConfigDict({'steps': 2 if config.size == 'smoke' else 5})
     if config.size == 'paper':
         return config
+    # A step costs about as much as one of the latent methods.
     config.restoration.network.update(
-        {'channels': (32, 64), 'patch': 2, 'dtype': 'float32', 'remat': False}
+        {'channels': (16, 32, 64), 'patch': 2, 'dtype': 'float32', 'remat': False}
     )
     config.restoration.training = common.demo_training(1300, 1e-3)
     if config.size == 'smoke':

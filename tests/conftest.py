@@ -56,6 +56,8 @@ def smoke_run(tmp_path_factory) -> Path:
     from fluidjax.base.settings import save_config
     from fluidjax.runs import thresholds
     from fluidjax.runs.cohort import model_grid
+    from fluidjax.runs.detector import Choice, configured
+    from fluidjax.runs.load import Run
     from fluidjax.runs.stages import build_stages
     from fluidjax.training import checkpoint
     from fluidjax.training.settings import make_optimizer
@@ -63,7 +65,8 @@ def smoke_run(tmp_path_factory) -> Path:
 
     folder = tmp_path_factory.mktemp('runs') / 'smoke'
     config = ldm.get_config('smoke')
-    stage = build_stages(config, model_grid(config))[-1]
+    grid = model_grid(config)
+    stage = build_stages(config, grid)[-1]
     method, settings = stage.method, stage.training
     optimizer = make_optimizer(settings.optimizer, settings.steps, method.trainable)
     params = run_once(method.init, jax.random.key(0))
@@ -83,7 +86,8 @@ def smoke_run(tmp_path_factory) -> Path:
         )
     )
     rules = dict.fromkeys(thresholds.RULES, 0.1)
-    thresholds.save(folder, {'conddiff': rules}, settings.steps)
+    run = Run(config, grid, method, {}, settings.steps, folder)
+    thresholds.save(folder, run, {'conddiff': rules}, {'conddiff': Choice(configured(run))})
     (folder / 'eval').mkdir()
     entry = {'mean': 0.25, 'ci_low': 0.1, 'ci_high': 0.4, 'n': 4}
     (folder / 'eval' / 'metrics.json').write_text(

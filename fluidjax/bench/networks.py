@@ -109,14 +109,14 @@ def rows_of(
 
 
 def _methods(config: Any, shape: tuple[int, ...] | None, dtype: str | None) -> tuple:
-    """First and last method of a configuration, each with its training settings."""
-    from fluidjax.runs.stages import build_stages
+    """The autoencoder of a configuration and its latent method, each with its training settings."""
+    from fluidjax.runs.stages import build_stages, longest_stage
 
     grid = model_grid(config)
     if shape is not None:
         grid = Grid(shape, grid.spacing)
     stages = build_stages(config, grid)
-    first, last = stages[0].method, stages[-1].method
+    first, last = stages[0].method, longest_stage(stages).method
     if not isinstance(first, AutoencoderMethod) or not isinstance(last.network, UNetConfig):
         raise cli.UserError(
             f'config.method: bench models measures latent methods, '
@@ -125,7 +125,7 @@ def _methods(config: Any, shape: tuple[int, ...] | None, dtype: str | None) -> t
     if dtype is not None:
         first = _with_dtype(first, dtype)
         last = dataclasses.replace(_with_dtype(last, dtype), autoencoder=first)
-    return (first, stages[0].training), (last, stages[-1].training)
+    return (first, stages[0].training), (last, longest_stage(stages).training)
 
 
 def _with_dtype(method: Any, dtype: str) -> Any:

@@ -17,7 +17,7 @@ from fluidjax.base import cli
 from fluidjax.detect.anomaly_map import PUBLISHED, closest_shift, median_filter, residual_map
 from fluidjax.fluid.randomize import randomize_batch
 from fluidjax.runs.cohort import model_grid
-from fluidjax.runs.stages import build_stages, fluid_settings
+from fluidjax.runs.stages import build_stages, fluid_settings, longest_stage
 from fluidjax.training.state import run_once
 
 
@@ -142,14 +142,15 @@ def time_all(config: Any, repeats: int) -> dict[str, dict[str, float]]:
 
 
 def time_step_shares(config: Any, repeats: int) -> dict[str, Any]:
-    """Time a training step of the last stage with and without fluid randomization.
+    """Time a training step of the longest stage with and without fluid randomization.
 
     Without it the pairs are healthy, and all else is the same: augmentation, encoding of both
     images, U-Net, gradient. The difference is one measure of the share of randomization. If it is
     smaller than the timer's scatter, the randomization timed by itself is the better one.
     """
     bench = Bench(config)
-    method, training = bench.stages[-1].method, bench.stages[-1].training
+    stage = longest_stage(bench.stages)
+    method, training = stage.method, stage.training
     pairs = method.pairs
     if pairs is None or pairs.randomization is None:
         raise cli.UserError(f'config.method: {config.method} is trained without randomization')

@@ -1,4 +1,4 @@
-"""The training step of the last stage: measured on this machine, or estimated for a TPU topology.
+"""The training step of the longest stage: measured here, or estimated for a TPU topology.
 
 Measured are whole training rounds on 1, 2, 4, ... devices, and the parts of a step by themselves.
 Estimates are those of the TPU's compiler (`fluidjax.bench.aot`), and the time of communication.
@@ -30,7 +30,7 @@ from fluidjax.bench.timer import (
 )
 from fluidjax.runs.cohort import model_grid, open_cohort
 from fluidjax.runs.feed import Feed
-from fluidjax.runs.stages import Stage, build_stages
+from fluidjax.runs.stages import Stage, build_stages, longest_stage
 from fluidjax.training import parallel
 from fluidjax.training.rounds import Rounds
 from fluidjax.training.settings import StageSettings, make_optimizer
@@ -76,7 +76,7 @@ def measure(config: Any, repeats: int) -> dict[str, Any]:
         the share of the device's peak in bfloat16, None where that is not known.
     """
     bench = Bench(config)
-    stage = bench.stages[-1]
+    stage = longest_stage(bench.stages)
     everything = parallel.layout_of(stage.training.batch_size, stage.training.accumulate)
     devices, machine = everything.devices, this_machine()
     counts = [n for n in (2**k for k in range(12)) if n <= len(devices)]
@@ -221,7 +221,7 @@ def compile_for(config: Any, topology: str, only: Sequence[str] = ()) -> dict[st
         communication, and volumes per second and chip.
     """
     chip, devices = aot.chip_of(topology), len(aot.topology_devices(topology))
-    stage = build_stages(config, model_grid(config))[-1]
+    stage = longest_stage(build_stages(config, model_grid(config)))
     training = stage.training
     if not training.pooled:
         training = dataclasses.replace(training, reuse=5, pool=4)

@@ -1,8 +1,7 @@
-"""Baselines without training, for every table.
+"""Mean and standard deviation of the training brains, for the rows without training.
 
-A plain intensity threshold has beaten published models. The residual to the mean of the training
-brains, and that residual in units of the training brains' standard deviation (a z-score), are hard
-to beat with few training steps.
+The residual to that mean, and the same in units of that standard deviation (a z-score), are hard to
+beat with few training steps.
 """
 
 from __future__ import annotations
@@ -14,19 +13,6 @@ import numpy as np
 from fluidjax.base.errors import UserError
 
 LEAST_SPREAD = 0.05  # where all training brains are equal (the background), a z-score has no unit
-
-
-def intensity_map(scan: np.ndarray, brain: np.ndarray, darker: bool) -> np.ndarray:
-    """The intensity itself as anomaly map, (x, y, z) float32, zero outside the brain.
-
-    Args:
-      scan: (x, y, z) in [0, 1].
-      brain: (x, y, z) bool.
-      darker: whether lesions are dark (score 1 - intensity) or bright (score intensity); chosen on
-        validation subjects.
-    """
-    scan = np.clip(np.asarray(scan, np.float32), 0.0, 1.0)
-    return np.where(np.asarray(brain).astype(bool), 1.0 - scan if darker else scan, np.float32(0))
 
 
 def mean_and_spread(images: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

@@ -5,15 +5,27 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from fluidjax.base.subject import Subject
 from fluidjax.detect import metrics
-from fluidjax.detect.evaluate import scorable
+from fluidjax.detect.evaluate import scorable, voxel_ml
 
 FALSE_PER_CENT = (1, 5, 10)
+HEALTHY_ML, HEALTHY_SHARE = 1.0, 0.9  # of `healthy_1ml`: 1 ml at most in 90 % of healthy scans
+# Shares of all voxels that the thresholds tried by `best_common` mark, highest thresholds first.
+_MARKED_SHARES = np.geomspace(2e-5, 0.5, 400)
+
+
+class Common(NamedTuple):
+    """The threshold with the best mean Dice of some cases, and that Dice."""
+
+    dice: float
+    threshold: float
 
 
 def thresholds(maps: Sequence[np.ndarray], cases: Sequence[Subject]) -> dict[str, float]:
@@ -25,7 +37,7 @@ def thresholds(maps: Sequence[np.ndarray], cases: Sequence[Subject]) -> dict[str
         mask, or with a map that is not finite where it is scored, are left out.
 
     Returns:
-      dice: of the best Dice of all voxels pooled (`metrics.threshold_for`).
+      dice: of the best mean Dice over the cases (`best_common`).
       fpr_1, fpr_5, fpr_10: the smallest at which at most 1, 5, 10 % of the healthy voxels, pooled
         over the cases, are marked.
       NaN where there is no lesion or no healthy voxel to choose by.
@@ -35,20 +47,92 @@ def thresholds(maps: Sequence[np.ndarray], cases: Sequence[Subject]) -> dict[str
     pooled = np.sort(np.concatenate(healthy)) if healthy else np.empty(0)
     single = any(one.dtype == np.float32 for one in healthy)
     rates = {f'fpr_{rate}': _at_rate(pooled, rate, single) for rate in FALSE_PER_CENT}
-    return {'dice': metrics.threshold_for(*zip(*known)) if known else metrics.NAN, **rates}
+    return {'dice': best_common(maps, cases).threshold, **rates}
+
+
+def best_common(maps: Sequence[np.ndarray], cases: Sequence[Subject]) -> Common:
+    """The threshold, one for all cases, with the best mean over the cases of each one's Dice.
+
+    The mean is over the cases with a lesion. 400 thresholds are tried, scores that occur and mark
+    from 0.002 to 50 % of all voxels; between two neighbours the marked volume changes by 2.6 %.
+    NaN if no lesion remains.
+    """
+    known = [(one[region], lesion[region]) for one, lesion, region, _ in scorable(maps, cases)]
+    known = [(scores, truth) for scores, truth in known if truth.any()]
+    if not known:
+        return Common(metrics.NAN, metrics.NAN)
+    pooled = np.sort(np.concatenate([scores for scores, _ in known]))
+    rank = pooled.size - np.maximum(1, np.round(_MARKED_SHARES * pooled.size).astype(int))
+    tried = np.unique(pooled[rank])
+    dice = np.mean([_dice_curve(scores, truth, tried) for scores, truth in known], axis=0)
+    best = len(tried) - 1 - int(np.argmax(dice[::-1]))  # the highest of equals
+    return Common(float(dice[best]), float(tried[best]))
+
+
+def _dice_curve(scores: np.ndarray, truth: np.ndarray, ascending: np.ndarray) -> np.ndarray:
+    """The Dice of a case at each of some ascending thresholds."""
+    reached = np.searchsorted(ascending, scores, side='right')  # the number of thresholds reached
+    size = len(ascending) + 1
+
+    def marked(which: np.ndarray) -> np.ndarray:
+        return np.cumsum(np.bincount(which, minlength=size)[::-1])[::-1][1:]
+
+    return 2.0 * marked(reached[truth]) / (marked(reached) + truth.sum())
+
+
+def healthy_threshold(maps: Sequence[np.ndarray], cases: Sequence[Subject]) -> float:
+    """`healthy_1ml`: at most 1 ml is marked in 90 % of healthy scans, by conformal prediction.
+
+    For each healthy scan the smallest threshold that marks at most 1 ml is a score; the result is
+    the ceil(0.9 (n + 1))-th smallest of n scores. If a new healthy scan is exchangeable with these
+    (drawn as they were, and the map was not fitted to them), the probability that more than 1 ml is
+    marked in it is at most 10 % (Vovk et al. 2005, split conformal prediction). It holds for the
+    average over draws of both, not for every set of n scans.
+
+    Args:
+      maps: an anomaly map (x, y, z) per case.
+      cases: healthy validation scans.
+
+    Returns:
+      The threshold; NaN for fewer than 9 scans, with which no threshold has that guarantee.
+    """
+    scores = sorted(_largest_within(one, case) for one, case in zip(maps, cases, strict=True))
+    rank = math.ceil(HEALTHY_SHARE * (len(scores) + 1) - 1e-9)
+    return scores[rank - 1] if rank <= len(scores) else metrics.NAN
+
+
+def marked_ml(anomaly_map: np.ndarray, case: Subject, threshold: float) -> float:
+    """Volume in ml that is marked in the brain of a scan; NaN without a threshold."""
+    if not math.isfinite(threshold):
+        return metrics.NAN
+    brain = np.asarray(case.brain).astype(bool)
+    return float((np.asarray(anomaly_map)[brain] >= threshold).sum()) * voxel_ml(case.affine)
+
+
+def _largest_within(anomaly_map: np.ndarray, case: Subject) -> float:
+    """The smallest threshold that marks at most `HEALTHY_ML` of a scan's brain."""
+    scores = np.sort(np.asarray(anomaly_map)[np.asarray(case.brain).astype(bool)])
+    allowed = int(HEALTHY_ML / voxel_ml(case.affine) + 1e-9)
+    return _just_above(scores, scores.size - 1 - allowed, scores.dtype == np.float32)
 
 
 def _at_rate(ascending: np.ndarray, per_cent: int, single: bool) -> float:
-    """The smallest number that at most `per_cent` % of the values reach.
-
-    It lies just above the highest value that must stay unmarked, as must all values equal to it;
-    just above in single precision if a map has it, in which a smaller step would be rounded off.
-    """
+    """The smallest number that at most `per_cent` % of the values reach."""
     if not ascending.size:
         return metrics.NAN
     marked = ascending.size * per_cent // 100  # the largest number allowed
-    unmarked = ascending[ascending.size - marked - 1]
-    kind = np.float32 if single else np.float64
+    return _just_above(ascending, ascending.size - marked - 1, single)
+
+
+def _just_above(ascending: np.ndarray, place: int, single: bool) -> float:
+    """A number that the values up to a place do not reach, the smallest in single precision.
+
+    A smaller step above the value at that place would be rounded off if a map has single precision.
+    With a place below the first all values may reach it.
+    """
+    if place < 0:
+        return 0.0
+    unmarked, kind = ascending[place], np.float32 if single else np.float64
     if unmarked == 0:  # the next number is denormal, which accelerators take for 0
         return float(np.finfo(kind).tiny)
     return float(np.nextafter(kind(unmarked), kind(np.inf)))

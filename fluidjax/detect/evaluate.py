@@ -250,20 +250,17 @@ def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
 
 
 def summarise(
-    rows: Sequence[Row], dice_global: Entry | None = None, sensitivity: Entry | None = None
+    rows: Sequence[Row], of_cohort: Mapping[str, Entry] | None = None
 ) -> dict[str, Entry]:
     """{score: {mean, ci_low, ci_high, n}} over the subjects of one method and cohort.
 
     Args:
       rows: from `score_method`.
-      dice_global: from `global_dice`; it does not follow from the rows.
-      sensitivity: from `sensitivity_at_fp`, becomes `sensitivity_1fp`; the same.
+      of_cohort: entries of `COHORT_SCORES`, such as `global_dice`, which do not follow from the
+        rows.
     """
     summary = {score: bootstrap_mean(row.get(score) for row in rows) for score in SCORES}
-    of_cohort = {'dice_global': dice_global, 'sensitivity_1fp': sensitivity}
-    return summary | {
-        score: json_safe(dict(entry)) for score, entry in of_cohort.items() if entry is not None
-    }
+    return summary | {score: json_safe(dict(entry)) for score, entry in (of_cohort or {}).items()}
 
 
 def by_size(rows: Sequence[Row], edges_ml: Sequence[float] = SIZE_EDGES_ML) -> dict[str, list[Row]]:

@@ -181,6 +181,7 @@ def write_report(
     facts: Mapping[str, Any] | None = None,
     curves: Mapping[str, Mapping[str, Mapping]] | None = None,
     verdicts: Mapping[str, Mapping[str, str]] | None = None,
+    recipes: Mapping[str, str] | None = None,
 ) -> None:
     """Write the report; the page loads nothing from elsewhere.
 
@@ -195,6 +196,7 @@ def write_report(
       facts: {what: value} for the header, such as checkpoint, step, date, seed.
       curves: {cohort: {method: `curves.curves_of`}}, drawn below the tables.
       verdicts: {cohort: {method: a word or two, or ''}}, beside the method's name.
+      recipes: {method: how its maps are made, in words}.
     """
     verdicts, curves = verdicts or {}, curves or {}
     cohorts = [
@@ -203,7 +205,10 @@ def write_report(
         )
         for cohort, methods in metrics.items()
     ]
-    chosen = [[escape(name), number(value, 5)] for name, value in json_safe(thresholds).items()]
+    chosen = [
+        [escape(name), number(value, 5), escape((recipes or {}).get(name, ''))]
+        for name, value in json_safe(thresholds).items()
+    ]
     body = filled(
         HERE,
         'report.html',
@@ -215,7 +220,7 @@ def write_report(
             f'<dt>{score.label}</dt><dd>{escape(score.explanation)}</dd>'
             for score in SCORES.values()
         ),
-        thresholds=table(['method', 'threshold'], chosen),
+        thresholds=table(['method', 'threshold', 'map'], chosen),
         count=len(rows),
         rows=_rows_table(rows),
         config=escape(json.dumps(json_safe(config), indent=2, default=str)),

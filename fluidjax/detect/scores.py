@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-COHORT_SCORES = ('dice_global', 'sensitivity_1fp')  # of a whole test set, not of a subject
+COHORT_SCORES = (  # of a whole test set, not of a subject
+    'dice_global',
+    'dice_best',
+    'threshold_loss',
+    'sensitivity_1fp',
+    'healthy_ml',
+    'healthy_ml_90',
+    'strict_ml',
+    'strict_ml_90',
+)
 # A lesion with over nine tenths of its contrast left looks as in the scan.
 COPY_CONTRAST = 0.1
 # Copies by a decoder also change: an L1 of 0.015 (UNA's table) is a few per cent of a brain's mean
@@ -38,6 +47,20 @@ SCORES: dict[str, Score] = {
         3,
         'Dice of all voxels of all test subjects pooled, at the best threshold for this test set. '
         'Optimistic: the threshold is chosen with the truth.',
+    ),
+    'dice_best': Score(
+        'Dice (best common threshold)',
+        1,
+        3,
+        'Mean Dice over the scans at the one threshold that is best for this test set. Optimistic: '
+        'the threshold is chosen with the truth.',
+    ),
+    'threshold_loss': Score(
+        'Threshold loss',
+        -1,
+        3,
+        'Dice at the best common threshold less Dice (validated): what is lost because the '
+        'threshold was chosen on other lesions.',
     ),
     'dice_oracle': Score(
         'Dice (oracle)',
@@ -91,6 +114,25 @@ SCORES: dict[str, Score] = {
         'Share of all true lesions of the test set that are found where the threshold allows one '
         'false region per scan on average. A region counts as a hit if a tenth of it or more is '
         'lesion. Optimistic like the global Dice: the threshold is chosen with the truth.',
+    ),
+    'healthy_ml': Score(
+        'Marked in healthy scans (ml)',
+        -1,
+        1,
+        'Volume that is marked in a healthy scan at the validated threshold, median over scans.',
+    ),
+    'healthy_ml_90': Score(
+        'The same, 90th percentile', -1, 1, 'Its 90th percentile: one scan in ten has more marked.'
+    ),
+    'strict_ml': Score(
+        'Marked in healthy scans at healthy_1ml',
+        -1,
+        1,
+        'Median volume that is marked in a healthy scan at the threshold healthy_1ml, which was '
+        'chosen so that at most 1 ml is marked in 90 % of new healthy scans.',
+    ),
+    'strict_ml_90': Score(
+        'The same, 90th percentile', -1, 1, 'Its 90th percentile, which should be at most 1 ml.'
     ),
     'l1': Score(
         'L1',

@@ -62,9 +62,14 @@ def mse(
     x0: jax.Array,
     t: jax.Array,
     noise: jax.Array,
+    weight: jax.Array | None = None,
 ) -> jax.Array:
-    """(b,) mean squared error between the target of `prediction` and the output."""
-    return _per_sample(jnp.square(sch.target(schedule, prediction, x0, t, noise) - output))
+    """(b,) mean squared error between the target of `prediction` and the output.
+
+    `weight`, broadcast against the output, multiplies the squared errors before the mean.
+    """
+    squared = jnp.square(sch.target(schedule, prediction, x0, t, noise) - output)
+    return _per_sample(squared if weight is None else weight * squared)
 
 
 def variational_bound(
@@ -98,20 +103,25 @@ def denoising_loss(
     t: jax.Array,
     noise: jax.Array,
     min_snr: float = 0.0,
+    weight: jax.Array | None = None,
 ) -> dict[str, jax.Array]:
     """`mse`, with variance channels also `vb`, and `loss` = w_t mse + vb, each (b,).
 
-    w_t is 1 (published), or with min_snr = gamma > 0 that of `min_snr_weights`; `mse` is reported
-    without it. The bound is not scaled by the number of steps, as in the published training.
+    w_t is 1 (published), or with min_snr = gamma > 0 that of `min_snr_weights`. `mse` is reported
+    without w_t and `weight`. The bound is not weighted, and not scaled by the number of steps, as
+    in the published training.
 
     Args:
         output: the network's, (b, ..., c) or with variance channels (b, ..., 2 c).
         x0, x_t, noise: (b, ..., c), x_t = q_sample(x0, t, noise).
         t: (b,) steps.
+        weight: of each squared error, broadcast against x0; None for no weights.
     """
     mean, v = split_variance(output, x0.shape[-1])
     terms = {'mse': mse(schedule, prediction, mean, x0, t, noise)}
     weighted = terms['mse']
+    if weight is not None:
+        weighted = mse(schedule, prediction, mean, x0, t, noise, weight)
     if min_snr:
         weighted = sch.lookup(min_snr_weights(schedule, prediction, min_snr), t, 1) * weighted
     if v is None:

@@ -48,7 +48,7 @@ class Draw(NamedTuple):
     time: transport time.
     bright, flipped: sign of the painted shift, in the published code and in UNA's equation.
     u_shift, n_shift, u_spread: uniform, normal and uniform draw of the painted shift and spread.
-    strength: factor on the shift.
+    strength: factor on the shift and on the spread.
     key_flow, key_texture: of the flow and of the lesion's texture.
     """
 

@@ -219,7 +219,10 @@ def paint_drawn(
     grid: Grid,
     settings: FluidSettings,
 ) -> jax.Array:
-    """The image (x, y (, z)) with the lesion P painted into it; neither is rescaled."""
+    """The image (x, y (, z)) with the lesion P painted into it; neither is rescaled.
+
+    Shift and spread are multiplied by the draw's strength.
+    """
     if settings.mass_effect > 0.0:
         image = _pushed(draw, image, brain, mask, grid, settings)
     mu = painting.mean_inside(image, mask)
@@ -232,7 +235,8 @@ def paint_drawn(
     else:
         shift = painting.lesion_shift(settings.painting, mu, draw.u_shift, draw.bright)
     texture = painting.lesion_texture(draw.key_texture, grid, settings.texture_mm)
-    return painting.paint(image, P, draw.strength * shift, 0.25 * mu * draw.u_spread, texture)
+    spread = 0.25 * mu * draw.u_spread
+    return painting.paint(image, P, draw.strength * shift, draw.strength * spread, texture)
 
 
 def _pushed(

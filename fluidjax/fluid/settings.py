@@ -66,8 +66,10 @@ class FluidSettings:
         one before it, which has half its cells (published: 1).
       velocity_scale: factor on V = curl(Psi), with Psi differentiated per mm.
       transport_time: least and greatest time of transport, drawn uniformly per sample.
-      border_mm: depth below the brain's surface from which the flow is free; at the surface nothing
-        flows through it. 0 for an open flow (published), which carries lesions out of the brain.
+      border_mm: 0 for an open flow (published): it does not know the brain, and what it carries out
+        of the brain is cut off, so that lesions at the surface lose volume. Above 0 the flow is
+        confined: nothing flows through the brain's surface, lesions stay inside and keep their
+        volume, and the flow is free from this depth below the surface.
       diffusion_scale: D = diffusion_scale * Phi^2, mm^2 per unit time, Phi Perlin noise; 0 for
         advection only (published code).
 
@@ -88,7 +90,8 @@ class FluidSettings:
         brain, and is painted at its seed instead.
       painting: 'paper', 'una' or 'una_equation', see `painting.lesion_shift`.
       bright_probability: share of the lesions brighter than the tissue ('paper' and 'una').
-      strength: least and greatest factor on the painted shift; (1, 1) as published.
+      strength: least and greatest factor on the painted shift and its spread, so that the texture
+        of a faint lesion is as faint; (1, 1) as published.
       white_matter_bright: whether white matter is brighter than grey (T1w); for 'una_equation'.
       texture_mm: length over which the lesion's texture varies; 0 for white noise (published).
       mass_effect: share of the flow's displacement that the tissue around the lesion follows; 0 as
@@ -111,7 +114,7 @@ class FluidSettings:
     perlin_persistence: float = 0.5
     velocity_scale: float = 500.0
     transport_time: tuple[float, float] = (0.1, 0.9)
-    border_mm: float = 16.0
+    border_mm: float = 0.0
     diffusion_scale: float = 0.0
     lesion_count: tuple[int, int] = (1, 1)
     bank_probability: float = 0.5

@@ -14,6 +14,9 @@ A method is a frozen dataclass with
     reconstruct(params, volumes, key)   healthy counterparts, shaped as the volumes
 If it makes several counterparts, also
     counterparts(params, volumes, key)  all of them, along a leading axis
+If it also says where a lesion is (else None),
+    probability(params, volumes, counterparts)  probability of a lesion in each voxel, in [0, 1], of
+                                                scans and what `reconstruct` makes of them
 If it trains on latents, which the trainer can then keep and use several times (else both are None),
     examples(params, batch, key, share)         latents of new pairs, a tree of `(batch, ...)`
     example_loss(params, examples, key, share)  (loss, metrics) of such latents
@@ -30,3 +33,4 @@ class Method:
     num_counterparts = 1
     examples = None
     example_loss = None
+    probability = None

@@ -42,7 +42,8 @@ class BridgeProcess:
         lesion_weight: additional weight of the error where a lesion touches a latent's voxels.
             Lesions fill a few per cent of a brain, and without it half of their contrast stays.
         sampler_steps: evaluations of the network.
-        num_samples: counterparts averaged; more than one needs noise and steps.
+        num_samples: counterparts averaged. They differ only by the noise that is added between
+            steps, so more than one needs noise and at least two steps.
     """
 
     noise: float = 0.0
@@ -63,6 +64,13 @@ class BridgeProcess:
         for name in ('time_bias', 'sampler_steps', 'num_samples'):
             value = getattr(self, name)
             check(value >= 1, f'{where}.{name}', value, 'must be 1 or more')
+        check(
+            self.num_samples == 1 or (self.noise > 0 and self.sampler_steps >= 2),
+            f'{where}.num_samples',
+            self.num_samples,
+            f'would give the same counterpart again and again; set it to 1, or {where}.noise above '
+            f'0 and {where}.sampler_steps to 2 or more',
+        )
 
 
 @dataclasses.dataclass(frozen=True)

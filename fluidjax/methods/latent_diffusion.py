@@ -45,6 +45,8 @@ class DiffusionProcess:
             (published), larger values train more where a sampler of few steps works.
         min_snr: weight the squared error by min(SNR, min_snr) of x0 (Hang et al. 2023: 5); 0 for
             no weight.
+        lesion_weight: additional weight of the squared error where a lesion touches a latent's
+            voxels, as in `BridgeProcess` (published: 0).
         start_step: sampling starts from the scan's latent noised to this step (published: 250 of
             1000, where the lesion is still in it; num_steps starts from pure noise).
         start_steps: several such steps, whose counterparts are averaged; empty: start_step.
@@ -59,6 +61,7 @@ class DiffusionProcess:
     centre_latents: bool = False
     time_bias: float = 1.0
     min_snr: float = 0.0
+    lesion_weight: float = 0.0
     start_step: int = 250
     start_steps: tuple[int, ...] = ()
     sampler: str = 'ddpm'
@@ -76,7 +79,8 @@ class DiffusionProcess:
         limits += [('start_steps', start, self.num_steps) for start in self.start_steps]
         for name, value, most in limits:
             self._check(1 <= value <= most, name, value, f'is not within 1..{most}')
-        for name, least in (('min_snr', 0), ('time_bias', 1), ('num_samples', 1)):
+        least_values = {'min_snr': 0, 'lesion_weight': 0, 'time_bias': 1, 'num_samples': 1}
+        for name, least in least_values.items():
             value = getattr(self, name)
             self._check(value >= least, name, value, f'must be {least} or more')
 
@@ -112,11 +116,26 @@ class LatentDiffusion(LatentMethod):
         z_t = q_sample(self._schedule, z, t, eps)
         output = UNet(self.network).apply({'params': params['unet']}, z_t, t, cond)
         terms = denoising_loss(
-            self._schedule, self.process.prediction, output, z, z_t, t, eps, self.process.min_snr
+            self._schedule,
+            self.process.prediction,
+            output,
+            z,
+            z_t,
+            t,
+            eps,
+            self.process.min_snr,
+            self._weight(examples, share),
         )
         terms = {name: jnp.mean(value) for name, value in terms.items()}
         loss = terms.pop('loss')
         return loss, {**terms, 'lesion_ml': examples['lesion_ml']}
+
+    def _weight(self, examples: dict[str, jax.Array], share: Share) -> jax.Array | None:
+        """Weights of the latents `(batch, x, y, z, 1)`, 1 on average; None if all are 1."""
+        if not self.process.lesion_weight:
+            return None
+        weight = 1.0 + self.process.lesion_weight * examples['touched']
+        return weight / share.device_mean(jnp.mean(weight))
 
     def _draw_steps(self, u: jax.Array) -> jax.Array:
         """Steps to train at, in 0..T-1, from uniform numbers."""

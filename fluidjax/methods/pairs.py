@@ -32,12 +32,14 @@ class PairMaker:
             healthy one.
         stored: 0 for new pairs at every step; n for the same n pairs of each scan again and again,
             as if they had been made once and stored (published).
+        seed: of the stored pairs.
     """
 
     grid: Grid
     augment: AugmentSettings
     randomization: FluidSettings | CorruptionSettings | None
     stored: int = 0
+    seed: int = 0
 
     def __post_init__(self) -> None:
         check(self.stored >= 0, 'stored_pairs', self.stored, 'must be 0 or more')
@@ -59,14 +61,14 @@ class PairMaker:
         return self.grid.voxel_ml * pair.mask.sum(axis=(1, 2, 3, 4))
 
     def _from_store(self, batch: dict[str, jax.Array], key: jax.Array, share: Share) -> Randomized:
-        """Pairs whose random numbers depend only on the scan and its place among `stored`."""
+        """Pairs whose random numbers depend only on `seed`, the scan and its place in the store."""
         count = len(batch['image'])
         places = jnp.int32(self.stored * share.uniform(key, (count,)))
         # The sum of its voxels identifies a scan, whatever the order of the batches.
         scans = jax.lax.bitcast_convert_type(batch['image'].sum(axis=(1, 2, 3, 4)), jnp.uint32)
         keys = jax.vmap(
             lambda scan, place: jax.random.fold_in(
-                jax.random.fold_in(jax.random.key(0), scan), place
+                jax.random.fold_in(jax.random.key(self.seed), scan), place
             )
         )(scans, places)
 

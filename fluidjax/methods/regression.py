@@ -1,7 +1,9 @@
 """Image-space methods to compare with diffusion: direct regression and supervised inpainting.
 
 `Regression` is a U-Net from the diseased image to the healthy one, as in UNA (arXiv:2501.13370). It
-is trained on the same pairs as the diffusion, without a latent space and without noise.
+is trained on the same pairs as the diffusion, without a latent space and without noise. As in UNA
+the network predicts the image; started from the identity it predicts a correction of the scan, as
+the bridge does (`identity`).
 
 `Inpainting` is given the lesion's mask and fills the hole. Its counterpart differs from the scan
 only within that mask, so it is an upper bound, not a detector.
@@ -16,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fluidjax.base.settings import check
 from fluidjax.base.share import WHOLE, Share
 from fluidjax.fluid.randomize import Randomized
 from fluidjax.methods import Method
@@ -31,9 +34,17 @@ class RestorationLoss:
 
     Attributes:
         gradient: weight of the second term.
+        lesion_weight: additional weight of the first term in the voxels of a lesion, as in
+            `BridgeProcess`. Inpainting is trained only there, so for it this changes nothing.
     """
 
     gradient: float = 0.5
+    lesion_weight: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ('gradient', 'lesion_weight'):
+            value = getattr(self, name)
+            check(value >= 0, f'restoration.losses.{name}', value, 'must be 0 or more')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,11 +55,14 @@ class Regression(Method):
         network: sizes of the U-Net.
         losses: weights.
         pairs: how training pairs are made.
+        identity: the network's output is added to the scan, so that an untrained network returns
+            the scan (else a black image).
     """
 
     network: ImageUNetConfig
     losses: RestorationLoss
     pairs: PairMaker
+    identity: bool = False
 
     stage = 'restoration'
     trainable = ('unet',)
@@ -69,15 +83,7 @@ class Regression(Method):
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """L1 between the restored and the healthy image, of intensities and of gradients."""
         pair = self.pairs(batch, key, share)
-        error = self._restore(params, self._seen(pair)) - pair.healthy
-        weight = self._weight(pair)
-        l1 = _mean(jnp.abs(error), weight, share)
-        slopes = sum(jnp.mean(jnp.abs(jnp.diff(error * weight, axis=axis))) for axis in (1, 2, 3))
-        return l1 + self.losses.gradient * slopes / 3.0, {
-            'l1': l1,
-            'lesion_ml': self.pairs.lesion_ml(pair),
-            'lesion_l1': _mean(jnp.abs(error), pair.mask, share),
-        }
+        return self._compared(self._restore(params, self._seen(pair)), pair, share)
 
     def reconstruct(self, params: Params, volumes: jax.Array, key: jax.Array) -> jax.Array:
         """Healthy counterparts of scans `(batch, x, y, z, 1)`; `key` is not used."""
@@ -86,7 +92,25 @@ class Regression(Method):
         return peak * jnp.clip(self._restore(params, scans), 0.0, 1.0)
 
     def _restore(self, params: Params, seen: jax.Array) -> jax.Array:
-        return ImageUNet(self.network).apply({'params': params['unet']}, seen)
+        """The healthy images `(batch, x, y, z, 1)` that the network expects."""
+        output = ImageUNet(self.network).apply({'params': params['unet']}, seen)
+        return seen[..., :1] + output if self.identity else output
+
+    def _compared(
+        self, restored: jax.Array, pair: Randomized, share: Share
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """The loss of restored images, and metrics; `l1` does not know the lesion weight."""
+        error, weight = restored - pair.healthy, self._weight(pair)
+        cost = l1 = _mean(jnp.abs(error), weight, share)
+        if self.losses.lesion_weight:
+            more = 1.0 + self.losses.lesion_weight * pair.mask
+            cost = _mean(jnp.abs(error), weight * more, share)
+        slopes = sum(jnp.mean(jnp.abs(jnp.diff(error * weight, axis=axis))) for axis in (1, 2, 3))
+        return cost + self.losses.gradient * slopes / 3.0, {
+            'l1': l1,
+            'lesion_ml': self.pairs.lesion_ml(pair),
+            'lesion_l1': _mean(jnp.abs(error), pair.mask, share),
+        }
 
     def _seen(self, pair: Randomized) -> jax.Array:
         """The input of the network from a pair `(batch, x, y, z, in_channels)`."""

@@ -25,8 +25,9 @@ WORKDIR = FLAGS.add_text(
 THRESHOLD = FLAGS.add_text(
     'threshold',
     'dice',
-    'Which threshold of the run marks a voxel: dice (the best on validation subjects), or '
-    'fpr_1, fpr_5, fpr_10 (1, 5, 10 per cent of their healthy voxels are marked).',
+    'Which threshold of the run marks a voxel: dice (the best on validation subjects), '
+    'fpr_1, fpr_5, fpr_10 (1, 5, 10 per cent of their healthy voxels are marked), or '
+    'healthy_1ml (at most 1 ml is marked in 90 per cent of healthy scans).',
 )
 OUT = FLAGS.add_text('out', None, 'Folder to write to: a folder for each scan, and index.html.')
 PARTICIPANTS = FLAGS.add_words(

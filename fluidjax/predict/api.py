@@ -42,7 +42,8 @@ class Detection:
     Attributes:
         healthy: the healthy counterpart on the scan's own scale of intensity, float32; 0 outside
             the brain.
-        anomaly_map: float32, in the model's unit (white matter near 0.82); 0 outside the brain.
+        anomaly_map: float32, in the unit of the model's recipe (intensity, in which white matter
+            is near 0.82, or the spread of healthy scans); 0 outside the brain.
         uncertainty: standard deviation of the map, or None where the model makes one counterpart.
         mask: uint8, where the map reaches the threshold within the brain.
         brain_mask: uint8.
@@ -79,7 +80,7 @@ class Model:
                 'load a run of another method'
             )
         self.run, self.path = run, path
-        self._detector = Detector(run)
+        self._detector = Detector(run, thresholds.load_choice(run))
 
     @single_precision
     def detect(
@@ -89,8 +90,9 @@ class Model:
 
         Args:
             scans: a T1w scan as a nibabel image or a file's path, or several of them in a list.
-            threshold: a voxel is marked where its map is at least this: 'dice', 'fpr_1', 'fpr_5' or
-                'fpr_10', chosen on validation subjects (`runs.thresholds`), or a number.
+            threshold: a voxel is marked where its map is at least this: 'dice', 'fpr_1', 'fpr_5',
+                'fpr_10' or 'healthy_1ml', chosen on validation subjects (`runs.thresholds`), or a
+                number.
             steps: of preprocessing.
 
         Returns:

@@ -15,7 +15,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from data_pipelines.scan_folders import counted
@@ -74,8 +73,9 @@ def predict(
     threshold = thresholds.load(run, rule)
     source = Source(workdir.name, str(run.config.method), run.step, rule, threshold)
     options = options.of_run(run)
+    detector = Detector(run, thresholds.load_choice(run))
     with contextlib.closing(read_scans(files, grid_of(run), options, jobs)) as scans:
-        outcome = _predict_all(scans, len(files), Detector(run), source, out)
+        outcome = _predict_all(scans, len(files), detector, source, out)
     _report(outcome, selection, out)
 
 
@@ -171,20 +171,12 @@ def _detected(
         try:
             output = detector.detect([scan.case for scan in batch])
         except Exception as error:  # out of memory, perhaps, which one scan at a time may not be
-            single = None if size == 1 else _for_one_scan(detector)
+            single = None if size == 1 else detector.with_batch(1)  # needs less memory
             for scan in batch:
                 yield scan, _output_of_one(scan, single, error, failures), 0
             continue
         for number, scan in enumerate(batch):
             yield scan, output, number
-
-
-def _for_one_scan(detector: Detector) -> Detector:
-    """The detector with batches of one scan, which need less memory."""
-    run = detector.run
-    config = ConfigDict(run.config.to_dict())
-    config.detect.batch_size = 1
-    return Detector(dataclasses.replace(run, config=config))
 
 
 def _output_of_one(

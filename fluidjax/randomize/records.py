@@ -20,7 +20,9 @@ from fluidjax.base.settings import settings_from
 from fluidjax.fluid.draws import Draw, SeedDraw, draw_pair
 from fluidjax.fluid.settings import FluidSettings
 
-FORMAT = 1
+# In format 1 the strength of a lesion did not multiply the spread of its intensities, so lesions of
+# strength 1 are the same in both.
+FORMAT = 2
 ADVICE = 'give the draws.json that randomize wrote'
 
 
@@ -130,7 +132,9 @@ def load(path: Path) -> tuple[dict[str, Any], FluidSettings]:
         masks = len((record['lesions'] or {'files': {}})['files'])
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f'{path}: is not a draws.json ({error}); {ADVICE}') from error
-    if version != FORMAT or not scans:
+    lesions = [draw for *_, draws in scans for draw in draws]
+    same_as_now = version == 1 and all(draw.get('strength') == 1.0 for draw in lesions)
+    if not (version == FORMAT or same_as_now) or not scans:
         raise UserError(
             f'{path}: is of format {version}, this version reads {FORMAT}; use the '
             f'fluidjax that wrote it ({record.get("fluidjax")})'

@@ -15,6 +15,8 @@ from fluidjax.runs.load import Run
 
 # Replace the folders of the machine that it was trained on.
 STAND_INS = {'data_dir': 'HEALTHY', 'test_dir': 'PATIENTS', 'lesion_dir': 'MASKS'}
+# What trains as the versions did that had no such field.
+NOT_THEN = {'head': ('head.training.steps', 0), 'detect.head': ('detect.head', 'none')}
 _SCORES = {
     'dice_validated': 'Dice, threshold from validation',
     'dice_oracle': 'Dice, best per scan',
@@ -120,6 +122,8 @@ def training_command(config: ConfigDict) -> str:
     command = ['fluidjax train', f'--config={name}']
     for field in differences(ConfigDict(default.to_dict()), config):
         value = field_of(config, field)
+        if value is None and field in NOT_THEN:
+            field, value = NOT_THEN[field]
         section, _, last = field.rpartition('.')
         if section == 'cohort' and last == 'store':
             continue

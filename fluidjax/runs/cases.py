@@ -13,14 +13,16 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from fluidjax.base import cli
 from fluidjax.base.subject import Subject
 from fluidjax.fluid.randomize import randomize_batch
+from fluidjax.runs import laws
 from fluidjax.runs.cohort import derived_seed, model_grid
 from fluidjax.runs.stages import fluid_settings
 
-# Number of lesions that are simulated in each validation scan, one per case: a threshold chosen on
-# only a dozen lesions would depend too much on which ones they are.
-VALIDATION_DRAWS = 4
+# For validation with the training's law alone: lesions in each scan, one per case. A threshold
+# chosen on only a dozen lesions would depend too much on which ones they are.
+TRAINING_DRAWS = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,40 +30,48 @@ class Split:
     """The validation scans of a cohort, by their purpose.
 
     Attributes:
-        validation: healthy scans with simulated lesions, `VALIDATION_DRAWS` cases per scan, on
-            which thresholds are chosen.
+        validation: healthy scans with simulated lesions, on which recipes and thresholds are
+            chosen: one case per scan and law (`laws.MIXTURE`).
+        healthy: the same scans without lesions.
         held_out: the other healthy scans, which are not used in training either.
         bank: real lesion masks `(n, x, y, z)` uint8, as in training, or None.
     """
 
     validation: list[Subject]
+    healthy: list[Subject]
     held_out: list[Subject]
     bank: np.ndarray | None
 
 
-def split_validation(config: ConfigDict, cohort: Any, keep_half: bool) -> Split:
+def split_validation(
+    config: ConfigDict, cohort: Any, keep_half: bool, mixture: bool = True
+) -> Split:
     """Simulate lesions in the validation scans.
 
     Args:
         config: of the run.
         cohort: with the scans.
         keep_half: use only the first half, and keep the second for a test set.
+        mixture: lesions of all laws of `laws.MIXTURE`; False: of the training's law alone.
     """
     from data_pipelines import input_pipeline  # imports TensorFlow, which predict does not need
 
     healthy = list(input_pipeline.subjects(cohort, 'validation'))
     bank = input_pipeline.lesion_bank(cohort)
-    half = max(len(healthy) // 2, 1) if keep_half else len(healthy)
+    used = healthy[: max(len(healthy) // 2, 1)] if keep_half else healthy
+    chosen = laws.MIXTURE if mixture else (laws.TRAINING,) * TRAINING_DRAWS
+    grid, settings = model_grid(config), fluid_settings(config)
     seed = derived_seed(config.seed, 'validation lesions')
-    validation = with_simulated_lesions(config, healthy[:half] * VALIDATION_DRAWS, seed, bank)
-    return Split(validation, healthy[half:] if len(healthy) > 1 else healthy, bank)
+    validation = laws.with_lesions(chosen, used, grid, settings, seed, bank)
+    return Split(validation, used, healthy[len(used) :], bank)
 
 
 def own_test_set(config: ConfigDict, cohort: Any) -> tuple[str, list[Subject], Split]:
     """The name and the cases of a cohort's test set, and the split for the thresholds.
 
     Without diseased scans the test set is the second half of the validation scans, with lesions
-    simulated as in training, and its name ends in `-simulated`.
+    simulated as in training, and its name ends in `-simulated`. A single validation scan gives the
+    thresholds and the test cases, with a warning.
     """
     from data_pipelines import input_pipeline
 
@@ -69,8 +79,14 @@ def own_test_set(config: ConfigDict, cohort: Any) -> tuple[str, list[Subject], S
         split = split_validation(config, cohort, keep_half=False)
         return cohort.name, list(input_pipeline.subjects(cohort, 'test')), split
     split = split_validation(config, cohort, keep_half=True)
+    if not split.held_out:
+        cli.tell(
+            f'{cohort.name}: has only one validation scan, so thresholds are chosen and scores '
+            'measured on the same scan; the scores are too good: add healthy scans, or patients '
+            'with lesion masks (--test_dir)'
+        )
     seed = derived_seed(config.seed, 'test lesions')
-    cases = with_simulated_lesions(config, split.held_out, seed, split.bank)
+    cases = with_simulated_lesions(config, split.held_out or split.healthy, seed, split.bank)
     return f'{cohort.name}-simulated', cases, split
 
 

@@ -15,6 +15,9 @@ from fluidjax.fluid.grid import Grid
 
 # Each purpose of random numbers in a run has its own seed, derived from the run's seed.
 PURPOSES = ('first stage', 'second stage', 'validation lesions', 'test lesions', 'sampling')
+# Purposes that came later: another entry in PURPOSES would change the seeds of all older runs.
+LATER_PURPOSES = {'third stage': 2**30}
+STAGE_PURPOSES = ('first stage', 'second stage', 'third stage')
 
 
 def open_cohort(config: ConfigDict) -> Any:
@@ -83,6 +86,8 @@ def model_grid(config: ConfigDict) -> Grid:
 
 def derived_seed(seed: int, purpose: str) -> int:
     """The seed of one purpose of a run; runs with different seeds have no seed in common."""
+    if purpose in LATER_PURPOSES:
+        return LATER_PURPOSES[purpose] + seed
     return len(PURPOSES) * seed + PURPOSES.index(purpose)
 
 

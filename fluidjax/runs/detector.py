@@ -1,14 +1,14 @@
-"""A trained run as a detector: scans in, anomaly maps out, beside the trivial baselines.
+"""A trained run as a detector: scans in, anomaly maps out.
 
-scan -> method.reconstruct -> healthy counterpart -> residual_map -> anomaly map
+scan -> method.reconstruct -> healthy counterpart -> `detect.recipe` -> anomaly map
 """
 
 from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -17,14 +17,16 @@ from tqdm import tqdm
 from fluidjax.base.errors import UserError
 from fluidjax.base.settings import check, settings_from
 from fluidjax.base.subject import Subject
-from fluidjax.detect import baselines
-from fluidjax.detect.anomaly_map import MapSettings, residual_maps
+from fluidjax.detect import recipe as recipes
+from fluidjax.detect.anomaly_map import MapSettings
+from fluidjax.detect.recipe import Evidence, Recipe, Spread
 from fluidjax.runs.cohort import derived_seed
 from fluidjax.runs.load import Run
 
 # What a counterpart is compared with. 'both' is the geometric mean of the two maps: the scan has
 # the detail, and its reconstruction is as blurred by the autoencoder as the counterpart is.
 REFERENCES = ('scan', 'autoencoder', 'both')
+HEADS = ('none', 'product', 'only')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,40 +47,74 @@ class Output:
     uncertainty: np.ndarray | None = None
 
 
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """How a row's maps are made: a recipe, and the residual in healthy scans if that needs it."""
+
+    recipe: Recipe
+    spreads: Mapping[str, Spread] = dataclasses.field(default_factory=dict)
+
+
+def configured(run: Run) -> Recipe:
+    """The recipe that the configuration of a run names, used where none was chosen.
+
+    Raises:
+        UserError: a setting in `config.detect` that does not fit.
+    """
+    detect = run.config.detect
+    settings = settings_from(MapSettings, detect.map, 'detect.map')
+    has_head = getattr(run.method, 'probability', None) is not None
+    head = detect.get('head', 'product' if has_head else 'none')
+    for name, value, choices in (
+        ('reference', detect.reference, REFERENCES),
+        ('head', head, HEADS if has_head else HEADS[:1]),
+    ):
+        check(value in choices, f'detect.{name}', value, f'is not one of {", ".join(choices)}')
+    if detect.reference != 'scan' and run.method.autoencoder is None:
+        raise UserError(
+            f"config.detect.reference: {run.config.method} has no autoencoder; set it to 'scan'"
+        )
+    # Older runs do not have the field `mirror`.
+    mirror, smoothing = bool(detect.get('mirror', False)), float(settings.smoothing_mm)
+    return Recipe(detect.reference, mirror, settings.sign, smoothing, head=head)
+
+
 class Detector:
-    """A run's method as a function of scans, and the trivial baselines.
+    """A run's method as a function of scans.
 
     Args:
         run: the trained run.
-        training_brains: mean and standard deviation of the training scans `(x, y, z)`, or None to
-            leave their rows out.
+        choice: the recipe of its maps; by default the one that its configuration names.
 
     Raises:
         UserError: a setting in `config.detect` that does not fit.
     """
 
-    def __init__(
-        self, run: Run, training_brains: tuple[np.ndarray, np.ndarray] | None = None
-    ) -> None:
-        detect = run.config.detect
-        known = detect.reference in REFERENCES
-        check(known, 'detect.reference', detect.reference, f'is not one of {", ".join(REFERENCES)}')
+    def __init__(self, run: Run, choice: Choice | None = None) -> None:
+        detect, method = run.config.detect, run.method
         self.run = run
+        self.choice = Choice(configured(run)) if choice is None else choice
         self.map_settings = settings_from(MapSettings, detect.map, 'detect.map')
-        self._training_brains = training_brains
+        self.spacing = tuple(float(h) for h in run.grid.spacing)
         self._batch = int(detect.batch_size)
         check(self._batch >= 1, 'detect.batch_size', self._batch, 'must be 1 or more')
-        self._seed = derived_seed(run.config.seed, 'sampling')
-        self._several = run.method.num_counterparts > 1
-        self._reconstruct = jax.jit(
-            run.method.counterparts if self._several else run.method.reconstruct
+        self._key = jax.random.key(derived_seed(run.config.seed, 'sampling'))
+        self._several = method.num_counterparts > 1
+        self._reconstruct = _one_by_one(
+            method.counterparts if self._several else method.reconstruct, self._several
         )
-        autoencoder = run.method.autoencoder
-        if detect.reference != 'scan' and autoencoder is None:
-            raise UserError(
-                f"config.detect.reference: {run.config.method} has no autoencoder; set it to 'scan'"
-            )
-        self._autoencode = None if autoencoder is None else jax.jit(autoencoder.reconstruct)
+        coder = method.autoencoder
+        self._autoencode = None if coder is None else _one_by_one(coder.reconstruct)
+        head = getattr(method, 'probability', None)
+        self._probability = None
+        if head is not None:
+            self._probability = _one_by_one(lambda p, volumes, _, others: head(p, volumes, others))
+
+    def with_batch(self, size: int) -> Detector:
+        """The detector with another number of scans per batch."""
+        config = self.run.config.copy_and_resolve_references()
+        config.detect.batch_size = size
+        return Detector(dataclasses.replace(self.run, config=config), self.choice)
 
     def reconstruct(self, cases: Sequence[Subject]) -> np.ndarray:
         """Healthy counterparts `(samples, n, x, y, z)`, zero outside the brain."""
@@ -86,86 +122,53 @@ class Detector:
         counterparts = self._batched(self._reconstruct, cases, self.run.name, *masks)
         return counterparts if self._several else counterparts[None]
 
-    def _both_ways(self, cases: Sequence[Subject]) -> np.ndarray:
-        """Counterparts as `reconstruct`; with `detect.mirror` those of the mirrored scans too."""
-        counterparts = self.reconstruct(cases)
-        if not self.run.config.detect.get('mirror', False):  # older runs do not have the field
-            return counterparts
-        mirrored = self.reconstruct([_mirrored(case) for case in cases])
-        return np.concatenate([counterparts, mirrored[:, :, ::-1]])
-
     def autoencode(self, cases: Sequence[Subject]) -> np.ndarray:
         """The cases encoded and decoded by the autoencoder `(n, x, y, z)`."""
         return self._batched(self._autoencode, cases, 'autoencoder')
 
-    def maps(
-        self, scans: np.ndarray, counterparts: np.ndarray, cases: Sequence[Subject]
-    ) -> np.ndarray:
-        """Anomaly maps `(n, x, y, z)` of scans and their counterparts."""
-        spacing = tuple(float(h) for h in self.run.grid.spacing)
-        # One by one, so that any number of cases compiles once; a batch is not faster on a CPU.
-        maps = [
-            residual_maps(scan[None], other[None], case.brain[None], spacing, self.map_settings)
-            for scan, other, case in zip(scans, counterparts, cases)
-        ]
-        return np.concatenate([np.asarray(one) for one in maps])
+    def evidence(self, cases: Sequence[Subject], recipe: Recipe | None = None) -> Evidence:
+        """All that the method knows of some cases, or only what a recipe needs."""
+        wanted = Recipe('both', mirror=True, head='product') if recipe is None else recipe
+        references = {}
+        if wanted.reference != 'autoencoder' or self._autoencode is None:
+            references['scan'] = images_of(cases)
+        if wanted.reference != 'scan' and self._autoencode is not None:
+            references['autoencoder'] = self.autoencode(cases)
+        counterparts, mirrored = self.reconstruct(cases), None
+        flipped = [mirrored_case(case) for case in cases] if wanted.mirror else []
+        if flipped:
+            mirrored = self.reconstruct(flipped)
+        probabilities = None
+        if self._probability is not None and wanted.head != 'none':
+            seen = [self._probabilities(cases, counterparts)]
+            if flipped:
+                seen.append(self._probabilities(flipped, mirrored)[:, ::-1])
+            probabilities = np.stack(seen)
+        back = None if mirrored is None else mirrored[:, :, ::-1]
+        return Evidence(references, counterparts, back, probabilities)
 
-    def warm_up(self, case: Subject) -> None:
-        """Compile for this run's shapes, so that the seconds reported do not include it."""
-        self.rows([case], darker=True)
+    def _probabilities(self, cases: Sequence[Subject], counterparts: np.ndarray) -> np.ndarray:
+        """The head's probability of a lesion `(n, x, y, z)`."""
+        mean = counterparts.mean(axis=0)
+        return self._batched(self._probability, cases, 'head', mean.astype(np.float32))
+
+    def autoencoder_evidence(self, cases: Sequence[Subject]) -> Evidence:
+        """The evidence of a row whose counterpart is the scan encoded and decoded."""
+        flipped = [mirrored_case(case) for case in cases]
+        own, mirrored = self.autoencode(cases), self.autoencode(flipped)[:, ::-1]
+        return Evidence({'scan': images_of(cases)}, own[None], mirrored[None])
 
     def detect(self, cases: Sequence[Subject]) -> Output:
-        """The run's own maps, from the scans to the maps."""
+        """The run's own maps, from the scans to the maps, by the chosen recipe."""
+        recipe = self.choice.recipe
+        return output_of(lambda: self.evidence(cases, recipe), cases, self.choice, self)
 
-        def from_scans() -> tuple[np.ndarray, np.ndarray]:
-            samples, references = self._both_ways(cases), self._references(cases)
-            by_reference = np.stack(
-                [[self.maps(reference, one, cases) for one in samples] for reference in references]
-            )
-            if len(references) == 1:
-                return by_reference[0], samples
-            return np.sqrt(by_reference[0] * by_reference[1]), samples
-
-        (maps, samples), seconds = _timed(from_scans)
-        spread = maps.std(axis=0) if len(maps) > 1 else None
-        return Output(maps.mean(axis=0), samples.mean(axis=0), seconds / len(cases), spread)
-
-    def _references(self, cases: Sequence[Subject]) -> list[np.ndarray]:
-        """The volumes `(n, x, y, z)` that counterparts are compared with."""
-        reference = self.run.config.detect.reference
-        return [
-            *([] if reference == 'autoencoder' else [images_of(cases)]),
-            *([] if reference == 'scan' else [self.autoencode(cases)]),
-        ]
-
-    def rows(self, cases: Sequence[Subject], darker: bool) -> dict[str, Output]:
-        """Every row of the table: the method, then the trivial ones."""
-        return {self.run.name: self.detect(cases), **self.trivial_rows(cases, darker)}
-
-    def trivial_rows(self, cases: Sequence[Subject], darker: bool) -> dict[str, Output]:
-        """The rows of the baselines, which know nothing of lesions.
-
-        Args:
-            cases: the scans.
-            darker: whether darkness or brightness is the intensity row's score.
-        """
-        images, rows = images_of(cases), {}
-        if self._autoencode is not None:
-            autoencoded, coding = _timed(lambda: self.autoencode(cases))
-            maps, seconds = _timed(lambda: self.maps(images, autoencoded, cases))
-            rows['autoencoder'] = Output(maps, autoencoded, (coding + seconds) / len(cases))
-        if self._training_brains is not None:
-            mean, spread = self._training_brains
-            means = np.broadcast_to(mean, images.shape)
-            maps, seconds = _timed(lambda: self.maps(images, means, cases))
-            rows['mean_brain'] = Output(maps, means, seconds / len(cases))
-            maps, seconds = _timed(lambda: self.maps(images / spread, means / spread, cases))
-            rows['z_score'] = Output(maps, None, seconds / len(cases))
-        maps, seconds = _timed(
-            lambda: np.stack([baselines.intensity_map(c.image, c.brain, darker) for c in cases])
+    def maps(self, evidence: Evidence, cases: Sequence[Subject], choice: Choice) -> np.ndarray:
+        """Anomaly maps `(samples, n, x, y, z)` of some evidence."""
+        brains = [case.brain for case in cases]
+        return recipes.maps_of(
+            evidence, choice.recipe, brains, self.spacing, self.map_settings, choice.spreads
         )
-        rows['intensity'] = Output(maps, None, seconds / len(cases))
-        return rows
 
     def _batched(
         self, function: Callable, cases: Sequence[Subject], name: str, *others: np.ndarray
@@ -173,7 +176,7 @@ class Detector:
         """Volumes `(..., n, x, y, z)`, computed in batches of one size, so that it compiles once.
 
         Args:
-            function: its result is `(..., batch, x, y, z, 1)`.
+            function: its result is `(..., batch, x, y, z)`.
             cases: the scans.
             name: for the progress bar.
             others: further volumes `(n, x, y, z)` that the function takes after the key.
@@ -183,20 +186,65 @@ class Detector:
         starts = range(0, len(cases), size)
         for start in tqdm(starts, desc=name, unit='batch', mininterval=5.0, leave=False):
             images, *rest = (_padded(volumes[start : start + size], size) for volumes in inputs)
-            key = jax.random.fold_in(jax.random.key(self._seed), start)
-            result = np.asarray(function(self.run.params, images, key, *rest))
-            results.append(result[..., : len(cases) - start, :, :, :, 0])
+            numbers = np.array([number_of(image) for image in images], np.uint32)
+            result = np.asarray(function(self.run.params, images, self._key, numbers, *rest))
+            results.append(result[..., : len(cases) - start, :, :, :])
         return np.concatenate(results, axis=-4) * np.stack([case.brain for case in cases])
 
 
-def _timed(function: Callable[[], Any]) -> tuple[Any, float]:
-    """The result and the seconds it took."""
+def _one_by_one(function: Callable, several: bool = False) -> Callable:
+    """A method's function of a batch, as one whose random numbers belong to each scan.
+
+    So the results for a scan do not depend on its place in the list.
+
+    Args:
+        function: `(params, volumes (batch, x, y, z, 1), key, *others) -> volumes`, with an axis of
+            samples before them where there are several.
+        several: whether it has that axis.
+
+    Returns:
+        `(params, volumes, key, numbers (batch,), *others) -> (..., batch, x, y, z)`.
+    """
+
+    def one(params, image, key, number, *others):
+        own = jax.random.fold_in(key, number)
+        result = function(params, image[None], own, *(other[None] for other in others))
+        return result[:, 0, ..., 0] if several else result[0, ..., 0]
+
+    def batch(params, images, key, numbers, *others):
+        axes = (None, 0, None, 0, *(0 for _ in others))
+        return jax.vmap(one, axes, 1 if several else 0)(params, images, key, numbers, *others)
+
+    return jax.jit(batch)
+
+
+def output_of(
+    evidence: Callable[[], Evidence], cases: Sequence[Subject], choice: Choice, detector: Detector
+) -> Output:
+    """A row's results by a recipe, and the time they took.
+
+    Args:
+        evidence: makes the evidence of the cases; its time counts.
+        cases: the cases.
+        choice: the recipe.
+        detector: for the spacing and the settings of the map.
+    """
     began = time.perf_counter()
-    result = function()
-    return result, time.perf_counter() - began
+    known = evidence()
+    maps = detector.maps(known, cases, choice)
+    seconds = (time.perf_counter() - began) / len(cases)
+    counterparts = known.samples(choice.recipe.mirror).mean(axis=0)
+    return Output(
+        maps.mean(axis=0), counterparts, seconds, maps.std(axis=0) if len(maps) > 1 else None
+    )
 
 
-def _mirrored(case: Subject) -> Subject:
+def number_of(image: np.ndarray) -> int:
+    """A number that belongs to a scan, from its voxels."""
+    return zlib.crc32(np.ascontiguousarray(image, np.float32).tobytes())
+
+
+def mirrored_case(case: Subject) -> Subject:
     """The case with left and right exchanged."""
     flipped = {
         name: None if (volume := getattr(case, name)) is None else volume[::-1]

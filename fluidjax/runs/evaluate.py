@@ -2,8 +2,8 @@
 
     subjects -> Detector -> anomaly maps -> scores -> metrics.json, subjects.csv, report.html
 
-The thresholds of every row are chosen on validation subjects: healthy scans with lesions that are
-simulated as in training. So no diseased scans are needed to choose them.
+Recipe and thresholds of every row are chosen on validation subjects: healthy scans with simulated
+lesions of several kinds (`laws.MIXTURE`). So no diseased scans are needed to choose them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from fluidjax.base.errors import UserError
 from fluidjax.base.files import write_bytes
 from fluidjax.base.names import short_name
 from fluidjax.base.subject import Subject
-from fluidjax.detect import baselines, curves, evaluate
+from fluidjax.detect import curves, evaluate
 from fluidjax.detect.figures import Panel, subject_figure
 from fluidjax.detect.report import HEADLINE, write_report
 from fluidjax.detect.scores import verdict
@@ -29,6 +29,8 @@ from fluidjax.runs.cases import own_test_set
 from fluidjax.runs.cohort import check_cohort_of, open_cohort
 from fluidjax.runs.detector import Detector, Output
 from fluidjax.runs.load import Run, load_run
+from fluidjax.runs.rows import Row, output, rows_of
+from fluidjax.runs.scoring import Calibrated, calibrated, healthy_of, scored
 
 MAX_PICTURED = 12
 
@@ -64,14 +66,17 @@ def run_evaluation(
     cohort = open_cohort(_with_scans(run.config, workdir, scans or {}))
     if not scans:
         check_cohort_of(workdir, run.text('cohort.json'), cohort)
-    detector = Detector(run, training_brains(cohort))
     name, cases, split = own_test_set(run.config, cohort)
-    darker = calibration.darker_on(split.validation)
-    detector.warm_up(split.validation[0])
-    thresholds = _choose_thresholds(home, detector, split.validation, darker)
-    rows = detector.rows(cases, darker)
-    summary, table = score_rows(name, rows, cases, thresholds)
-    panels = _panels(name, run, rows, cases, thresholds)
+    training = training_scans(cohort)
+    detector = Detector(run)
+    rows = rows_of(detector, training)
+    search = bool(run.config.detect.get('search', True))
+    chosen = {row: calibrated(rows[row], split, training, detector, search) for row in rows}
+    _save_choices(home, run, chosen)
+    outputs = {row: output(rows[row], chosen[row].choice, cases, detector) for row in rows}
+    summary, table = _scores(name, rows, outputs, chosen, cases, detector)
+    thresholds = {row: one.thresholds['dice'] for row, one in chosen.items()}
+    panels = _panels(name, run, outputs, cases, thresholds)
     evaluate.write_metrics(folder / 'metrics.json', summary)
     evaluate.write_subjects_csv(folder / 'subjects.csv', table)
     facts = {
@@ -90,11 +95,12 @@ def run_evaluation(
         panels[:MAX_PICTURED],
         thresholds,
         facts,
-        {name: {row: curve_of(output, cases) for row, output in rows.items()}},
+        {name: {row: curve_of(made, cases) for row, made in outputs.items()}},
         {name: {row: verdict(scores) for row, scores in summary[name].items()}},
+        {row: one.choice.recipe.in_words() for row, one in chosen.items()},
     )
     if save_volumes:
-        spreads = rows[run.name].uncertainty
+        spreads = outputs[run.name].uncertainty
         for number, panel in enumerate(panels):
             save_panel(
                 folder / 'subjects' / short_name(panel.subject.name),
@@ -105,15 +111,33 @@ def run_evaluation(
     return folder / 'report.html'
 
 
-def _choose_thresholds(
-    folder: Path, detector: Detector, cases: Sequence[Subject], darker: bool
-) -> dict[str, float]:
-    """Choose and write the thresholds of all rows; returns the ones with the best Dice."""
-    run, rows = detector.run, detector.rows(cases, darker)
-    chosen = calibration.calibrate_rows(rows, cases)
-    scores = calibration.scores(rows[run.name], cases, chosen[run.name]['dice'])
-    calibration.save(folder, chosen, run.step, {run.name: scores})
-    return {row: rules['dice'] for row, rules in chosen.items()}
+def _save_choices(folder: Path, run: Run, chosen: Mapping[str, Calibrated]) -> None:
+    """Write recipes and thresholds of all rows."""
+    calibration.save(
+        folder,
+        run,
+        {row: one.thresholds for row, one in chosen.items()},
+        {row: one.choice for row, one in chosen.items()},
+        {run.name: chosen[run.name].validation},
+    )
+
+
+def _scores(
+    cohort: str,
+    rows: Mapping[str, Row],
+    outputs: Mapping[str, Output],
+    chosen: Mapping[str, Calibrated],
+    cases: Sequence[Subject],
+    detector: Detector,
+) -> tuple[dict, list[dict]]:
+    """Scores of all rows: `{cohort: {row: {score: entry}}}`, and a line per row and case."""
+    summary, table, healthy = {}, [], healthy_of(cases)
+    for name, made in outputs.items():
+        one = chosen[name]
+        on_healthy = output(rows[name], one.choice, healthy, detector) if healthy else None
+        lines, summary[name] = scored(made, cases, on_healthy, healthy, one.thresholds)
+        table += [{'cohort': cohort, 'method': name, **line} for line in lines]
+    return {cohort: summary}, table
 
 
 def _where_to_write(workdir: Path, out: Path | None, other_scans: bool) -> tuple[Path, Path]:
@@ -150,35 +174,11 @@ def _with_scans(config: ConfigDict, workdir: Path, scans: Mapping[str, str]) -> 
     return changed
 
 
-def training_brains(cohort: object) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of the training scans `(x, y, z)`, for the trivial rows."""
+def training_scans(cohort: object) -> list[Subject]:
+    """The healthy training scans, which say what is usual."""
     from data_pipelines import input_pipeline  # imports TensorFlow, which predict does not need
 
-    return baselines.mean_and_spread(
-        subject.image for subject in input_pipeline.subjects(cohort, 'train')
-    )
-
-
-def score_rows(
-    cohort: str, rows: dict[str, Output], cases: Sequence[Subject], thresholds: dict[str, float]
-) -> tuple[dict, list[dict]]:
-    """Scores of all rows: `{cohort: {row: {score: entry}}}`, and a line per row and case."""
-    summary, table = {}, []
-    for name, output in rows.items():
-        lines, summary[name] = score_row(output, cases, thresholds[name])
-        table += [{'cohort': cohort, 'method': name, **line} for line in lines]
-    return {cohort: summary}, table
-
-
-def score_row(
-    output: Output, cases: Sequence[Subject], threshold: float
-) -> tuple[list[evaluate.Row], dict[str, evaluate.Entry]]:
-    """Scores of one row: a line per case, and their summary over all cases."""
-    maps = list(output.maps)
-    counterparts = None if output.counterparts is None else list(output.counterparts)
-    lines = evaluate.score_method(maps, counterparts, cases, threshold, output.seconds)
-    dice, sensitivity = evaluate.global_dice(maps, cases), evaluate.sensitivity_at_fp(maps, cases)
-    return lines, evaluate.summarise(lines, dice, sensitivity)
+    return list(input_pipeline.subjects(cohort, 'train'))
 
 
 def curve_of(output: Output, cases: Sequence[Subject]) -> curves.Curve:

@@ -133,6 +133,8 @@ def _evaluation(run: Run, texts: dict[str, str]) -> dict[str, Any]:
         cli.tell(f'{error}. The package has no thresholds and no scores: predict will refuse it')
         return {}
     texts['calibration.json'] = _text(_parsed(run, 'calibration.json'))
+    if thresholds.load_choice(run).spreads:
+        texts[thresholds.HEALTHY_FILE] = run.text(thresholds.HEALTHY_FILE)
     scores = _parsed(run, 'eval/metrics.json')
     if scores:
         texts['metrics.json'] = _text(scores)

@@ -4,7 +4,8 @@
     config.json        the run's configuration, without the folders of the machine it was made on
     model.safetensors  the averaged parameters
     cohort.json        name and sizes of the cohort it was trained on
-    calibration.json   thresholds (if the run was evaluated)
+    calibration.json   recipe of the map and thresholds (if the run was evaluated)
+    healthy_residual.json   its residual in healthy scans, if the recipe needs it
     metrics.json       scores (if the run was evaluated)
     README.md          the model card
 
@@ -38,7 +39,7 @@ from fluidjax.base.files import parse_json, write_bytes
 FORMAT, OLDEST, READER = 1, 1, '0.1.0'
 MANIFEST, WEIGHTS, CARD = 'package.json', 'model.safetensors', 'README.md'
 NEEDED = (MANIFEST, WEIGHTS, 'config.json', 'cohort.json', CARD)
-OPTIONAL = ('calibration.json', 'metrics.json')
+OPTIONAL = ('calibration.json', 'healthy_residual.json', 'metrics.json')
 TEXT_LIMIT, WEIGHTS_LIMIT = 8 << 20, 8 << 30  # bytes
 MOST_PACKED = 50  # weights do not compress better than this; a zip bomb does
 _DATE = (1980, 1, 1, 0, 0, 0)  # the earliest that a zip can store

@@ -1,6 +1,7 @@
 """The picture of a validation scan that a run shows during training.
 
-Rows of axial planes: the scan with a simulated lesion, its counterpart, and their difference.
+Rows of axial planes: the scan with a simulated lesion, its counterpart, their difference, and the
+probability of a lesion, if the method has one.
 """
 
 from __future__ import annotations
@@ -43,9 +44,14 @@ def painter(
     masks = [pair.mask] if method.needs_mask else []
     reconstruct = jax.jit(lambda params: method.reconstruct(params, pair.diseased, key, *masks))
 
+    probability = None if method.probability is None else jax.jit(method.probability)
+
     def paint(params: Params) -> np.ndarray:
         counterpart = reconstruct(params)
-        rows = (pair.diseased, counterpart, jnp.abs(pair.diseased - counterpart) / SHOWN_DIFFERENCE)
+        rows = [pair.diseased, counterpart, jnp.abs(pair.diseased - counterpart) / SHOWN_DIFFERENCE]
+        if probability is not None:
+            brain = pair.diseased > 0
+            rows.append(brain * probability(params, pair.diseased, counterpart))
         return montage([np.asarray(row[0, ..., 0]) for row in rows])
 
     return paint

@@ -1,7 +1,7 @@
 """The stages of a configuration: the methods that a run trains, in order.
 
-The last stage is the detector; an earlier one is an autoencoder that it needs. A new method is a
-file in `methods/`, a function and a line in `METHODS` here (for a latent method also in
+The last stage is the detector; the earlier ones are what it needs: an autoencoder, a bridge. A new
+method is a file in `methods/`, a function and a line in `METHODS` here (for a latent method also in
 `CONDITIONS`), and a configuration; CONTRIBUTING.md, "Add a method", lists every place.
 """
 
@@ -21,9 +21,11 @@ from fluidjax.methods.augment import AugmentSettings
 from fluidjax.methods.autoencoder import AutoencoderLoss, AutoencoderMethod
 from fluidjax.methods.bridge import BridgeProcess, LatentBridge
 from fluidjax.methods.corruptions import CorruptionSettings
+from fluidjax.methods.head import IN_CHANNELS, AnomalyHead, HeadLoss
 from fluidjax.methods.latent_diffusion import DiffusionProcess, LatentDiffusion
 from fluidjax.methods.pairs import PairMaker
 from fluidjax.methods.regression import Inpainting, Regression, RestorationLoss
+from fluidjax.methods.severity import SeverityProcess, SeverityRestoration
 from fluidjax.methods.vae import VAELoss, VAEMethod
 from fluidjax.models.autoencoder import AutoencoderConfig
 from fluidjax.models.image_unet import ImageUNetConfig
@@ -64,6 +66,15 @@ def build_stages(config: ConfigDict, grid: Grid) -> tuple[Stage, ...]:
         raise UserError(f'the configuration lacks a field: {error}; train again') from error
 
 
+def longest_stage(stages: tuple[Stage, ...]) -> Stage:
+    """The stage that takes most of a training, for benchmarks.
+
+    It is the last one that trains on latents, as the head after it is small; else the last one.
+    """
+    latent = [stage for stage in stages if stage.method.examples is not None]
+    return (latent or stages)[-1]
+
+
 def fluid_settings(config: ConfigDict) -> FluidSettings:
     """How lesions are simulated: for training, and for the validation of all methods."""
     return settings_from(FluidSettings, config.fluid, 'fluid')
@@ -75,7 +86,9 @@ def _stage(method: Any, section: Section) -> Stage:
 
 def _pairs(config: ConfigDict, grid: Grid, randomization: Any) -> PairMaker:
     augment = settings_from(AugmentSettings, config.augment, 'augment')
-    return PairMaker(grid, augment, randomization, config.get('stored_pairs', 0))
+    stored = config.get('stored_pairs', 0)
+    # Fresh pairs take their keys from the training step, so their method has no seed of its own.
+    return PairMaker(grid, augment, randomization, stored, config.seed if stored else 0)
 
 
 def _autoencoder(config: ConfigDict, grid: Grid) -> Stage:
@@ -141,7 +154,22 @@ def _bridge(config: ConfigDict, grid: Grid) -> tuple[Stage, ...]:
         process=settings_from(BridgeProcess, section.process, 'bridge.process'),
         pairs=_pairs(config, grid, fluid_settings(config)),
     )
-    return first, _stage(method, section)
+    stages = first, _stage(method, section)
+    head = config.get('head')  # older runs and the bundled model do not have it
+    if head is None or head.training.steps == 0:
+        return stages
+    return *stages, _head(head, method)
+
+
+def _head(section: Section, bridge: LatentBridge) -> Stage:
+    network = {**section.network, 'in_channels': IN_CHANNELS}
+    method = AnomalyHead(
+        bridge=bridge,
+        network=settings_from(ImageUNetConfig, network, 'head.network'),
+        losses=settings_from(HeadLoss, section.losses, 'head.losses'),
+        pairs=bridge.pairs,
+    )
+    return _stage(method, section)
 
 
 def _vae(config: ConfigDict, grid: Grid) -> tuple[Stage, ...]:
@@ -156,7 +184,12 @@ def _vae(config: ConfigDict, grid: Grid) -> tuple[Stage, ...]:
 
 def _restoration(config: ConfigDict, grid: Grid) -> tuple[Stage, ...]:
     section, fluid = config.restoration, fluid_settings(config)
-    kind, channels = Regression, 1
+    kind, channels, own = Regression, 1, {}
+    if config.method == 'regression':
+        own = {'identity': section.get('identity', False)}
+    if config.method == 'severity':
+        kind, channels = SeverityRestoration, 2
+        own['process'] = settings_from(SeverityProcess, section.process, 'restoration.process')
     if config.method == 'inpainting':
         # It learns nothing from pairs without a lesion.
         kind, channels = Inpainting, 2
@@ -166,6 +199,7 @@ def _restoration(config: ConfigDict, grid: Grid) -> tuple[Stage, ...]:
         network=settings_from(ImageUNetConfig, network, 'restoration.network'),
         losses=settings_from(RestorationLoss, section.losses, 'restoration.losses'),
         pairs=_pairs(config, grid, fluid),
+        **own,
     )
     return (_stage(method, section),)
 
@@ -178,5 +212,6 @@ METHODS: dict[str, Callable[[ConfigDict, Grid], tuple[Stage, ...]]] = {
     'icdm': _diffusion,
     'vae': _vae,
     'regression': _restoration,
+    'severity': _restoration,
     'inpainting': _restoration,
 }

@@ -1,42 +1,56 @@
-"""Thresholds of the anomaly map, chosen on validation subjects and stored with the run.
+"""Recipes and thresholds of the anomaly map, chosen on validation subjects, stored with the run.
 
-`WORKDIR/calibration.json` has the step of the checkpoint, and for every row of the table of scores
-`{'dice': t, 'fpr_1': t, 'fpr_5': t, 'fpr_10': t}`: the threshold with the best pooled Dice, and the
-ones that mark 1, 5 and 10 % of the healthy voxels. `eval` and `predict` use the same file.
+`WORKDIR/calibration.json` has the step of the checkpoint and, for every row of the table of scores,
+its recipe (`detect.recipe.Recipe`) and its thresholds: the one with the best mean Dice, those that
+mark 1, 5 and 10 % of the healthy voxels, and the one that marks at most 1 ml in 90 % of healthy
+scans. `eval` and `predict` use the same file. If the run's recipe has the unit 'spread',
+`WORKDIR/healthy_residual.json` has the mean and spread of its residual in healthy scans.
 """
 
 from __future__ import annotations
 
+import base64
+import dataclasses
+import json
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from fluidjax.base.errors import UserError
 from fluidjax.base.files import parse_json, write_json
 from fluidjax.base.subject import Subject
-from fluidjax.detect import baselines, calibrate, metrics
+from fluidjax.detect import calibrate, metrics
 from fluidjax.detect.evaluate import json_safe
-from fluidjax.runs.detector import Output
+from fluidjax.detect.recipe import Recipe, Spread
+from fluidjax.runs.detector import Choice, Output, configured
 from fluidjax.runs.load import Run
 
-RULES = ('dice', 'fpr_1', 'fpr_5', 'fpr_10')
+RULES = ('dice', 'fpr_1', 'fpr_5', 'fpr_10', 'healthy_1ml')
+HEALTHY_FILE = 'healthy_residual.json'
 Calibration = dict[str, dict[str, float]]
+# Fields of `config.detect` that change neither maps nor recipes.
+_WITHOUT_EFFECT = ('batch_size', 'checkpoint')
 
 
-def darker_on(cases: Sequence[Subject]) -> bool:
-    """Whether darkness ranks the lesions of these cases higher than brightness (by mean AP)."""
+def thresholds_of(
+    output: Output,
+    cases: Sequence[Subject],
+    healthy_maps: Sequence[np.ndarray],
+    healthy: Sequence[Subject],
+) -> dict[str, float]:
+    """The thresholds of a row, one for each of `RULES`.
 
-    def mean_ap(darker: bool) -> float:
-        maps = [baselines.intensity_map(case.image, case.brain, darker) for case in cases]
-        return _mean_ap(maps, cases)
-
-    return mean_ap(True) >= mean_ap(False)
-
-
-def calibrate_rows(rows: Mapping[str, Output], cases: Sequence[Subject]) -> Calibration:
-    """The thresholds of every row, from its maps of the validation cases."""
-    return {name: calibrate.thresholds(list(row.maps), cases) for name, row in rows.items()}
+    Args:
+        output: of the row, for the validation cases.
+        cases: validation cases, with lesions.
+        healthy_maps: the row's maps of healthy validation scans.
+        healthy: these scans.
+    """
+    found = calibrate.thresholds(list(output.maps), cases)
+    return found | {'healthy_1ml': calibrate.healthy_threshold(healthy_maps, healthy)}
 
 
 def scores(output: Output, cases: Sequence[Subject], threshold: float) -> dict[str, float]:
@@ -62,33 +76,93 @@ def _mean_ap(maps: Sequence[np.ndarray], cases: Sequence[Subject]) -> float:
 
 
 def save(
-    workdir: Path,
+    folder: Path,
+    run: Run,
     calibration: Calibration,
-    step: int,
+    choices: Mapping[str, Choice],
     validation: Mapping[str, Mapping[str, float]] | None = None,
 ) -> None:
-    """Write `calibration.json`.
+    """Write `calibration.json` and, where the run's recipe needs it, `healthy_residual.json`.
 
     Args:
-        workdir: the run's folder.
+        folder: the run's, or another to write to.
+        run: the run.
         calibration: thresholds of every row.
-        step: of the checkpoint that they were chosen for.
+        choices: the recipe of every row.
         validation: `scores` of rows.
     """
-    content = {'step': step, 'thresholds': calibration, 'validation': validation or {}}
-    write_json(workdir / 'calibration.json', json_safe(content))
+    spreads = choices[run.name].spreads
+    residual = folder / HEALTHY_FILE
+    if spreads:
+        write_json(residual, {name: _packed(spread) for name, spread in spreads.items()})
+    else:
+        residual.unlink(missing_ok=True)
+    content = {
+        'step': run.step,
+        'depends_on': fingerprint(run),
+        'recipes': {row: dataclasses.asdict(choice.recipe) for row, choice in choices.items()},
+        'thresholds': calibration,
+        'validation': validation or {},
+    }
+    write_json(folder / 'calibration.json', json_safe(content))
+
+
+def fingerprint(run: Run) -> dict[str, Any]:
+    """The settings of `config.detect` that thresholds depend on, as JSON has them."""
+    detect = run.config.detect.to_dict()
+    kept = {name: value for name, value in detect.items() if name not in _WITHOUT_EFFECT}
+    return json.loads(json.dumps(json_safe(kept)))
 
 
 def load(run: Run, rule: str = 'dice') -> float:
     """A threshold of a run, by one of `RULES`.
 
     Raises:
-        UserError: the run has no thresholds, they belong to another step, or this one could not be
-            chosen.
+        UserError: the run has no thresholds, they belong to another step or to other settings, or
+            this one could not be chosen.
     """
-    again = f'evaluate it again: fluidjax eval --workdir={run.path}'
     if rule not in RULES:
         raise UserError(f"threshold '{rule}': is not one of {', '.join(RULES)}")
+    calibration = _read(run)
+    threshold = calibration['thresholds'].get(run.name, {}).get(rule)
+    if threshold is None:
+        few = ' (it needs 9 healthy validation scans)' if rule == 'healthy_1ml' else ''
+        raise UserError(
+            f'{run.path / "calibration.json"}: has no threshold {rule} of {run.name}{few}; '
+            f'{_again(run)}'
+        )
+    return float(threshold)
+
+
+def load_choice(run: Run) -> Choice:
+    """How the run's maps are made: as chosen by its evaluation, or by its configuration.
+
+    Raises:
+        UserError: as for `load`, or the healthy residual that the recipe needs is missing.
+    """
+    if run.text('calibration.json') is None:
+        return Choice(configured(run))
+    stored = _read(run).get('recipes', {}).get(run.name)
+    if stored is None:  # of a version that did not choose recipes
+        return Choice(configured(run))
+    where = run.path / 'calibration.json'
+    try:
+        recipe = Recipe(**stored)
+    except TypeError as error:
+        raise UserError(f'{where}: recipes.{run.name}: {error}; {_again(run)}') from error
+    return Choice(recipe, _healthy_residual(run) if recipe.unit == 'spread' else {})
+
+
+def _again(run: Run) -> str:
+    return f'evaluate it again: fluidjax eval --workdir={run.path}'
+
+
+def _read(run: Run) -> dict[str, Any]:
+    """The calibration of a run, of its step and settings.
+
+    Raises:
+        UserError: there is none, or it is of another step or of other settings.
+    """
     text = run.text('calibration.json')
     if text is None:
         export = ', then export it again' if run.package is not None else ''
@@ -96,14 +170,54 @@ def load(run: Run, rule: str = 'dice') -> float:
             f'{run.path}: has no threshold yet; evaluate the run first: '
             f'fluidjax eval --workdir={run.path}{export}'
         )
-    where = run.path / 'calibration.json'
+    where, again = run.path / 'calibration.json', _again(run)
     calibration = parse_json(text, str(where), again)
-    step, thresholds = calibration.get('step'), calibration.get('thresholds')
-    if not isinstance(step, int) or not isinstance(thresholds, dict):
+    step, found = calibration.get('step'), calibration.get('thresholds')
+    if not isinstance(step, int) or not isinstance(found, dict):
         raise UserError(f'{where}: has no thresholds; {again}')
     if step != run.step:
         raise UserError(f'{where}: is of step {step}, the run is at step {run.step}; {again}')
-    threshold = thresholds.get(run.name, {}).get(rule)
-    if threshold is None:
-        raise UserError(f'{where}: has no threshold {rule} of {run.name}; {again}')
-    return float(threshold)
+    then, now = calibration.get('depends_on'), fingerprint(run)
+    if then is not None and then != now:  # older files do not say
+        changed = sorted(name for name in {*then, *now} if then.get(name) != now.get(name))
+        raise UserError(
+            f'{where}: was chosen with other settings (config.detect.{changed[0]} has changed); '
+            f'{again}'
+        )
+    return calibration
+
+
+def _packed(spread: Spread) -> dict[str, Any]:
+    """Volumes as text: float16, compressed, base64."""
+
+    def text(volume: np.ndarray) -> str:
+        return base64.b64encode(zlib.compress(volume.astype('<f2').tobytes())).decode()
+
+    return {
+        'shape': list(spread.mean.shape),
+        'mean': text(spread.mean),
+        'deviation': text(spread.deviation),
+    }
+
+
+def _healthy_residual(run: Run) -> dict[str, Spread]:
+    """The residual in healthy scans, for each reference, as `save` wrote it.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    text, where = run.text(HEALTHY_FILE), run.path / HEALTHY_FILE
+    if text is None:
+        raise UserError(f'{where}: is missing; {_again(run)}')
+    try:
+        return {
+            name: Spread(_unpacked(entry, 'mean'), _unpacked(entry, 'deviation'))
+            for name, entry in parse_json(text, str(where), _again(run)).items()
+        }
+    except (KeyError, TypeError, ValueError, zlib.error) as error:
+        raise UserError(f'{where}: is damaged ({error}); {_again(run)}') from error
+
+
+def _unpacked(entry: Mapping[str, Any], name: str) -> np.ndarray:
+    content = zlib.decompress(base64.b64decode(entry[name]))
+    return np.frombuffer(content, '<f2').astype(np.float32).reshape(entry['shape'])

@@ -18,7 +18,7 @@ from fluidjax.base.settings import differences, load_config, save_config, settin
 from fluidjax.detect.anomaly_map import MapSettings
 from fluidjax.fluid.grid import Grid
 from fluidjax.runs.cohort import (
-    PURPOSES,
+    STAGE_PURPOSES,
     check_cohort_of,
     derived_seed,
     identity,
@@ -97,11 +97,14 @@ def _open_run(config: ConfigDict, workdir: Path) -> tuple[tuple[Stage, ...], lis
         parallel.layout_of(stage.training.batch_size, stage.training.accumulate) for stage in stages
     ]
     cohort = open_cohort(config)
-    feeds = [
-        Feed(cohort, layout, derived_seed(config.seed, purpose))
-        for layout, purpose in zip(layouts, PURPOSES)
-    ]
+    feeds = [Feed(cohort, layout, seed) for layout, seed in zip(layouts, _seeds(config, stages))]
     return stages, feeds, cohort
+
+
+def _seeds(config: ConfigDict, stages: tuple[Stage, ...]) -> list[int]:
+    """The seed of each stage."""
+    purposes = STAGE_PURPOSES[: len(stages)]
+    return [derived_seed(config.seed, purpose) for purpose in purposes]
 
 
 def _write_identity(config: ConfigDict, cohort: Any, workdir: Path) -> None:
@@ -156,7 +159,7 @@ def _train_stages(
         _tell(f'{workdir}: all stages are done')
         return
     trained: Params = {}
-    for stage, feed, purpose in zip(stages, feeds, PURPOSES):
+    for stage, feed, seed in zip(stages, feeds, _seeds(config, stages), strict=True):
         method = stage.method
 
         def prepare(params: Params) -> Params:
@@ -167,15 +170,7 @@ def _train_stages(
             watch, validation=feed.validation, picture=_picture(stage, config, cohort)
         )
         trained |= train_stage(
-            method,
-            prepare,
-            feed,
-            stage.training,
-            workdir,
-            derived_seed(config.seed, purpose),
-            feed.layout,
-            stop,
-            shown,
+            method, prepare, feed, stage.training, workdir, seed, feed.layout, stop, shown
         )
 
 

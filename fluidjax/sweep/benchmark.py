@@ -3,6 +3,7 @@
     fluidjax benchmark --scale=demo --seeds=0,1,2 --workdir=runs/benchmark
     fluidjax benchmark --list=ablations --workdir=runs/benchmark
     fluidjax benchmark --cells=fluidjax,conddiff --healthy=HEALTHY --patients=PATIENTS
+    fluidjax benchmark --cells=conddiff --validation=training
 
 The cells, methods with their settings, are listed in configs/benchmark.py. Each is trained and
 scored once per seed; the same command continues an interrupted benchmark. The test sets are lesions
@@ -29,6 +30,12 @@ LESIONS = FLAGS.add_text(
     '',
     'Folder of lesion masks in MNI space, for the ablations that train on real masks.',
 )
+VALIDATION = FLAGS.add_choice(
+    'validation',
+    'mixture',
+    ['mixture', 'training'],
+    'Lesions that maps and thresholds are chosen on: of several laws, or of that of training.',
+)
 COLLECT = FLAGS.add_switch('collect', False, 'Only write the tables of the finished cells.')
 
 
@@ -52,8 +59,17 @@ def main() -> None:
     workdir = Path(WORKDIR.value).expanduser() / SCALE.value
     if not COLLECT.value:
         folders = cells.Folders(HEALTHY.value, PATIENTS.value, LESIONS.value)
-        cells.run({name: listed[name] for name in chosen}, SCALE.value, seeds, workdir, folders)
-    print(f'results: {results.write(workdir, LIST.value, list(listed)).absolute()}')
+        cells.run(
+            {name: listed[name] for name in chosen},
+            SCALE.value,
+            seeds,
+            workdir,
+            folders,
+            VALIDATION.value,
+        )
+    print(
+        f'results: {results.write(workdir, LIST.value, list(listed), VALIDATION.value).absolute()}'
+    )
 
 
 def command() -> None:

@@ -29,12 +29,13 @@ from fluidjax.base.partial import new_folder
 from fluidjax.base.subject import Subject
 from fluidjax.detect import evaluate
 from fluidjax.detect.scores import COHORT_SCORES
-from fluidjax.runs import thresholds
 from fluidjax.runs.cases import split_validation, with_simulated_lesions
 from fluidjax.runs.cohort import open_cohort
 from fluidjax.runs.detector import Detector, Output
-from fluidjax.runs.evaluate import curve_of, score_row, training_brains
+from fluidjax.runs.evaluate import curve_of, training_scans
 from fluidjax.runs.load import load_run
+from fluidjax.runs.rows import output, own_row, trivial_rows
+from fluidjax.runs.scoring import as_healthy, calibrated, healthy_of, scored
 from fluidjax.runs.train import train
 
 # Seed of the simulated test lesions. No run has it, and all cells are tested on the same lesions.
@@ -43,6 +44,8 @@ PICTURED = 4  # cases of each test set
 # The cell whose detector also scores the trivial baselines, which learn nothing.
 TRIVIAL_FROM = 'conddiff'
 Cells = Mapping[str, Mapping[str, Any]]
+# Lesions on which recipes and thresholds are chosen: of several laws, or of that of training.
+VALIDATIONS = ('mixture', 'training')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +63,14 @@ class Folders:
     lesions: str = ''
 
 
-def run(cells: Cells, scale: str, seeds: Sequence[int], workdir: Path, folders: Folders) -> None:
+def run(
+    cells: Cells,
+    scale: str,
+    seeds: Sequence[int],
+    workdir: Path,
+    folders: Folders,
+    validation: str = 'mixture',
+) -> None:
     """Train and score the cells that have no scores yet; see the docstring of this module.
 
     Args:
@@ -69,11 +79,12 @@ def run(cells: Cells, scale: str, seeds: Sequence[int], workdir: Path, folders: 
         seeds: of the runs.
         workdir: folder of the benchmark.
         folders: of the user.
+        validation: one of `VALIDATIONS`, the lesions that recipes and thresholds are chosen on.
     """
     check_output(workdir, '--workdir')
     for seed in seeds:
         for number, (name, cell) in enumerate(cells.items(), 1):
-            path = scores_path(workdir, name, seed)
+            path = scores_path(workdir, name, seed, validation)
             if path.is_file():
                 continue
             cli.tell(f'seed {seed}, cell {number} of {len(cells)}: {name}')
@@ -83,16 +94,19 @@ def run(cells: Cells, scale: str, seeds: Sequence[int], workdir: Path, folders: 
             config = cell_config(cell, scale, seed, folders.lesions)
             folder = workdir / 'runs' / slug(trained_name(name, cell)) / f'seed{seed}'
             _train(config, folder, workdir / 'runs' / 'autoencoder' / f'seed{seed}')
-            scores = score_cell(name, cell, folder, judged_by(scale, seed), folders)
+            scores = score_cell(
+                name, cell, folder, judged_by(scale, seed), folders, validation == 'mixture'
+            )
             write_bytes(path.with_suffix('.npz'), scores.pop('pictures'))
             seconds = training_seconds(folder)
             content = {'cell': name, 'seed': seed, 'training_seconds': seconds, **scores}
             write_text(path, json.dumps(evaluate.json_safe(content)) + '\n')
 
 
-def scores_path(workdir: Path, name: str, seed: int) -> Path:
+def scores_path(workdir: Path, name: str, seed: int, validation: str = 'mixture') -> Path:
     """The file of a cell's scores."""
-    return workdir / 'scores' / slug(name) / f'seed{seed}.json'
+    folder = 'scores' if validation == 'mixture' else f'scores-{validation}'
+    return workdir / folder / slug(name) / f'seed{seed}.json'
 
 
 def slug(name: str) -> str:
@@ -101,8 +115,8 @@ def slug(name: str) -> str:
 
 
 def trained_name(name: str, cell: Mapping[str, Any]) -> str:
-    """The name of a cell's training; cells that differ only in sampling share it."""
-    if not cell.get('sample'):
+    """The name of a cell's training; cells that differ only in sampling or search share it."""
+    if not cell.get('sample') and not cell.get('search'):
         return name
     changed = ' '.join(f'{k.rpartition(".")[2]} {v}' for k, v in cell.get('train', {}).items())
     return f'{cell["method"]} {changed}'.strip()
@@ -160,7 +174,12 @@ def training_seconds(folder: Path) -> float:
 
 
 def score_cell(
-    name: str, cell: Mapping[str, Any], folder: Path, judge: ConfigDict, folders: Folders
+    name: str,
+    cell: Mapping[str, Any],
+    folder: Path,
+    judge: ConfigDict,
+    folders: Folders,
+    mixture: bool = True,
 ) -> dict[str, Any]:
     """Calibrate a trained cell, and score it on every test set.
 
@@ -170,33 +189,43 @@ def score_cell(
         folder: of its run.
         judge: see `judged_by`.
         folders: of the user.
+        mixture: choose recipes and thresholds on the lesions of `laws.MIXTURE`; False: on those of
+            the training's law alone.
 
     Returns:
         'rows': scores for every test set, method and case; 'curves': {test set: {method: curve}};
-        'calibration': thresholds by method; 'pictures': bytes of an .npz file with slices.
+        'calibration': thresholds by method; 'recipes': in words, by method; 'validation': scores on
+        the validation cases; 'pictures': bytes of an .npz file with slices.
     """
     run = load_run(folder, cell.get('sample'))
     cohort = open_cohort(judge)
-    detector = Detector(run, training_brains(cohort))
-    trivial = name == TRIVIAL_FROM
-
-    def outputs(cases: Sequence[Subject]) -> dict[str, Output]:
-        own = {name: detector.detect(cases)}
-        return own | (detector.trivial_rows(cases, darker) if trivial else {})
-
-    split = split_validation(judge, cohort, keep_half=False)
-    darker = thresholds.darker_on(split.validation)
-    chosen = thresholds.calibrate_rows(outputs(split.validation), split.validation)
+    training, detector = training_scans(cohort), Detector(run)
+    table = {name: own_row(detector, cell.get('search'))}
+    table |= trivial_rows(detector, training) if name == TRIVIAL_FROM else {}
+    split = split_validation(judge, cohort, keep_half=False, mixture=mixture)
+    chosen = {row: calibrated(table[row], split, training, detector, True) for row in table}
     rows, pictures, curves = [], {}, {}
     for test_set, cases in test_sets(judge, cohort, split.bank, folders).items():
-        for row, output in outputs(cases).items():
-            rows += _scored(test_set, row, output, cases, chosen[row])
-            curves.setdefault(test_set, {})[row] = curve_of(output, cases)
-            if output.counterparts is not None:
-                pictures |= _slices(test_set, row, output, cases, chosen[row]['dice'])
+        healthy = healthy_of(cases)
+        for row, one in chosen.items():
+            made = output(table[row], one.choice, cases, detector)
+            on_healthy = output(table[row], one.choice, healthy, detector) if healthy else None
+            lines, summary = scored(made, cases, on_healthy, healthy, one.thresholds)
+            of_all = {score: summary[score]['mean'] for score in COHORT_SCORES}
+            rows += [{**line, **of_all, 'cohort': test_set, 'method': row} for line in lines]
+            curves.setdefault(test_set, {})[row] = curve_of(made, cases)
+            if made.counterparts is not None:
+                pictures |= _slices(test_set, row, made, cases, one.thresholds['dice'])
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **pictures)
-    return {'rows': rows, 'curves': curves, 'calibration': chosen, 'pictures': buffer.getvalue()}
+    return {
+        'rows': rows,
+        'curves': curves,
+        'calibration': {row: one.thresholds for row, one in chosen.items()},
+        'recipes': {row: one.choice.recipe.in_words() for row, one in chosen.items()},
+        'validation': {row: one.validation for row, one in chosen.items()},
+        'pictures': buffer.getvalue(),
+    }
 
 
 def test_sets(
@@ -206,7 +235,7 @@ def test_sets(
     from data_pipelines import input_pipeline
 
     own = list(input_pipeline.subjects(cohort, 'test'))
-    healthy = [_as_healthy(case) for case in own if case.healthy is not None]
+    healthy = [as_healthy(case) for case in own if case.healthy is not None]
     sets = {
         'training law': with_simulated_lesions(config, healthy, TEST_SEED, bank),
         'other law': own,
@@ -226,19 +255,6 @@ def test_sets(
     if 'test' in people.sizes:
         sets['patients'] = list(input_pipeline.subjects(people, 'test'))
     return sets
-
-
-def _as_healthy(case: Subject) -> Subject:
-    """A test subject without its lesion."""
-    return dataclasses.replace(case, image=case.healthy, lesion=None)
-
-
-def _scored(
-    test_set: str, row: str, output: Output, cases: Sequence[Subject], rules: Mapping[str, float]
-) -> list[dict[str, Any]]:
-    by_case, summary = score_row(output, cases, rules['dice'])
-    of_all = {name: summary[name]['mean'] for name in COHORT_SCORES}
-    return [{**scores, **of_all, 'cohort': test_set, 'method': row} for scores in by_case]
 
 
 def _slices(

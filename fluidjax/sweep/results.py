@@ -27,6 +27,8 @@ Row = dict[str, Any]
 Rows = dict[str, list[Row]]
 HEADLINE = (
     'dice_validated',
+    'dice_best',
+    'threshold_loss',
     'dice_global',
     'dice_oracle',
     'ap',
@@ -34,19 +36,21 @@ HEADLINE = (
     'lesion_f1',
     'sensitivity_1fp',
 )
+FALSE_ALARMS = ('healthy_ml', 'healthy_ml_90', 'strict_ml', 'strict_ml_90')
 TISSUE = ('contrast_removed', 'healthy_changed', 'psnr', 'ssim', 'psnr_outside', 'seconds')
 TESTED = ('dice_validated', 'ap')
 REFERENCES = ('fluidjax', 'conddiff')
 NOTES = {'inpainting': 'inpainting (is given the lesion mask: an upper bound, not a detector)'}
 
 
-def write(workdir: Path, title: str, names: Sequence[str]) -> Path:
+def write(workdir: Path, title: str, names: Sequence[str], validation: str = 'mixture') -> Path:
     """Write the figures and `RESULTS.md`, or `RESULTS-<title>.md` for any list but the comparison.
 
     Args:
         workdir: folder of the benchmark.
         title: name of the list of cells.
         names: its cells; the page lists those that are not finished.
+        validation: the lesions that recipes and thresholds were chosen on.
 
     Returns:
         The page.
@@ -54,26 +58,28 @@ def write(workdir: Path, title: str, names: Sequence[str]) -> Path:
     Raises:
         UserError: no cell is finished.
     """
-    cells = _finished(workdir, names)
+    cells = _finished(workdir, names, validation)
     if not cells:
         raise UserError(f'{workdir}: no cell is finished; run the benchmark without --collect')
     by_set = _by_test_set(cells)
-    parts = [f'# Benchmark: {title}', '', _summary(workdir, names, cells), '']
-    folder = workdir / f'figures-{title}'
+    parts = [f'# Benchmark: {title}', '', _summary(names, cells), '', _recipes(cells), '']
+    ending = '' if validation == 'mixture' else f'-{validation}'
+    folder = workdir / f'figures-{title}{ending}'
     for test_set, rows in by_set.items():
         parts += [f'## Test set: {test_set}', '', _set_section(rows), '']
-        parts += _pictures(workdir, folder, test_set, rows, cells)
-    path = workdir / ('RESULTS.md' if title == 'comparison' else f'RESULTS-{title}.md')
+        parts += _pictures(workdir, folder, test_set, rows, cells, validation)
+    name = '' if title == 'comparison' else f'-{title}'
+    path = workdir / f'RESULTS{name}{ending}.md'
     write_text(path, '\n'.join(parts) + '\n')
     return path
 
 
-def _finished(workdir: Path, names: Sequence[str]) -> list[dict[str, Any]]:
+def _finished(workdir: Path, names: Sequence[str], validation: str) -> list[dict[str, Any]]:
     """The scores of every finished cell and seed, in the order of the names."""
     return [
         read_json(path, 'delete it to score the cell again')
         for name in names
-        for path in sorted(scores_path(workdir, name, 0).parent.glob('seed*.json'))
+        for path in sorted(scores_path(workdir, name, 0, validation).parent.glob('seed*.json'))
     ]
 
 
@@ -87,7 +93,7 @@ def _by_test_set(cells: Sequence[Mapping[str, Any]]) -> dict[str, Rows]:
     return by_set
 
 
-def _summary(workdir: Path, names: Sequence[str], cells: Sequence[Mapping[str, Any]]) -> str:
+def _summary(names: Sequence[str], cells: Sequence[Mapping[str, Any]]) -> str:
     finished: dict[str, list[float]] = {}
     for cell in cells:
         finished.setdefault(cell['cell'], []).append(cell['training_seconds'] / 60.0)
@@ -102,11 +108,24 @@ def _summary(workdir: Path, names: Sequence[str], cells: Sequence[Mapping[str, A
     return table + (f'\nNot finished: {", ".join(missing)}.' if missing else '')
 
 
+def _recipes(cells: Sequence[Mapping[str, Any]]) -> str:
+    """What each row chose on the validation cases, for each seed."""
+    lines = [
+        [row, str(cell['seed']), words, f'{cell["validation"][row]["dice"]:.3f}']
+        for cell in cells
+        for row, words in cell.get('recipes', {}).items()
+    ]
+    head = ['method', 'seed', 'map, chosen on validation cases', 'Dice there']
+    return '## Recipes\n\n' + markdown_table(head, lines)
+
+
 def _set_section(rows: Rows) -> str:
     cases = len({row['name'] for lines in rows.values() for row in lines})
     parts = [
         f'{cases} cases.\n',
         _table(rows, HEADLINE),
+        'False positives, ml marked in the same scans without a lesion:\n',
+        _table(rows, FALSE_ALARMS),
         'The healthy counterpart:\n',
         _table(rows, TISSUE, with_verdict=True),
     ]
@@ -170,7 +189,12 @@ def _sizes(rows: Rows) -> str:
 
 
 def _pictures(
-    workdir: Path, folder: Path, test_set: str, rows: Rows, cells: Sequence[Mapping[str, Any]]
+    workdir: Path,
+    folder: Path,
+    test_set: str,
+    rows: Rows,
+    cells: Sequence[Mapping[str, Any]],
+    validation: str,
 ) -> list[str]:
     """Write the figures of a test set; returns the Markdown that shows them."""
     label = SCORES['dice_validated'].label
@@ -191,7 +215,7 @@ def _pictures(
     }
     if curves:
         pictures['curves'] = curve_figure(curves)
-    examples = _examples(workdir, test_set, cells)
+    examples = _examples(workdir, test_set, cells, validation)
     if examples:
         pictures['examples'] = figures.example_figure(examples)
     lines = []
@@ -208,12 +232,12 @@ def _dice_over_cases(rows: Sequence[Row]) -> dict[str, float | None]:
 
 
 def _examples(
-    workdir: Path, test_set: str, cells: Sequence[Mapping[str, Any]]
+    workdir: Path, test_set: str, cells: Sequence[Mapping[str, Any]], validation: str
 ) -> dict[str, tuple[np.ndarray, float]]:
     """For each method `(4, n, x, y)` slices of the first seed, and the threshold."""
     examples = {}
     for cell in cells:
-        path = scores_path(workdir, cell['cell'], cell['seed']).with_suffix('.npz')
+        path = scores_path(workdir, cell['cell'], cell['seed'], validation).with_suffix('.npz')
         if cell['seed'] != cells[0]['seed'] or not path.is_file():
             continue
         with np.load(path) as slices:

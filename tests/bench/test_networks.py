@@ -59,6 +59,12 @@ def test_rows_are_every_network_and_both_steps():
     assert rows['decode'].batch.shape == (1, 20, 20, 20, 3)
 
 
+def test_rows_of_our_own_method_are_those_of_its_bridge():
+    """The head after it is small, and no U-Net of latents."""
+    rows = networks.rows_of(ldm.get_config('smoke,method=fluidjax'))
+    assert list(rows) == [*ROWS[:-1], 'fluidjax_step']
+
+
 def test_shape_and_dtype_can_be_chosen():
     rows = networks.rows_of(ldm.get_config('smoke'), (24, 16, 32), 'bfloat16')
     assert rows['encode'].batch.shape == (1, 24, 16, 32, 1)

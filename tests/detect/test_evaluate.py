@@ -206,7 +206,7 @@ def test_global_dice_is_the_best_pooled_dice(cases):
     assert entry == evaluate.global_dice(maps, cases)
     assert evaluate.global_dice([maps[0] * np.nan], cases[:1])['mean'] is None
     rows = evaluate.score_method(maps, None, cases, 0.3)
-    assert evaluate.summarise(rows, entry)['dice_global'] == entry
+    assert evaluate.summarise(rows, {'dice_global': entry})['dice_global'] == entry
     oracle = np.mean([row['dice_oracle'] for row in rows])
     assert oracle >= np.mean([row['dice_validated'] for row in rows])
 
@@ -218,7 +218,7 @@ def test_sensitivity_of_a_perfect_and_of_a_blank_map(cases):
     flat = [np.ones(c.image.shape) for c in cases]  # one region a scan, that touches the lesion
     assert evaluate.sensitivity_at_fp(flat, cases)['mean'] == 0.0
     rows = evaluate.score_method(maps, None, cases, 0.3)
-    summary = evaluate.summarise(rows, sensitivity=entry)
+    summary = evaluate.summarise(rows, {'sensitivity_1fp': entry})
     assert summary['sensitivity_1fp'] == entry and summary['dice_global']['mean'] is None
 
 
@@ -310,13 +310,17 @@ def test_every_score_says_what_it_is():
 
 def test_metrics_json(tmp_path, cases):
     rows = evaluate.score_method([perfect(c) for c in cases], None, cases, 0.1)
-    summary = evaluate.summarise(rows, evaluate.global_dice([perfect(c) for c in cases], cases))
+    summary = evaluate.summarise(
+        rows, {'dice_global': evaluate.global_dice([perfect(c) for c in cases], cases)}
+    )
     path = tmp_path / 'eval' / 'metrics.json'
     evaluate.write_metrics(path, {'simulated': {'conddiff': summary}})
     read = json.loads(path.read_text())['simulated']['conddiff']
     assert list(read) == [
         'dice_validated',
         'dice_global',
+        'dice_best',
+        'threshold_loss',
         'dice_oracle',
         'ap',
         'auroc',
@@ -325,6 +329,10 @@ def test_metrics_json(tmp_path, cases):
         'lesion_precision',
         'lesion_recall',
         'sensitivity_1fp',
+        'healthy_ml',
+        'healthy_ml_90',
+        'strict_ml',
+        'strict_ml_90',
         'l1',
         'psnr',
         'ssim',
@@ -362,16 +370,6 @@ def test_subjects_csv(tmp_path, cases):
     assert list(read[0])[:4] == ['cohort', 'method', 'name', 'lesion_ml']
     assert [row['name'] for row in read] == ['a', 'b', 'c'] and read[0]['method'] == 'a, "b"'
     assert float(read[1]['ap']) == rows[1]['ap'] and read[0]['l1'] == ''
-
-
-def test_intensity_map(cases):
-    case = cases[0]
-    dark = baselines.intensity_map(case.image, case.brain, darker=True)
-    bright = baselines.intensity_map(case.image, case.brain, darker=False)
-    np.testing.assert_allclose((dark + bright)[case.brain], 1.0)
-    assert not dark[~case.brain].any() and not bright[~case.brain].any()
-    [row] = evaluate.score_method([dark], None, [case], 0.7)
-    assert row['dice_validated'] == 1.0
 
 
 def test_mean_and_spread(cases):

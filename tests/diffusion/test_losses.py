@@ -68,6 +68,23 @@ def test_min_snr_leaves_the_bound_alone():
 
 
 @pytest.mark.parametrize('prediction', sch.PREDICTIONS)
+def test_a_weight_multiplies_squared_errors_of_the_target_and_nothing_else(prediction):
+    x0, eps = sample(11), sample(12)
+    x_t = sch.q_sample(SCHEDULE, x0, STEPS, eps)
+    output = jnp.concatenate([sample(13), sample(14)], axis=-1)
+    weight = jnp.abs(sample(15, (4, 3, 4, 5, 1)))
+    plain, weighted = (
+        losses.denoising_loss(SCHEDULE, prediction, output, x0, x_t, STEPS, eps, weight=w)
+        for w in (None, weight)
+    )
+    for term in ('mse', 'vb'):
+        np.testing.assert_array_equal(plain[term], weighted[term])
+    error = sch.target(SCHEDULE, prediction, x0, STEPS, eps) - output[..., :2]
+    by_hand = np.mean(np.asarray(weight * error**2), axis=(1, 2, 3, 4))
+    np.testing.assert_allclose(weighted['loss'] - weighted['vb'], by_hand, rtol=1e-3)
+
+
+@pytest.mark.parametrize('prediction', sch.PREDICTIONS)
 def test_the_bound_is_zero_at_the_posterior_and_right_beside_it(prediction):
     """The true x0 with f = 0 is the posterior; f = 1 is N(mean, beta), whose KL is known."""
     x0, eps, t = sample(6), sample(7), jnp.array([1, 5, 40, 400])

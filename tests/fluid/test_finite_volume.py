@@ -84,7 +84,7 @@ def test_a_turn_about_the_centre_brings_a_blob_back():
 @functools.cache
 def _flows(grid, confined):
     brain = head(grid)[1] if confined else None
-    settings = FluidSettings(diffusion_scale=100.0)
+    settings = FluidSettings(diffusion_scale=100.0, border_mm=16.0)
     return jax.jit(jax.vmap(lambda k: face_flow(k, grid, settings, brain)))(split(0, DRAWS))
 
 

@@ -22,7 +22,7 @@ from fluidjax.fluid.published import published_velocity
 GRID = Grid((10, 12, 9), (16.0, 14.0, 18.0))
 FLAT = Grid((20, 24), (8.0, 7.0))
 ROUND = Grid((20, 24), (8.0, 7.0), 'periodic')
-SETTINGS = FluidSettings(diffusion_scale=20.0)
+SETTINGS = FluidSettings(diffusion_scale=20.0, border_mm=16.0)
 DRAWS = 40
 
 

@@ -216,7 +216,7 @@ def test_limited_differences_need_twice_the_steps_of_upwind_ones():
 def test_steps_grow_with_the_flow_and_its_time_and_the_map_does_not_ask_for_more_than_64():
     grid = Grid((40, 40, 40), (4.0,) * 3)
     fast, slow, long = (
-        FluidSettings(scheme='koren', velocity_scale=v, transport_time=(0.0, t))
+        FluidSettings(scheme='koren', velocity_scale=v, transport_time=(0.0, t), border_mm=16.0)
         for v, t in ((1000.0, 0.5), (500.0, 0.5), (500.0, 1.0))
     )
     assert fast.num_steps(grid) == long.num_steps(grid)

@@ -18,6 +18,7 @@ CASES = {
         DEEP,
         FluidSettings(
             scheme='koren',
+            border_mm=16.0,
             storage='bfloat16',
             diffusion_scale=50.0,
             lesion_count=(1, 3),
@@ -29,6 +30,7 @@ CASES = {
         FLAT,
         FluidSettings(
             perlin_octaves=2,
+            border_mm=16.0,
             diffusion_scale=50.0,
             mass_effect=0.5,
             painting='una',
@@ -58,6 +60,7 @@ CASES = {
             integrator='euler',
             cfl=1.0,
             velocity_scale=1e6,
+            border_mm=16.0,
             max_steps=30,
             strength=(0.0, 3.0),
             bank_probability=0.0,

@@ -28,7 +28,7 @@ GREY = (0.5 * BRAIN).astype(np.float32)
 BANK = np.stack(
     [box(GRID, np.s_[6:10], np.s_[9:13]), box(GRID, 8, 9), box(GRID, np.s_[:2], np.s_[:3])]
 )
-ALWAYS = FluidSettings(diseased_probability=1.0)
+ALWAYS = FluidSettings(diseased_probability=1.0)  # an open flow, the default
 
 
 @functools.cache
@@ -205,14 +205,28 @@ def test_mu_is_the_mean_under_the_lesion_strength_multiplies_and_the_maximum_div
     assert np.std(mu) > 0.05
 
 
+@functools.cache
+def _rough(strength):
+    """(painted - image) / P (voxels,) inside bright lesions with the largest spread in grey."""
+    pairs, _ = _pairs(GREY, u_spread=1.0, u_shift=0.0, bright=True, strength=strength)
+    P = pairs.probability
+    scale = [0.5 / d[(p == 0) & BRAIN].mean() for d, p in zip(pairs.diseased, P)]
+    change = pairs.diseased * np.reshape(scale, (-1, 1, 1)) - 0.5
+    return change[P > 0.5] / P[P > 0.5]
+
+
 def test_the_spread_is_a_quarter_of_the_mean_at_most():
-    smooth, _ = _pairs(GREY, u_spread=0.0, strength=0.0)
-    rough, _ = _pairs(GREY, u_spread=1.0, strength=0.0)
-    np.testing.assert_array_equal(smooth.diseased, smooth.healthy)
-    P = rough.probability
-    scale = [0.5 / d[(p == 0) & BRAIN].mean() for d, p in zip(rough.diseased, P)]
-    n = (rough.diseased * np.reshape(scale, (-1, 1, 1)) - 0.5)[P > 0.5] / (0.25 * 0.5 * P[P > 0.5])
+    n = (_rough(1.0) - 0.75 * 0.5) / (0.25 * 0.5)
     assert n.std() == pytest.approx(1.0, abs=0.05) and abs(n.mean()) < 0.05
+
+
+def test_a_faint_lesion_has_a_faint_texture():
+    """Else its noise would betray it, however little it is darker or brighter."""
+    faint, full = _rough(0.1), _rough(1.0)
+    np.testing.assert_allclose(faint, 0.1 * full, atol=1e-4)
+    assert faint.std() == pytest.approx(0.1 * full.std(), rel=1e-3) and full.std() > 0.1
+    pairs, _ = _pairs(u_spread=1.0, strength=0.0)
+    np.testing.assert_array_equal(pairs.diseased, pairs.healthy)
 
 
 @functools.cache

@@ -148,6 +148,18 @@ def test_an_edited_draw_is_followed(written, tmp_path):
     assert not nib.load(tmp_path / 'out' / 'one' / '001_mask.nii.gz').get_fdata().any()
 
 
+def test_an_older_record_is_replayed_where_it_gives_the_same_files(written, tmp_path):
+    """In format 1 the strength of a lesion did not multiply its spread."""
+    record = json.loads((written[0] / 'out' / 'draws.json').read_text()) | {'format': 1}
+    older = tmp_path / 'older.json'
+    older.write_text(json.dumps(record))
+    assert records.load(older)[1] == SETTINGS
+    record['scans'][1]['pairs'][0]['draw']['strength'] = 0.5
+    older.write_text(json.dumps(record))
+    with pytest.raises(UserError, match='format 1'):
+        records.load(older)
+
+
 def test_many_draws_without_volumes_give_their_distribution(written, masks, tmp_path):
     many = request(written[1][0], masks=masks, num_pairs=4, seed=1)
     page = pairs.make(many, tmp_path / 'out', volumes=False)

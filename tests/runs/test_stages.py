@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
+from absl import flags
+from ml_collections import ConfigDict, config_flags
 
-from configs import ldm
+from configs import fluid, ldm
 from configs.methods import config_of
 from data_pipelines.grids import GRIDS
 from fluidjax.base.errors import UserError
+from fluidjax.base.settings import load_config, save_config, settings_from
 from fluidjax.fluid.grid import Grid
+from fluidjax.fluid.randomize import Randomized
+from fluidjax.fluid.settings import FluidSettings
 from fluidjax.methods.autoencoder import AutoencoderMethod
+from fluidjax.methods.pairs import PairMaker
 from fluidjax.models.discriminator import Discriminator
 from fluidjax.runs.cohort import model_grid
-from fluidjax.runs.stages import METHODS, build_stages
+from fluidjax.runs.stages import METHODS, build_stages, fluid_settings
 from fluidjax.runs.train import _refuse_another_run
 from fluidjax.training.loop import state_template
 
@@ -57,9 +64,10 @@ def paper(method):
             'icdm', {'unet': 46_650_502, 'autoencoder': 13_766_248}, marks=pytest.mark.slow
         ),  # the networks of cldm
         # networks of which the paper gives no sizes
-        ('fluidjax', {'unet': 59_556_099, 'autoencoder': 13_766_248}),
+        ('fluidjax', {'unet': 59_556_099, 'autoencoder': 13_766_248, 'head': 455_656}),
         ('vae', {'vae': 39_458_696}),
         ('regression', {'unet': 7_115_777}),
+        ('severity', {'unet': 7_116_641}),
         ('inpainting', {'unet': 7_116_641}),
     ],
 )
@@ -68,17 +76,21 @@ def test_the_papers_size_has_its_parameters(method, groups):
     assert {name: count(params[name]) for name in groups} == groups
 
 
-@pytest.mark.parametrize('method', ['conddiff', 'fluidjax', 'vae', 'regression', 'inpainting'])
+@pytest.mark.parametrize('method', ['conddiff', 'fluidjax', 'vae', 'severity', 'inpainting'])
 def test_loss_and_counterpart_have_their_shapes_at_the_papers_size(method):
     """At 160^3, without allocating anything; the other methods share the code of conddiff."""
     stages, params = paper(method)
     trained, key = stages[-1].method, jax.random.key(0)
     volume = jax.ShapeDtypeStruct((1, *GRIDS['paper'].shape, 1), jnp.float32)
-    loss, _ = jax.eval_shape(trained.loss, params, {'image': volume, 'brain': volume}, key)
-    assert loss.shape == ()
+    for stage in stages[1:] or stages:
+        loss, _ = jax.eval_shape(stage.method.loss, params, {'image': volume, 'brain': volume}, key)
+        assert loss.shape == ()
     masks = [volume] if trained.needs_mask else []
     counterpart = jax.eval_shape(trained.reconstruct, params, volume, key, *masks)
     assert counterpart.shape == volume.shape and counterpart.dtype == volume.dtype
+    if trained.probability is not None:
+        found = jax.eval_shape(trained.probability, params, volume, counterpart)
+        assert found.shape == volume.shape and found.dtype == volume.dtype
 
 
 def test_the_published_parts_have_their_parameters():
@@ -109,8 +121,23 @@ def test_the_demo_size_builds_and_has_a_state(method):
     last = stages[-1]
     state = state_template(last.method.init, last.method.trainable, last.training)
     assert set(state.params) == set(last.method.trainable)
-    shared = {'autoencoder'} if len(stages) == 2 else set()
-    assert shared <= set(state.frozen) <= {'autoencoder', 'latent', 'mean'}
+    shared = {'autoencoder'} if len(stages) > 1 else set()
+    if len(stages) > 2:
+        shared |= {'unet', 'latent', 'health'}
+    assert shared <= set(state.frozen) <= shared | {'latent', 'mean'}
+
+
+def test_a_bridge_without_a_head_has_two_stages():
+    """As in older runs and the bundled model."""
+    config = ldm.get_config('smoke,method=fluidjax')
+    grid = model_grid(config)
+    stages = build_stages(config, grid)
+    assert [stage.method.stage for stage in stages] == ['autoencoder', 'bridge', 'head']
+    assert stages[2].method.bridge == stages[1].method
+    config.head.training.steps = 0
+    assert build_stages(config, grid) == stages[:2]
+    del config.head
+    assert build_stages(config, grid) == stages[:2]
 
 
 @pytest.mark.parametrize(
@@ -154,3 +181,120 @@ def test_an_older_run_without_a_new_field_is_the_same_run(tmp_path):
 def test_the_list_of_methods_has_a_configuration_each(method):
     config = config_of(method, 'smoke,cohort=nifti')
     assert (config.method, config.size, config.cohort.name) == (method, 'smoke', 'nifti')
+
+
+@pytest.mark.parametrize('method', METHODS)
+def test_training_and_randomize_draw_alike(method):
+    """The defaults, that is an open flow; training also has healthy pairs."""
+    assert fluid_settings(config_of(method, 'paper')) == FluidSettings(border_mm=0.0)
+    of_randomize = settings_from(FluidSettings, fluid.get_config(), '')
+    assert of_randomize == FluidSettings(border_mm=0.0, diseased_probability=1.0)
+
+
+@pytest.fixture
+def parsed(checkout, monkeypatch):
+    """The configuration of some words of a command line."""
+
+    def parse(*words):
+        monkeypatch.chdir(checkout)
+        monkeypatch.setattr(sys, 'argv', ['fluidjax', *words])
+        values = flags.FlagValues()
+        holder = config_flags.DEFINE_config_file('config', None, '', flag_values=values)
+        values(sys.argv)
+        return holder.value
+
+    return parse
+
+
+def test_every_field_of_the_fluid_can_be_set_for_training(parsed, tmp_path):
+    changed = {
+        'parity': True,
+        'diffusion_scale': 5.0,
+        'white_matter_bright': False,
+        'min_peak': 0.3,
+        'perlin_octaves': 2,
+        'perlin_persistence': 0.25,
+        'integrator': 'rk4',
+        'cfl': 0.5,
+        'max_steps': 7,
+        'storage': 'bfloat16',
+        'border_mm': 16.0,
+    }
+    words = [f'--config.fluid.{name}={value}' for name, value in changed.items()]
+    config = parsed('--config=configs/ldm.py:smoke,method=fluidjax', *words)
+    assert set(config.fluid) == {field.name for field in dataclasses.fields(FluidSettings)}
+    before = fluid_settings(parsed('--config=configs/ldm.py:smoke,method=fluidjax'))
+    assert fluid_settings(config) == dataclasses.replace(before, **changed)
+    for saved in (config, ConfigDict(config.to_dict())):
+        save_config(tmp_path / 'config.json', saved)
+        assert fluid_settings(load_config(tmp_path / 'config.json')) == fluid_settings(config)
+
+
+def test_a_number_of_steps_that_is_left_to_the_grid_is_saved_as_such(tmp_path):
+    config = ldm.get_config('smoke')
+    save_config(tmp_path / 'config.json', config)
+    loaded = load_config(tmp_path / 'config.json')
+    assert loaded.fluid.max_steps is None and fluid_settings(loaded) == fluid_settings(config)
+    with pytest.raises(TypeError):
+        config.fluid.max_steps = 'many'
+
+
+def test_a_run_from_before_the_fluids_fields_is_the_same_run(tmp_path):
+    config = ldm.get_config('smoke')
+    old = config.to_dict()
+    for field in ('parity', 'diffusion_scale', 'max_steps'):
+        del old['fluid'][field]
+    (tmp_path / 'checkpoints').mkdir()
+    (tmp_path / 'config.json').write_text(json.dumps(old))
+    grid = model_grid(config)
+    _refuse_another_run(config, build_stages(config, grid), tmp_path, grid)
+    config.fluid.diffusion_scale = 5.0
+    with pytest.raises(UserError, match='fluid.diffusion_scale'):
+        _refuse_another_run(config, build_stages(config, grid), tmp_path, grid)
+
+
+def _pairs_of(seed, stored):
+    config = config_of('regression', 'smoke')
+    config.seed, config.stored_pairs = seed, stored
+    return build_stages(config, model_grid(config))[-1].method.pairs
+
+
+def test_each_seed_has_stored_pairs_of_its_own(monkeypatch):
+    def noise(self, batch, key, share):  # for lesions: it shows nothing but its key
+        volume = jax.random.uniform(key, batch['image'].shape)
+        return Randomized(volume, volume, volume, volume)
+
+    monkeypatch.setattr(PairMaker, '_fresh', noise)
+    batch = {'image': jnp.ones((2, 2, 2, 2, 1)) * jnp.array([1.0, 2.0]).reshape(2, 1, 1, 1, 1)}
+
+    def drawn(seed, key):
+        return np.asarray(_pairs_of(seed, stored=1)(batch, jax.random.key(key)).diseased)
+
+    first = drawn(0, 0)
+    np.testing.assert_array_equal(first, drawn(0, 1))
+    assert np.abs(first - drawn(1, 0)).min(axis=(1, 2, 3, 4)).max() > 0
+    # Nor do the runs of seed 0 from before get other pairs.
+    scan = jax.lax.bitcast_convert_type(batch['image'].sum((1, 2, 3, 4)), jnp.uint32)[0]
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), scan), 0)
+    np.testing.assert_array_equal(first[0], jax.random.uniform(key, (1, 2, 2, 2, 1))[0])
+
+
+def test_fresh_pairs_have_no_seed_of_their_own():
+    assert _pairs_of(0, stored=0) == _pairs_of(5, stored=0)
+    assert _pairs_of(0, stored=3) != _pairs_of(5, stored=3)
+
+
+@pytest.mark.parametrize('noise,steps', [(0.0, 2), (1.0, 1), (0.0, 1)])
+def test_counterparts_of_a_bridge_that_cannot_differ_are_refused(noise, steps):
+    config = config_of('fluidjax', 'smoke')
+    process, grid = config.bridge.process, model_grid(config)
+    process.update({'noise': noise, 'sampler_steps': steps, 'num_samples': 2})
+    with pytest.raises(
+        UserError, match=r'bridge\.process\.num_samples: 2 .*noise.*steps'
+    ) as caught:
+        build_stages(config, grid)
+    assert '\n' not in str(caught.value)
+    process.num_samples = 1
+    build_stages(config, grid)
+    process.update({'noise': 1.0, 'sampler_steps': 2, 'num_samples': 2})
+    build_stages(config, grid)

@@ -1,4 +1,4 @@
-"""Thresholds kept beside the checkpoint, and the spread over counterparts of one scan."""
+"""Recipes and thresholds kept beside the checkpoint, and a detector's maps of one scan."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ import pytest
 from configs import ldm
 from fluidjax.base.errors import UserError
 from fluidjax.base.subject import Subject
+from fluidjax.detect.recipe import Recipe, Spread
 from fluidjax.runs import thresholds
 from fluidjax.runs.cohort import model_grid
-from fluidjax.runs.detector import Detector, Output
+from fluidjax.runs.detector import Choice, Detector, Output, configured
 from fluidjax.runs.load import Run
 
 CONFIG = ldm.get_config('smoke')
@@ -126,21 +127,29 @@ def test_an_autoencoder_is_asked_for_where_there_is_none():
         Detector(Run(config, GRID, Drawing(), {}, 7))
 
 
-def test_dark_lesions_are_looked_for_in_the_dark(cases):
-    assert thresholds.darker_on(cases)
-    bright = [dataclasses.replace(c, image=np.where(c.lesion, 1.0, c.image)) for c in cases]
-    assert not thresholds.darker_on(bright)
+def run_at(folder, step=7, method=Drawing()):
+    return Run(ldm.get_config('smoke'), GRID, method, {}, step, folder)
+
+
+def saved(folder, rules, recipe=None, spreads=None):
+    """Thresholds of a run at step 7, as its evaluation writes them."""
+    run = run_at(folder)
+    choice = Choice(recipe or Recipe(), spreads or {})
+    thresholds.save(folder, run, {'conddiff': rules}, {'conddiff': choice})
 
 
 def test_thresholds_are_kept_with_their_step_and_found_again(cases, tmp_path):
     maps = np.stack([np.where(case.lesion, 0.5, 0.1) for case in cases])
-    chosen = thresholds.calibrate_rows({'conddiff': Output(maps, None, 0.0)}, cases)
-    assert chosen['conddiff']['dice'] == pytest.approx(0.5)
-    thresholds.save(tmp_path, chosen, step=7)
-    run = Run(CONFIG, GRID, Drawing(), {}, 7, tmp_path)
+    healthy = [dataclasses.replace(case, lesion=None) for case in cases]
+    chosen = thresholds.thresholds_of(Output(maps, None, 0.0), cases, maps, healthy)
+    assert list(chosen) == list(thresholds.RULES)
+    saved(tmp_path, chosen)
+    run = run_at(tmp_path)
     assert thresholds.load(run) == pytest.approx(0.5)
     # All healthy voxels have 0.1: the threshold that marks at most 1 % of them must be higher.
     assert 0.1 < thresholds.load(run, 'fpr_1') <= 0.5
+    with pytest.raises(UserError, match='healthy_1ml of conddiff .it needs 9 healthy'):
+        thresholds.load(run, 'healthy_1ml')
 
 
 @pytest.mark.parametrize(
@@ -152,10 +161,61 @@ def test_thresholds_are_kept_with_their_step_and_found_again(cases, tmp_path):
     ],
 )
 def test_a_missing_threshold_says_what_to_do(tmp_path, step, rule, message):
-    thresholds.save(tmp_path, {'conddiff': {'dice': 0.5, 'fpr_1': float('nan')}}, step=7)
+    saved(tmp_path, {'dice': 0.5, 'fpr_1': float('nan')})
     assert json.loads((tmp_path / 'calibration.json').read_text())['step'] == 7  # NaN is null
     with pytest.raises(UserError, match=message):
-        thresholds.load(Run(CONFIG, GRID, Drawing(), {}, step, tmp_path), rule)
+        thresholds.load(run_at(tmp_path, step), rule)
+
+
+def test_thresholds_of_other_settings_are_refused(tmp_path):
+    saved(tmp_path, {'dice': 0.5})
+    run = run_at(tmp_path)
+    run.config.detect.batch_size = 7  # changes no map
+    assert thresholds.load(run) == 0.5
+    run.config.detect.map.erosion_mm = 8.0
+    for read in (thresholds.load, thresholds.load_choice):
+        with pytest.raises(UserError, match=r'other settings \(config.detect.map has changed\)'):
+            read(run)
+
+
+def test_a_recipe_and_its_healthy_residual_are_found_again(tmp_path):
+    rng = np.random.default_rng(0)
+    spread = Spread(*(rng.random((2, *GRID.shape)).astype(np.float16).astype(np.float32)))
+    recipe = Recipe('scan', True, 'darker', 5.0, 'spread')
+    saved(tmp_path, {'dice': 0.5}, recipe, {'scan': spread})
+    found = thresholds.load_choice(run_at(tmp_path))
+    assert found.recipe == recipe
+    np.testing.assert_array_equal(found.spreads['scan'].mean, spread.mean)
+    np.testing.assert_array_equal(found.spreads['scan'].deviation, spread.deviation)
+    (tmp_path / thresholds.HEALTHY_FILE).unlink()
+    with pytest.raises(UserError, match='is missing; evaluate it again'):
+        thresholds.load_choice(run_at(tmp_path))
+
+
+def test_without_a_choice_the_configuration_says_how_maps_are_made(tmp_path):
+    run = run_at(tmp_path, method=Coded())
+    choice = thresholds.load_choice(run)
+    assert choice.recipe == configured(run) and choice.recipe.reference == 'autoencoder'
+    assert not choice.spreads
+
+
+@dataclasses.dataclass(frozen=True)
+class Noisy(Drawing):
+    """Its counterparts are noise."""
+
+    num_counterparts: int = 1
+
+    def reconstruct(self, params, volumes, key):
+        return volumes + jax.random.normal(key, volumes.shape)
+
+
+def test_the_noise_of_a_scan_does_not_depend_on_its_place(cases):
+    other = dataclasses.replace(cases[1], image=0.9 * cases[1].image)
+    first = detector(Noisy()).detect([cases[0], other, cases[1]])
+    second = detector(Noisy()).detect([cases[1], cases[0]])
+    np.testing.assert_array_equal(first.maps[0], second.maps[1])
+    np.testing.assert_array_equal(first.maps[2], second.maps[0])
+    assert not np.array_equal(first.maps[0], first.maps[2])
 
 
 def test_a_run_that_was_not_evaluated_says_so(tmp_path):

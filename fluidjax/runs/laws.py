@@ -1,0 +1,117 @@
+"""The lesions on which thresholds and recipes are chosen: a mixture of laws, not that of training.
+
+A threshold chosen on the lesions of training alone fits those: on lesions of another kind it marks
+too little. So every healthy validation scan gets one lesion of each law below. None is the law of
+the embedded cohort's test lesions (`data_pipelines/template_lesions.py`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from fluidjax.base.subject import Subject
+from fluidjax.fluid.draws import draw_pair
+from fluidjax.fluid.grid import Grid
+from fluidjax.fluid.randomize import randomize_drawn
+from fluidjax.fluid.settings import FluidSettings
+
+MOST_LESIONS = 3
+TEXTURE_MM = 10.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Law:
+    """How the lesions of a law differ from those of training.
+
+    Attributes:
+        name: in words.
+        changes: fields of `FluidSettings` that only the random numbers depend on.
+        count: least and greatest number of lesions in a scan; None as in training.
+        smooth: whether the texture is smooth over `TEXTURE_MM`.
+    """
+
+    name: str
+    changes: Mapping[str, Any]
+    count: tuple[int, int] | None = None
+    smooth: bool = False
+
+
+TRAINING = Law('as in training', {})
+MIXTURE = (
+    TRAINING,
+    Law('faint', {'strength': (0.3, 0.6)}),
+    Law('bright', {'strength': (0.3, 0.8), 'bright_probability': 1.0}),
+    Law('small', {'size_ml': (0.5, 5.0), 'strength': (0.5, 1.0)}),
+    Law('several', {'size_ml': (2.0, 15.0), 'strength': (0.5, 1.0)}, (2, 3)),
+    Law('large', {'size_ml': (30.0, 100.0), 'strength': (0.4, 1.0)}, (1, 1)),
+    Law(
+        'smooth, not carried by a flow',
+        {'transport_time': (0.0, 0.0), 'size_ml': (3.0, 50.0), 'strength': (0.4, 1.0)},
+        (1, 1),
+        smooth=True,
+    ),
+)
+
+
+def with_lesions(
+    laws: Sequence[Law],
+    cases: Sequence[Subject],
+    grid: Grid,
+    settings: FluidSettings,
+    seed: int,
+    bank: np.ndarray | None = None,
+) -> list[Subject]:
+    """Each healthy case with a lesion by each law, `len(cases) * len(laws)` cases.
+
+    Args:
+        laws: see `Law`.
+        cases: healthy cases.
+        grid: the model's.
+        settings: of the training's lesions.
+        seed: of the random draws.
+        bank: real lesion masks `(n, x, y, z)` uint8, as in training, or None.
+    """
+    painters = {
+        smooth: _painter(grid, _shared(settings, smooth), bank)
+        for smooth in {law.smooth for law in laws}
+    }
+    masks = 0 if bank is None else len(bank)
+    made = []
+    for number, case in enumerate(cases):
+        for place, law in enumerate(laws):
+            key = jax.random.fold_in(jax.random.key(seed), number * len(laws) + place)
+            draw = _drawn(key, law, settings, masks)
+            pair = painters[law.smooth](draw, case.image, case.brain)
+            healthy, diseased, mask = (np.asarray(volume) for volume in pair[:3])
+            changed = {'image': diseased, 'healthy': healthy, 'lesion': mask > 0}
+            made.append(dataclasses.replace(case, name=f'{case.name}-{law.name}', **changed))
+    return made
+
+
+def _shared(settings: FluidSettings, smooth: bool) -> FluidSettings:
+    """What a law cannot change, because a program is compiled for it."""
+    texture = TEXTURE_MM if smooth else settings.texture_mm
+    most = max(MOST_LESIONS, settings.lesion_count[1])
+    return dataclasses.replace(
+        settings, diseased_probability=1.0, lesion_count=(1, most), texture_mm=texture
+    )
+
+
+def _drawn(key: jax.Array, law: Law, settings: FluidSettings, masks: int) -> Any:
+    """The random numbers of a lesion of a law."""
+    own = dataclasses.replace(_shared(settings, law.smooth), **law.changes)
+    least, most = settings.lesion_count if law.count is None else law.count
+    k_draw, k_count = jax.random.split(key)
+    count = jax.random.randint(k_count, (), least, most + 1)
+    return draw_pair(k_draw, own, masks)._replace(count=count)
+
+
+def _painter(grid: Grid, settings: FluidSettings, bank: np.ndarray | None) -> Any:
+    return jax.jit(
+        lambda draw, image, brain: randomize_drawn(draw, image, brain, grid, settings, bank)
+    )

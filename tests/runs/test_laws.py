@@ -1,0 +1,62 @@
+"""The lesions of the validation cases: one of each law in each scan, and what a law promises."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from configs import ldm
+from fluidjax.base.subject import Subject
+from fluidjax.runs import laws, scoring
+from fluidjax.runs.cohort import model_grid
+from fluidjax.runs.stages import fluid_settings
+
+CONFIG = ldm.get_config('smoke')
+GRID = model_grid(CONFIG)
+
+
+@pytest.fixture(scope='module')
+def healthy():
+    brain = np.zeros(GRID.shape, bool)
+    brain[2:-2, 2:-2, 2:-2] = True
+    image = (0.6 * brain).astype(np.float32)
+    return [Subject(name, image, brain, None, None, np.diag([12.0] * 3 + [1])) for name in 'ab']
+
+
+@pytest.fixture(scope='module')
+def diseased(healthy):
+    settings = fluid_settings(CONFIG)
+    return laws.with_lesions(laws.MIXTURE, healthy, GRID, settings, seed=3)
+
+
+def test_every_scan_has_a_lesion_of_every_law(healthy, diseased):
+    names = [f'{case.name}-{law.name}' for case in healthy for law in laws.MIXTURE]
+    assert [case.name for case in diseased] == names
+    assert all(case.lesion.any() and not (case.lesion & ~case.brain).any() for case in diseased)
+    again = laws.with_lesions(laws.MIXTURE, healthy, GRID, fluid_settings(CONFIG), seed=3)
+    np.testing.assert_array_equal(diseased[4].image, again[4].image)
+
+
+def test_laws_differ_from_training_as_they_say(diseased):
+    by_law = {law.name: diseased[place] for place, law in enumerate(laws.MIXTURE)}
+
+    def change(name):
+        """Mean of the lesion relative to the tissue around it, which has one intensity."""
+        case = by_law[name]
+        outside = np.median(case.image[case.brain & ~case.lesion])
+        return case.image[case.lesion].mean() / outside - 1
+
+    assert change('bright') > 0 > change('as in training')
+    assert change('as in training') < change('faint') < 0
+    volumes = {name: case.lesion.sum() for name, case in by_law.items()}
+    assert volumes['large'] > volumes['small']
+
+
+def test_controls_are_healthy_and_cases_of_unknown_truth_are_not(healthy, diseased):
+    control = dataclasses.replace(healthy[0], lesion=np.zeros(GRID.shape, bool))
+    found = scoring.healthy_of([diseased[0], control, healthy[1]])
+    assert [case.name for case in found] == [diseased[0].name, control.name]
+    assert not any(case.lesion.any() for case in found)
+    np.testing.assert_array_equal(found[0].image, diseased[0].healthy)
