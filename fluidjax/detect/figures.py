@@ -40,6 +40,7 @@ class Panel:
       anomaly_map: (x, y, z).
       threshold: of the map's outline; None draws no outline.
       others: {method: anomaly map} of other methods for the small strip below.
+      picture: PNG of `subject_figure`, if it is drawn already.
     """
 
     cohort: str
@@ -49,6 +50,7 @@ class Panel:
     anomaly_map: np.ndarray
     threshold: float | None = None
     others: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    picture: bytes | None = None
 
 
 def to_png(figure: Figure, dpi: int = 80) -> bytes:
@@ -85,6 +87,15 @@ def scales_of(panels: Sequence[Panel]) -> dict[str, float]:
         method: map_scale([p for p in panels if p.method == method])
         for method in {p.method for p in panels}
     }
+
+
+def with_pictures(panels: Sequence[Panel]) -> list[Panel]:
+    """The panels with their pictures, drawn once for all uses; a method's share a colour scale."""
+    scales = scales_of(panels)
+    return [
+        dataclasses.replace(panel, picture=subject_figure(panel, scales[panel.method]))
+        for panel in panels
+    ]
 
 
 def view_of(panel: Panel) -> slices.View:

@@ -137,7 +137,7 @@ def _panel_section(panel: Panel, rows: Sequence[Row], scale: float) -> str:
         'panel.html',
         title=escape(title),
         facts='; '.join(facts or ['no lesion mask, so no scores']),
-        picture=image(figures.subject_figure(panel, scale), title),
+        picture=image(panel.picture or figures.subject_figure(panel, scale), title),
         strip=strip,
     )
 

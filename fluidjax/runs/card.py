@@ -16,7 +16,13 @@ from fluidjax.runs.load import Run
 # Replace the folders of the machine that it was trained on.
 STAND_INS = {'data_dir': 'HEALTHY', 'test_dir': 'PATIENTS', 'lesion_dir': 'MASKS'}
 # What trains as the versions did that had no such field.
-NOT_THEN = {'head': ('head.training.steps', 0), 'detect.head': ('detect.head', 'none')}
+NOT_THEN = {
+    'head': ('head.training.steps', 0),
+    'detect.head': ('detect.head', 'none'),
+    'detect.search': ('detect.search', False),
+    'diffusion.process.lesion_weight': ('diffusion.process.lesion_weight', 0.0),
+    'restoration.losses.lesion_weight': ('restoration.losses.lesion_weight', 0.0),
+}
 _SCORES = {
     'dice_validated': 'Dice, threshold from validation',
     'dice_oracle': 'Dice, best per scan',
@@ -122,7 +128,9 @@ def training_command(config: ConfigDict) -> str:
     command = ['fluidjax train', f'--config={name}']
     for field in differences(ConfigDict(default.to_dict()), config):
         value = field_of(config, field)
-        if value is None and field in NOT_THEN:
+        if value is None:
+            if field not in NOT_THEN:  # its default does what older versions did
+                continue
             field, value = NOT_THEN[field]
         section, _, last = field.rpartition('.')
         if section == 'cohort' and last == 'store':

@@ -20,7 +20,7 @@ from fluidjax.base.files import write_bytes
 from fluidjax.base.names import short_name
 from fluidjax.base.subject import Subject
 from fluidjax.detect import curves, evaluate
-from fluidjax.detect.figures import Panel, subject_figure
+from fluidjax.detect.figures import Panel, with_pictures
 from fluidjax.detect.report import HEADLINE, write_report
 from fluidjax.detect.scores import verdict
 from fluidjax.runs import package
@@ -77,6 +77,7 @@ def run_evaluation(
     summary, table = _scores(name, rows, outputs, chosen, cases, detector)
     thresholds = {row: one.thresholds['dice'] for row, one in chosen.items()}
     panels = _panels(name, run, outputs, cases, thresholds)
+    panels = with_pictures(panels if save_volumes else panels[:MAX_PICTURED])
     evaluate.write_metrics(folder / 'metrics.json', summary)
     evaluate.write_subjects_csv(folder / 'subjects.csv', table)
     facts = {
@@ -213,7 +214,7 @@ def _panels(
 
 
 def save_panel(folder: Path, panel: Panel, uncertainty: np.ndarray | None = None) -> None:
-    """Write the volumes of a subject, in the scan's own world, and its picture."""
+    """Write the volumes of a subject, in the scan's own world, and the panel's picture."""
     from data_pipelines.volume_io import save_volume
 
     case, marked = panel.subject, panel.anomaly_map >= panel.threshold
@@ -229,7 +230,7 @@ def save_panel(folder: Path, panel: Panel, uncertainty: np.ndarray | None = None
         volumes['lesion'] = case.lesion.astype(np.uint8)
     for name, data in volumes.items():
         save_volume(folder / f'{name}.nii.gz', data, case.affine)
-    write_bytes(folder / 'picture.png', subject_figure(panel))
+    write_bytes(folder / 'picture.png', panel.picture)
 
 
 def scores_text(summary: dict) -> str:
