@@ -169,3 +169,15 @@ def test_all_methods_trained_on_lesions_have_the_same_weight_in_the_small_sizes(
         for name in section.split('.'):
             flat = flat[name]
         assert flat.lesion_weight == 12.0
+
+
+def test_runs_from_before_the_fields_are_as_they_were():
+    old = config_of('regression', 'smoke')
+    old.restoration.identity = True
+    assert build_stages(old, GRID)[-1].method.identity
+    del old.restoration.identity, old.restoration.losses.lesion_weight
+    method = build_stages(old, GRID)[-1].method
+    assert (method.identity, method.losses.lesion_weight) == (False, 0.0)
+    old = config_of('conddiff', 'smoke')
+    del old.diffusion.process.lesion_weight
+    assert build_stages(old, GRID)[-1].method.process.lesion_weight == 0.0

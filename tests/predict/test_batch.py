@@ -29,6 +29,9 @@ class Detector:
         self.bad, self.most, self.size = bad, most, size
         self.run = SimpleNamespace(config=SimpleNamespace(detect=SimpleNamespace(batch_size=size)))
 
+    def with_batch(self, size):
+        return Detector(self.bad, size, size)
+
     def detect(self, cases):
         if len(cases) > self.most:
             raise RuntimeError('RESOURCE_EXHAUSTED: Out of memory')
@@ -49,7 +52,6 @@ def work(monkeypatch, tmp_path):
             written.append(output[number])
 
         monkeypatch.setattr(batch, '_write', write)
-        monkeypatch.setattr(batch, '_for_one_scan', lambda d: Detector(d.bad, 1, 1))
         outcome = batch._predict_all(map(scan, names), len(names), detector, None, tmp_path)
         return outcome, written
 
