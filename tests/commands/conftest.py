@@ -82,7 +82,8 @@ def store(everyones):
 
 @pytest.fixture(scope='session')
 def trained(command, everyones, store):
-    """A smoke run, trained and evaluated, and both commands. Tests must not write into it.
+    """A smoke run, trained on one device and evaluated, and both commands. Tests must not write into
+    it.
 
     The first worker makes it, the others wait for it: nothing in the tests takes longer to compile.
     """
@@ -90,7 +91,12 @@ def trained(command, everyones, store):
     with files.locked_in_turn(everyones / 'smoke.lock'):
         if not note.exists():
             done = [
-                command(*words, f'--workdir={workdir}', FLUIDJAX_STORE=str(store))
+                command(
+                    *words,
+                    f'--workdir={workdir}',
+                    FLUIDJAX_STORE=str(store),
+                    JAX_NUM_CPU_DEVICES='1',
+                )
                 for words in (('main', SMOKE), ('eval',))
             ]
             note.write_text(json.dumps([vars(process) for process in done]))

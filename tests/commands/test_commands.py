@@ -52,12 +52,16 @@ def test_evaluation_writes_scores_pictures_and_volumes(trained):
     workdir, _, evaluated = trained
     metrics = json.loads((workdir / 'eval' / 'metrics.json').read_text())
     rows = metrics['template_smoke']
-    assert list(rows) == ['conddiff', 'autoencoder', 'mean_brain', 'z_score', 'intensity']
+    trivial = ['autoencoder', 'mean_brain', 'z_score', 'mirror_image', 'intensity']
+    assert list(rows) == ['conddiff', *trivial]
     for scores in rows.values():
         assert set(scores['ap']) == {'mean', 'ci_low', 'ci_high', 'n'}
         assert scores['ap']['n'] == 4 and 0 <= scores['dice_validated']['mean'] <= 1
     with open(workdir / 'eval' / 'subjects.csv') as file:
-        assert len(list(csv.DictReader(file))) == 5 * 4
+        assert len(list(csv.DictReader(file))) == 6 * 4
+    assert all(row['healthy_ml']['n'] == 4 for row in rows.values())  # without their lesions
+    chosen = json.loads((workdir / 'calibration.json').read_text())
+    assert set(chosen['recipes']) == set(rows)
     page = (workdir / 'eval' / 'report.html').read_text()
     assert page.count('data:image/png;base64') >= 5
     assert not re.search(r'(?:src|href)\s*=\s*["\']?https?:', page)
