@@ -82,8 +82,7 @@ def store(everyones):
 
 @pytest.fixture(scope='session')
 def trained(command, everyones, store):
-    """A smoke run, trained on one device and evaluated, and both commands. Tests must not write into
-    it.
+    """A smoke run of one device, trained and evaluated, and both commands; not to be written into.
 
     The first worker makes it, the others wait for it: nothing in the tests takes longer to compile.
     """
