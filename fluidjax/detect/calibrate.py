@@ -22,10 +22,17 @@ _MARKED_SHARES = np.geomspace(2e-5, 0.5, 400)
 
 
 class Common(NamedTuple):
-    """The threshold with the best mean Dice of some cases, and that Dice."""
+    """The threshold with the best mean Dice of some cases.
+
+    Attributes:
+      dice: that mean.
+      threshold: the threshold.
+      ap: mean average precision, from the thresholds that were tried.
+    """
 
     dice: float
     threshold: float
+    ap: float
 
 
 def thresholds(maps: Sequence[np.ndarray], cases: Sequence[Subject]) -> dict[str, float]:
@@ -60,24 +67,31 @@ def best_common(maps: Sequence[np.ndarray], cases: Sequence[Subject]) -> Common:
     known = [(one[region], lesion[region]) for one, lesion, region, _ in scorable(maps, cases)]
     known = [(scores, truth) for scores, truth in known if truth.any()]
     if not known:
-        return Common(metrics.NAN, metrics.NAN)
+        return Common(metrics.NAN, metrics.NAN, metrics.NAN)
     pooled = np.sort(np.concatenate([scores for scores, _ in known]))
     rank = pooled.size - np.maximum(1, np.round(_MARKED_SHARES * pooled.size).astype(int))
     tried = np.unique(pooled[rank])
-    dice = np.mean([_dice_curve(scores, truth, tried) for scores, truth in known], axis=0)
+    curves = [_curves(scores, truth, tried) for scores, truth in known]
+    dice = np.mean([one for one, _ in curves], axis=0)
     best = len(tried) - 1 - int(np.argmax(dice[::-1]))  # the highest of equals
-    return Common(float(dice[best]), float(tried[best]))
+    return Common(float(dice[best]), float(tried[best]), float(np.mean([ap for _, ap in curves])))
 
 
-def _dice_curve(scores: np.ndarray, truth: np.ndarray, ascending: np.ndarray) -> np.ndarray:
-    """The Dice of a case at each of some ascending thresholds."""
+def _curves(
+    scores: np.ndarray, truth: np.ndarray, ascending: np.ndarray
+) -> tuple[np.ndarray, float]:
+    """A case's Dice at each of some ascending thresholds, and its average precision over them."""
     reached = np.searchsorted(ascending, scores, side='right')  # the number of thresholds reached
     size = len(ascending) + 1
 
     def marked(which: np.ndarray) -> np.ndarray:
         return np.cumsum(np.bincount(which, minlength=size)[::-1])[::-1][1:]
 
-    return 2.0 * marked(reached[truth]) / (marked(reached) + truth.sum())
+    hits, found = marked(reached[truth]), marked(reached)
+    recall = hits[::-1] / truth.sum()  # of falling thresholds
+    precision = hits[::-1] / np.maximum(found[::-1], 1)
+    ap = float(np.sum(np.diff(recall, prepend=0.0) * precision))
+    return 2.0 * hits / (found + truth.sum()), ap
 
 
 def healthy_threshold(maps: Sequence[np.ndarray], cases: Sequence[Subject]) -> float:

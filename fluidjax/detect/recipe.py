@@ -4,7 +4,8 @@
 
 `Evidence` is all that a row knows of scans: volumes to compare, and counterparts to compare them
 with. A `Recipe` says what is compared and how. Every row, learned or trivial, is searched over what
-it has, by the mean Dice of validation cases at one threshold (`calibrate.best_common`).
+it has, by the mean of two scores of validation cases: Dice at one threshold for all of them, and
+average precision (`calibrate.best_common`).
 """
 
 from __future__ import annotations
@@ -191,8 +192,9 @@ def choose(
     settings: MapSettings,
     spreads: Mapping[str, Spread] | None = None,
 ) -> Recipe:
-    """The recipe with the best mean Dice of the cases at one threshold.
+    """The recipe with the best mean of Dice, at one threshold for all cases, and average precision.
 
+    Dice alone would also choose maps that rank voxels badly on either side of their threshold.
     Coordinate search: each axis in turn takes its best value, the others kept, twice through all.
 
     Args:
@@ -208,10 +210,11 @@ def choose(
     brains = [case.brain for case in chosen]
     known: dict[Recipe, float] = {}
 
-    def dice(recipe: Recipe) -> float:
+    def score(recipe: Recipe) -> float:
         if recipe not in known:
             maps = maps_of(few, recipe, brains, spacing, settings, spreads).mean(axis=0)
-            known[recipe] = np.nan_to_num(best_common(list(maps), chosen).dice, nan=-1.0)
+            reached = best_common(list(maps), chosen)
+            known[recipe] = np.nan_to_num(0.5 * (reached.dice + reached.ap), nan=-1.0)
         return known[recipe]
 
     best = dataclasses.replace(
@@ -220,7 +223,7 @@ def choose(
     for _ in range(ROUNDS):
         for name, values in space.items():
             tried = [dataclasses.replace(best, **{name: value}) for value in values]
-            best = max([best, *tried], key=dice)  # the first of equals: no change for nothing
+            best = max([best, *tried], key=score)  # the first of equals: no change for nothing
     return best
 
 

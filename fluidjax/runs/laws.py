@@ -2,7 +2,9 @@
 
 A threshold chosen on the lesions of training alone fits those: on lesions of another kind it marks
 too little. So every healthy validation scan gets one lesion of each law below. None is the law of
-the embedded cohort's test lesions (`data_pipelines/template_lesions.py`).
+the embedded cohort's test lesions (`data_pipelines/template_lesions.py`). For each lesion the scan
+is deformed and recoloured anew (`VARIETY`), because brains of other people differ more from those
+of training than the validation scans do.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from fluidjax.base.subject import Subject
@@ -19,8 +22,20 @@ from fluidjax.fluid.draws import draw_pair
 from fluidjax.fluid.grid import Grid
 from fluidjax.fluid.randomize import randomize_drawn
 from fluidjax.fluid.settings import FluidSettings
+from fluidjax.methods.augment import AugmentSettings, augment_batch
 
 MOST_LESIONS = 3
+VARIETY = AugmentSettings(
+    flip_probability=0.5,
+    rotation_degrees=4.0,
+    scaling=0.05,
+    shear=0.03,
+    displacement_mm=4.0,
+    control_spacing_mm=32.0,
+    gamma=0.2,
+    bias=0.15,
+    noise=0.02,
+)
 TEXTURE_MM = 10.0
 
 
@@ -65,6 +80,7 @@ def with_lesions(
     settings: FluidSettings,
     seed: int,
     bank: np.ndarray | None = None,
+    variety: AugmentSettings | None = VARIETY,
 ) -> list[Subject]:
     """Each healthy case with a lesion by each law, `len(cases) * len(laws)` cases.
 
@@ -75,9 +91,10 @@ def with_lesions(
         settings: of the training's lesions.
         seed: of the random draws.
         bank: real lesion masks `(n, x, y, z)` uint8, as in training, or None.
+        variety: how scans are deformed and recoloured before; None: not at all.
     """
     painters = {
-        smooth: _painter(grid, _shared(settings, smooth), bank)
+        smooth: _painter(grid, _shared(settings, smooth), bank, variety)
         for smooth in {law.smooth for law in laws}
     }
     masks = 0 if bank is None else len(bank)
@@ -86,9 +103,10 @@ def with_lesions(
         for place, law in enumerate(laws):
             key = jax.random.fold_in(jax.random.key(seed), number * len(laws) + place)
             draw = _drawn(key, law, settings, masks)
-            pair = painters[law.smooth](draw, case.image, case.brain)
+            pair, brain = painters[law.smooth](key, draw, case.image, case.brain)
             healthy, diseased, mask = (np.asarray(volume) for volume in pair[:3])
             changed = {'image': diseased, 'healthy': healthy, 'lesion': mask > 0}
+            changed['brain'] = np.asarray(brain) > 0
             made.append(dataclasses.replace(case, name=f'{case.name}-{law.name}', **changed))
     return made
 
@@ -111,7 +129,18 @@ def _drawn(key: jax.Array, law: Law, settings: FluidSettings, masks: int) -> Any
     return draw_pair(k_draw, own, masks)._replace(count=count)
 
 
-def _painter(grid: Grid, settings: FluidSettings, bank: np.ndarray | None) -> Any:
-    return jax.jit(
-        lambda draw, image, brain: randomize_drawn(draw, image, brain, grid, settings, bank)
-    )
+def _painter(
+    grid: Grid, settings: FluidSettings, bank: np.ndarray | None, variety: AugmentSettings | None
+) -> Any:
+    """A compiled function of a draw and a scan: the pair, and the brain that it lies in."""
+
+    def paint(key: jax.Array, draw: Any, image: jax.Array, brain: jax.Array) -> Any:
+        brain = brain.astype(jnp.float32)
+        if variety is not None:
+            keys = jax.random.fold_in(key, 0)[None]
+            volumes = (volume[None, ..., None] for volume in (image, brain))
+            images, brains = augment_batch(keys, *volumes, grid.spacing, variety)
+            image, brain = images[0, ..., 0], brains[0, ..., 0]
+        return randomize_drawn(draw, image, brain, grid, settings, bank), brain
+
+    return jax.jit(paint)

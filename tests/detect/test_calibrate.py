@@ -61,7 +61,10 @@ def test_the_rates_are_kept_and_used_up(cases, kind, dtype):
     every = np.unique(np.concatenate([m[evaluate.region_of(c)] for m, c in zip(maps, cases)]))
     best = max(mean_dice(maps, cases, t) for t in every)
     assert best - 0.01 <= reached <= best  # of 400 thresholds, not all
-    assert best_common(maps, cases).dice == pytest.approx(reached)
+    common = best_common(maps, cases)
+    assert common.dice == pytest.approx(reached)
+    scored = [evaluate.score_map(m, c, 0.5)['ap'] for m, c in zip(maps, cases)]
+    assert common.ap == pytest.approx(np.mean(scored), abs=0.02)
     if kind == 'continuous':
         assert (healthy >= found['fpr_5']).mean() == pytest.approx(0.05, abs=1 / healthy.size)
 

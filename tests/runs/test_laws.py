@@ -28,15 +28,27 @@ def healthy():
 @pytest.fixture(scope='module')
 def diseased(healthy):
     settings = fluid_settings(CONFIG)
-    return laws.with_lesions(laws.MIXTURE, healthy, GRID, settings, seed=3)
+    return laws.with_lesions(laws.MIXTURE, healthy, GRID, settings, seed=3, variety=None)
 
 
 def test_every_scan_has_a_lesion_of_every_law(healthy, diseased):
     names = [f'{case.name}-{law.name}' for case in healthy for law in laws.MIXTURE]
     assert [case.name for case in diseased] == names
     assert all(case.lesion.any() and not (case.lesion & ~case.brain).any() for case in diseased)
-    again = laws.with_lesions(laws.MIXTURE, healthy, GRID, fluid_settings(CONFIG), seed=3)
+    settings = fluid_settings(CONFIG)
+    again = laws.with_lesions(laws.MIXTURE, healthy[:1], GRID, settings, seed=3, variety=None)
     np.testing.assert_array_equal(diseased[4].image, again[4].image)
+
+
+def test_each_lesion_is_in_a_deformed_scan_of_its_own(healthy):
+    few = laws.MIXTURE[:2]
+    made = laws.with_lesions(few, healthy[:1], GRID, fluid_settings(CONFIG), seed=3)
+    assert not np.array_equal(made[0].brain, made[1].brain)
+    assert not np.array_equal(made[0].healthy, made[1].healthy)
+    for case in made:
+        assert case.lesion.any() and not (case.lesion & ~case.brain).any()
+        overlap = 2 * (case.brain & healthy[0].brain).sum()
+        assert 0.7 < overlap / (case.brain.sum() + healthy[0].brain.sum()) < 1
 
 
 def test_laws_differ_from_training_as_they_say(diseased):
