@@ -3,8 +3,9 @@
     fluidjax benchmark --scale=demo --seeds=0,1,2 --workdir=runs/benchmark
 
 A cell is `{'method': ..., 'train': {field: value}, 'sample': {field: value}}`; fields are dotted as
-on the command line. Cells that differ only in `sample` share one training. With `'bank': True` a
-cell also trains on real lesion masks, from a folder that the user gives.
+on the command line. `'search': {axis: values}` limits the search for the map's recipe
+(`fluidjax.detect.recipe`). Cells that differ only in `sample` or `search` share one training. With
+`'bank': True` a cell also trains on real lesion masks, from a folder that the user gives.
 """
 
 # The paper's comparison. All methods are trained for the same number of steps on the same batches;
@@ -63,6 +64,17 @@ RAW_MASKS = {
 }
 
 
+# The parts of a map that only some methods have, taken away from the search one at a time.
+SEARCH_LIMITS = {
+    'no head': {'head': ('none',)},
+    'head alone': {'head': ('only',)},
+    'not mirrored': {'mirror': (False,)},
+    'one reference': {'reference': ('scan', 'autoencoder')},
+}
+# The bridge and the head of fluidjax together.
+STEPS_WITH_HEAD = 1700
+
+
 def _bank(train: dict) -> dict:
     return {**_conddiff(train), 'bank': True}
 
@@ -84,6 +96,13 @@ ABLATIONS = {
             ('regression', 'restoration.losses.lesion_weight'),
         )
     },
+    **{
+        f'fluidjax: {name}': {'method': 'fluidjax', 'search': limits}
+        for name, limits in SEARCH_LIMITS.items()
+    },
+    'conddiff: as many steps as fluidjax with its head': _conddiff(
+        {'diffusion.training.steps': STEPS_WITH_HEAD}
+    ),
     'conddiff: lesions that do not flow': _conddiff({'fluid.transport_time': (0.0, 0.0)}),
     'conddiff: raw masks': _bank(RAW_MASKS),
     'conddiff: masks that flow': _bank({'fluid.bank_probability': 1.0}),
