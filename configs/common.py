@@ -1,16 +1,19 @@
 """Sections that all methods share: the cohort, augmentation, lesions, and the anomaly map.
 
 The argument after the colon of `--config=configs/FILE.py:ARGUMENT` is a comma-separated list of
-    paper | demo | smoke      size: 160^3 at 1 mm, 40x48x40 at 4 mm (minutes on a CPU), or 16^3 at
-                              12 mm (seconds, for tests)
+    SIZE                      paper (160^3 at 1 mm, the published networks), 1mm, 1.5mm, 2mm
+                              (configs/sizes.py), demo or 4mm (minutes on a CPU), or smoke (16^3 at
+                              12 mm; seconds, for tests)
     cohort=template|nifti     the embedded cohort, or your own scans (set config.cohort.data_dir)
 """
 
 from ml_collections import ConfigDict
 
-from configs import fluid
+from configs import fluid, sizes
 
-CHOICES = {'size': ('paper', 'demo', 'smoke'), 'cohort': ('template', 'nifti')}
+CHOICES = {'size': sizes.NAMES, 'cohort': ('template', 'nifti')}
+# An anomaly map without the published erosion, shifts and median filter.
+PLAIN_MAP = {'erosion_mm': 0.0, 'max_shift_voxels': 0, 'median_voxels': 0}
 # Eight samples, so that tests on eight simulated devices can share the batch.
 SMOKE_TRAINING = {'steps': 6, 'batch_size': 8, 'log_every': 2, 'checkpoint_every': 3}
 
@@ -21,6 +24,7 @@ def common(method: str, size: str, cohort: str) -> ConfigDict:
     At the paper's size these are the settings of arXiv:2506.10233; where the paper and its code
     differ, those that the code intends.
     """
+    size = sizes.SYNONYMS.get(size, size)
     config = ConfigDict({'seed': 0, 'method': method, 'size': size})
     # 0: new pairs at every step; n: n fixed pairs per scan, as in the published code.
     config.stored_pairs = 0
@@ -57,6 +61,7 @@ def common(method: str, size: str, cohort: str) -> ConfigDict:
             'reference': 'scan',
             'mirror': False,
             'batch_size': 1,
+            'validation_scans': 0,  # for recipe and thresholds, the first so many; 0: all
             'checkpoint': 'last',
             'map': {
                 'smoothing_mm': 0.0,
@@ -93,6 +98,8 @@ def training(steps: int, batch_size: int, rates: ConfigDict, **others) -> Config
         'checkpoint_every': 2000,
         'validate_every': 2000,
         'picture_every': 2000,
+        'epochs': 0,
+        'patience': 0,
         'accumulate': 1,
         'reuse': 1,
         'pool': 1,
@@ -130,11 +137,5 @@ def _shrink(config: ConfigDict) -> None:
         )
     config.fluid.seed_percentiles = (96.0, 99.9)
     config.detect.batch_size = 4
-    config.detect.map.update(
-        {
-            'smoothing_mm': 12.0 if config.size == 'smoke' else 10.0,
-            'erosion_mm': 0.0,
-            'max_shift_voxels': 0,
-            'median_voxels': 0,
-        }
-    )
+    config.detect.map.update(PLAIN_MAP)
+    config.detect.map.smoothing_mm = 12.0 if config.size == 'smoke' else 10.0

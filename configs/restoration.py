@@ -2,7 +2,7 @@
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs import common, sizes
 from fluidjax.base.settings import parse_argument
 
 
@@ -41,4 +41,5 @@ def restoration(method: str, argument: str) -> ConfigDict:
     if config.size == 'smoke':
         config.restoration.network.channels = (8, 16)
         config.restoration.training.update(common.SMOKE_TRAINING)
+    sizes.adapt(config)
     return config

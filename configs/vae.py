@@ -9,7 +9,7 @@ cores and reaches a Dice of 0.12 on the demo's test subjects (docs/results.md).
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs import common, sizes
 from fluidjax.base.settings import parse_argument
 
 
@@ -36,4 +36,5 @@ def get_config(argument: str = '') -> ConfigDict:
     if config.size == 'smoke':
         config.vae.network.update({'channels': (8, 8), 'latent_size': 16})
         config.vae.training.update(common.SMOKE_TRAINING)
+    sizes.adapt(config)
     return config

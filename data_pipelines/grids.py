@@ -1,9 +1,9 @@
 """The grids of the model: where each voxel of a preprocessed volume lies in MNI152 space.
 
 A grid is a box of isotropic voxels, RAS+, centred on the bounding box of the MNI152 brain. The
-brain of nilearn's template (1 mm mask) extends over 145 x 181 x 155 mm. `demo` (160 x 192 x 160 mm)
-and `smoke` (192 mm cube) contain all of it. The 160 mm cube of the paper is 21 mm shorter than the
-brain in y, so the frontal and occipital poles lie outside it: 1.8 % of the brain's volume.
+brain of nilearn's template (1 mm mask) extends over 145 x 181 x 155 mm. All grids contain all of it
+except the paper's: its cube of 160 mm is 21 mm shorter than the brain in y, so the frontal and
+occipital poles lie outside it: 1.8 % of the brain's volume.
 """
 
 from __future__ import annotations
@@ -62,5 +62,8 @@ def _isotropic(shape: tuple[int, int, int], spacing: float) -> ModelGrid:
 GRIDS = {
     'demo': _isotropic((40, 48, 40), 4.0),
     'smoke': _isotropic((16, 16, 16), 12.0),
+    '2mm': _isotropic((80, 96, 80), 2.0),
+    '1.5mm': _isotropic((112, 128, 112), 1.5),
+    '1mm': _isotropic((160, 192, 160), 1.0),
     'paper': _isotropic((160, 160, 160), 1.0),
 }

@@ -63,7 +63,14 @@ class TemplateConfig(tfds.core.BuilderConfig):
 
 SCALES = {
     name: TemplateConfig(name=name, grid=grids.GRIDS[name], sizes=sizes)
-    for name, sizes in (('demo', (96, 12, 24)), ('smoke', (8, 2, 4)), ('paper', (32, 4, 8)))
+    for name, sizes in (
+        ('demo', (96, 12, 24)),
+        ('smoke', (8, 2, 4)),
+        ('2mm', (96, 12, 24)),
+        ('1.5mm', (64, 8, 16)),
+        ('1mm', (32, 4, 8)),
+        ('paper', (32, 4, 8)),
+    )
 }
 
 

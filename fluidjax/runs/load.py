@@ -18,7 +18,7 @@ from fluidjax.runs.cohort import model_grid
 from fluidjax.runs.package import Package, check_not_unpacked, is_package, open_package
 from fluidjax.runs.stages import build_stages
 from fluidjax.training import checkpoint
-from fluidjax.training.loop import state_template
+from fluidjax.training.loop import is_done, state_template
 
 Params = dict[str, Any]
 
@@ -88,7 +88,7 @@ def load_run(workdir: Path, changes: Mapping[str, Any] | None = None) -> Run:
             f'{workdir}: has no checkpoint of the {method.stage} stage yet; go on with its '
             'training: fluidjax train with the same --config and --workdir'
         )
-    if step < stage.training.steps and checkpoint.latest_step(folder) == step:
+    if checkpoint.latest_step(folder) == step and not is_done(folder, stage.training):
         cli.tell(f'{workdir}: not trained to its end (step {step} of {stage.training.steps})')
     template = state_template(method.init, method.trainable, stage.training)
     state = checkpoint.restore(folder, template, step)

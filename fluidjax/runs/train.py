@@ -26,6 +26,7 @@ from fluidjax.runs.cohort import (
     open_cohort,
 )
 from fluidjax.runs.feed import Feed, some_volumes
+from fluidjax.runs.length import Change, changes, go_on, in_steps, with_steered
 from fluidjax.runs.progress_picture import painter
 from fluidjax.runs.stages import Stage, build_stages, fluid_settings
 from fluidjax.training import parallel
@@ -34,6 +35,28 @@ from fluidjax.training.loop import Watch, is_done, state_template, train_stage
 from fluidjax.training.stopping import StopRequest
 
 Params = dict[str, Any]
+FEW_STEPS = 1000
+# Methods that are given the scan as a condition, and so can sample from pure noise.
+FROM_NOISE = ('conddiff', 'cldm', 'icdm')
+
+
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+    """A run whose settings were checked.
+
+    Attributes:
+        config: its configuration, with the steps of stages whose length is given in epochs.
+        stages: built from it.
+        feeds: the batches of each stage.
+        cohort: of `data_pipelines.input_pipeline`.
+        changed: stages that are trained for another time than in the run so far.
+    """
+
+    config: ConfigDict
+    stages: tuple[Stage, ...]
+    feeds: list[Feed]
+    cohort: Any
+    changed: list[Change]
 
 
 def train(
@@ -45,6 +68,7 @@ def train(
 ) -> None:
     """Train the stages of a configuration; finished ones are skipped, unfinished ones resumed.
 
+    A run can go on with other values of the fields in `length.STEERED`, for example more steps.
     Writes `config.json`, `cohort.json`, `checkpoints/<stage>`, `metrics.jsonl` and TensorBoard
     events. All settings are checked before anything is written or trained. With several processes
     only the first one writes; the others need no access to its `workdir`.
@@ -67,16 +91,16 @@ def train(
         with parallel.together():
             if parallel.is_first():
                 check_output(workdir, '--workdir')
-            stages, feeds, cohort = _open_run(config, workdir)
+            plan = _open_run(config, workdir)
             if parallel.is_first():
                 advice = 'another command trains here; wait for it or choose another --workdir'
                 opened.enter_context(files.locked(workdir / '.lock', advice))
-                _write_identity(config, cohort, workdir)
-            _describe(config, feeds[-1], cohort)
-            names = [stage.method.stage for stage in stages]
-            mirror = opened.enter_context(mirrored(wandb_project, workdir, config, names))
+                _write_identity(plan, workdir)
+            _describe(plan.config, plan.stages, plan.feeds[-1], plan.cohort)
+            names = [stage.method.stage for stage in plan.stages]
+            mirror = opened.enter_context(mirrored(wandb_project, workdir, plan.config, names))
         watch = Watch(mirror=mirror, profile=profile, tell=_tell, saved=saved)
-        _train_stages(stages, feeds, cohort, config, workdir, stop, watch)
+        _train_stages(plan.stages, plan.feeds, plan.cohort, plan.config, workdir, stop, watch)
 
 
 def _tell(line: str) -> None:
@@ -84,8 +108,8 @@ def _tell(line: str) -> None:
         cli.tell(line)
 
 
-def _open_run(config: ConfigDict, workdir: Path) -> tuple[tuple[Stage, ...], list[Feed], Any]:
-    """Check a configuration; returns its stages, their feeds, and the cohort. Writes nothing."""
+def _open_run(config: ConfigDict, workdir: Path) -> _Plan:
+    """Check a configuration, and open its cohort. Writes nothing into the run's folder."""
     grid = model_grid(config)
     stages = build_stages(config, grid)
     if parallel.is_first():
@@ -97,8 +121,18 @@ def _open_run(config: ConfigDict, workdir: Path) -> tuple[tuple[Stage, ...], lis
         parallel.layout_of(stage.training.batch_size, stage.training.accumulate) for stage in stages
     ]
     cohort = open_cohort(config)
+    config = in_steps(config, stages, cohort.sizes.get('train', 0))
+    stages = build_stages(config, grid)
+    old = _config_so_far(workdir) if parallel.is_first() else None
+    changed = changes(workdir, build_stages(old, grid), stages) if old is not None else []
     feeds = [Feed(cohort, layout, seed) for layout, seed in zip(layouts, _seeds(config, stages))]
-    return stages, feeds, cohort
+    return _Plan(config, stages, feeds, cohort, changed)
+
+
+def _config_so_far(workdir: Path) -> ConfigDict | None:
+    """The configuration of the run in a folder; None if it has no checkpoints."""
+    path = workdir / 'config.json'
+    return load_config(path) if path.is_file() and (workdir / 'checkpoints').is_dir() else None
 
 
 def _seeds(config: ConfigDict, stages: tuple[Stage, ...]) -> list[int]:
@@ -107,22 +141,47 @@ def _seeds(config: ConfigDict, stages: tuple[Stage, ...]) -> list[int]:
     return [derived_seed(config.seed, purpose) for purpose in purposes]
 
 
-def _write_identity(config: ConfigDict, cohort: Any, workdir: Path) -> None:
+def _write_identity(plan: _Plan, workdir: Path) -> None:
     path = workdir / 'cohort.json'
-    check_cohort_of(workdir, path.read_text('utf-8') if path.is_file() else None, cohort)
-    save_config(workdir / 'config.json', config)
-    files.write_json(path, identity(cohort))
+    check_cohort_of(workdir, path.read_text('utf-8') if path.is_file() else None, plan.cohort)
+    for line in go_on(plan.changed):
+        _tell(line)
+    save_config(workdir / 'config.json', plan.config)
+    files.write_json(path, identity(plan.cohort))
 
 
-def _describe(config: ConfigDict, feed: Feed, cohort: Any) -> None:
-    """Print the method, the cohort and the devices."""
+def _describe(config: ConfigDict, stages: tuple[Stage, ...], feed: Feed, cohort: Any) -> None:
+    """Print the method, the cohort and the devices, and what a user may want to change."""
     sizes = ', '.join(f'{n} {split}' for split, n in cohort.sizes.items())
     _tell(f'{config.method} on {cohort.name}: {sizes}; {_devices(feed.layout)}')
+    for line in _advice(config, stages, cohort.sizes.get('train', 0)):
+        _tell(line)
+
+
+def _advice(config: ConfigDict, stages: tuple[Stage, ...], scans: int) -> list[str]:
+    """Lines on settings that are as published or as usual, but do not suit this run."""
+    lines = []
     if jax.default_backend() == 'tpu' and fluid_settings(config).scheme == 'flow_map':
-        _tell(
+        lines.append(
             'config.fluid.scheme: flow_map is slow on TPUs, because it gathers from memory; '
             '--config.fluid.scheme=koren transports the same lesions with stencils'
         )
+    for stage in stages:
+        name, training = f'config.{stage.method.stage}.training', stage.training
+        if training.epochs and training.steps < FEW_STEPS:
+            lines.append(
+                f'{name}.epochs: {training.epochs} epochs of {scans} scans are only '
+                f'{training.steps} steps; --{name}.epochs=0 trains for {name}.steps instead'
+            )
+    process = config.diffusion.process if config.method in FROM_NOISE else None
+    first = max((process.start_step, *process.start_steps)) if process else None
+    if process and first < process.num_steps // 2:
+        lines.append(
+            f'config.diffusion.process.start_step: sampling starts at step {first} of '
+            f'{process.num_steps}, as published, which keeps large lesions (docs/results.md, '
+            '"Ablations"); --config.diffusion.process.start_step=1000 starts from noise'
+        )
+    return lines
 
 
 def _devices(layout: parallel.Layout) -> str:
@@ -152,9 +211,9 @@ def _train_stages(
     watch: Watch,
 ) -> None:
     last = stages[-1]
-    done = parallel.is_first() and is_done(
-        workdir / 'checkpoints' / last.method.stage, last.training
-    )
+    with parallel.together():
+        folder = workdir / 'checkpoints' / last.method.stage
+        done = parallel.is_first() and is_done(folder, last.training)
     if parallel.from_first(done):
         _tell(f'{workdir}: all stages are done')
         return
@@ -189,7 +248,8 @@ def _refuse_another_run(
 ) -> None:
     """Check that the checkpoints in a workdir, if any, are of this configuration.
 
-    Only `detect` may differ. Fields that older versions did not have count as their defaults.
+    Only `detect` may differ, and the fields that do not change the steps done (`length.STEERED`).
+    Fields that older versions did not have count as their defaults.
 
     Args:
         config: the configuration.
@@ -200,12 +260,11 @@ def _refuse_another_run(
     Raises:
         UserError: they are of another configuration.
     """
-    path = workdir / 'config.json'
-    if not path.is_file() or not (workdir / 'checkpoints').is_dir():
+    old, new = _config_so_far(workdir), ConfigDict(config.to_dict())
+    if old is None:
         return
-    old = load_config(path)
-    names = differences(old, ConfigDict(config.to_dict()))
-    changed = [name for name in names if not name.startswith('detect.')]
+    old = with_steered(old, new, differences(old, new))
+    changed = [name for name in differences(old, new) if not name.startswith('detect.')]
     outside = [name for name in changed if name.partition('.')[0] in ('seed', 'size', 'cohort')]
     if not changed:
         return

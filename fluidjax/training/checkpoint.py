@@ -1,7 +1,8 @@
 """Checkpoints with orbax: whole states, named by their step.
 
 A checkpoint is written under another name and renamed when it is complete. Batches and random
-numbers are functions of seed and step, so the step is also the position in the data.
+numbers are functions of seed and step, so the step is also the position in the data. Validation
+losses lie beside the checkpoints (`history`).
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import contextlib
 import logging
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from fluidjax.base.errors import DiskError, UserError
+from fluidjax.training import history
+from fluidjax.training.history import History
 
 KEPT = 2
 METRIC = 'validation_loss'
@@ -29,7 +32,21 @@ _OF_DISK = 'No space left|Read-only file system|quota exceeded'
 UNREADABLE = (ValueError, KeyError, TypeError, OSError, AttributeError)
 
 
-def _options(writes: bool, in_background: bool = False) -> ocp.CheckpointManagerOptions:
+class _Best(checkpoint_managers.PreservationPolicy):
+    """Keeps the checkpoint with the lowest validation loss of those that are there."""
+
+    def __init__(self, losses: Callable[[], History]) -> None:
+        self._losses = losses
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """Whether to keep each of the checkpoints."""
+        best = self._losses().best([each.step for each in checkpoints])
+        return [each.step == best for each in checkpoints]
+
+
+def _options(losses: Callable[[], History] | None = None) -> ocp.CheckpointManagerOptions:
+    """Options to write, and to keep the best by the losses then known; without them to read."""
+    writes = losses is not None
     # The first process reads and writes; the others get the state from it.
     alone = (
         ocp.options.MultiprocessingOptions(
@@ -40,17 +57,12 @@ def _options(writes: bool, in_background: bool = False) -> ocp.CheckpointManager
         if jax.process_count() > 1
         else None
     )
-    goodness = lambda metrics: -metrics[METRIC]
-    policies = [
-        checkpoint_managers.LatestN(KEPT),
-        checkpoint_managers.BestN(
-            get_metric_fn=goodness, n=1, keep_checkpoints_without_metrics=False
-        ),
-    ]
+    kept = [checkpoint_managers.LatestN(KEPT), _Best(losses)] if losses else []
     return ocp.CheckpointManagerOptions(
-        preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies) if writes else None,
-        best_fn=goodness,  # without it the losses are not written
-        enable_async_checkpointing=in_background,
+        preservation_policy=checkpoint_managers.AnyPreservationPolicy(kept) if kept else None,
+        # Older runs have the losses in their checkpoints; without it they are not read.
+        best_fn=None if writes else lambda metrics: -metrics[METRIC],
+        enable_async_checkpointing=writes,
         cleanup_tmp_directories=writes,  # of a run that was killed while it wrote
         create=False,
         read_only=not writes,
@@ -83,7 +95,7 @@ def _reason(error: Exception) -> str:
 @contextlib.contextmanager
 def _reader(directory: Path) -> Iterator[ocp.CheckpointManager]:
     _quieten()
-    with ocp.CheckpointManager(directory.absolute(), options=_options(False)) as manager:
+    with ocp.CheckpointManager(directory.absolute(), options=_options()) as manager:
         yield manager
 
 
@@ -100,15 +112,29 @@ def latest_step(directory: Path) -> int | None:
     return max(all_steps(directory), default=None)
 
 
+def losses_of(directory: Path) -> History:
+    """The validation losses of the stage whose checkpoints a folder has.
+
+    Raises:
+        UserError: their file is damaged.
+    """
+    known = history.read(directory)
+    if not directory.is_dir():
+        return known
+    with _reader(directory) as manager:
+        measured = {step: manager.metrics(step) or {} for step in manager.all_steps()}
+    older = {step: each[METRIC] for step, each in measured.items() if METRIC in each}
+    return History({**older, **known.losses}, known.since)
+
+
 def best_step(directory: Path) -> int | None:
     """The step of the checkpoint with the lowest validation loss; None if none was measured."""
-    losses = {}
-    for step in all_steps(directory):
-        with _reader(directory) as manager:
-            measured = manager.metrics(step)
-        if measured and METRIC in measured:
-            losses[step] = measured[METRIC]
-    return min(losses, key=losses.__getitem__, default=None)
+    return losses_of(directory).best(all_steps(directory))
+
+
+def let_go_on(directory: Path, step: int) -> None:
+    """Let a stage that ended early go on: only validations after a step count for `patience`."""
+    history.write(directory, History(losses_of(directory).losses, since=step))
 
 
 class Writer:
@@ -118,15 +144,19 @@ class Writer:
 
     Args:
         directory: the stage's folder, created as needed.
+        losses: the validation losses so far.
+
+    Attributes:
+        losses: the validation losses so far.
     """
 
-    def __init__(self, directory: Path) -> None:
-        self._directory, self._writing = directory, False
+    def __init__(self, directory: Path, losses: History = History()) -> None:
+        self._directory, self._writing, self.losses = directory, False, losses
         _quieten()
         with self._in_one_line():
             directory.mkdir(parents=True, exist_ok=True)
             self._manager = ocp.CheckpointManager(
-                directory.absolute(), options=_options(True, in_background=True)
+                directory.absolute(), options=_options(lambda: self.losses)
             )
 
     def __enter__(self) -> Writer:
@@ -138,13 +168,12 @@ class Writer:
         with contextlib.suppress(Exception):
             self._manager.close()
 
-    def save(self, step: int, state: Any, validation_loss: float | None = None) -> Path:
+    def save(self, step: int, state: Any) -> Path:
         """Begin to write the checkpoint of a step; it gets its name when it is complete.
 
         Args:
             step: the step.
             state: a tree of host arrays, which must not change afterwards.
-            validation_loss: where it was measured.
 
         Returns:
             The folder that it will be.
@@ -152,11 +181,20 @@ class Writer:
         Raises:
             UserError: it, or the one before it, cannot be written.
         """
-        metrics = None if validation_loss is None else {METRIC: float(validation_loss)}
         with self._in_one_line():
-            self._manager.save(step, args=ocp.args.StandardSave(state), metrics=metrics)
+            self._manager.save(step, args=ocp.args.StandardSave(state))
         self._writing = True
         return self._directory / str(step)
+
+    def record(self, step: int, loss: float) -> None:
+        """Write the validation loss of a step, whose checkpoint may still be on its way.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        self.losses = self.losses.with_loss(step, loss)
+        with self._in_one_line():
+            history.write(self._directory, self.losses)
 
     def newly_written(self) -> bool:
         """Whether the last checkpoint has been completed since the last call."""
@@ -190,6 +228,8 @@ class Writer:
 class NoWriter:
     """Replaces `Writer` in the processes that do not write."""
 
+    losses = History()
+
     def __enter__(self) -> NoWriter:
         return self
 
@@ -199,6 +239,9 @@ class NoWriter:
     def save(self, *_: object) -> str:
         """Does nothing; the first process writes."""
         return 'that of the first process'
+
+    def record(self, *_: object) -> None:
+        """Does nothing."""
 
     def newly_written(self) -> bool:
         """Always False."""

@@ -263,6 +263,8 @@ class Tally:
     def summary(self) -> str:
         """A line on the speed of the stage, without the steps up to the first line of the log."""
         spans = self._spans[1:] or self._spans
+        if not spans:
+            return f'{self._stage}: no step was left'
         steps, seconds, waited = (sum(column) for column in zip(*spans, strict=True))
         return (
             f'{self._stage}: {seconds / steps:.3g} s per step, '

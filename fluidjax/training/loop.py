@@ -18,11 +18,10 @@ from fluidjax.training.logs import NoLog, Profile, RunLog, Tally
 from fluidjax.training.rounds import Rounds
 from fluidjax.training.settings import StageSettings, learning_rate_schedule, make_optimizer
 from fluidjax.training.state import Params, TrainState, create_state, run_once
-from fluidjax.training.steps import make_validation
 from fluidjax.training.stopping import StopRequest
+from fluidjax.training.validation import Validation
 
 Batches = Callable[[int], Iterator[dict[str, np.ndarray]]]
-VALIDATION_PURPOSE = 2**31 - 1  # folded into the key; a step that no run reaches
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,9 +46,22 @@ class Watch:
 
 
 def is_done(directory: Path, settings: StageSettings) -> bool:
-    """Whether the checkpoints in a folder include a stage's last step (or a later one)."""
+    """Whether the checkpoints in a folder include a stage's last step (or a later one).
+
+    A stage that ended early (`StageSettings.patience`) has its last step there.
+    """
     step = checkpoint.latest_step(directory)
-    return step is not None and step >= settings.steps
+    if step is None or step >= settings.steps:
+        return step is not None
+    return settings.patience > 0 and ended_early(directory, settings)
+
+
+def ended_early(directory: Path, settings: StageSettings) -> bool:
+    """Whether a stage ended before its last step, because its validation loss did not improve."""
+    step = checkpoint.latest_step(directory)
+    if step is None or step >= settings.steps:
+        return False
+    return checkpoint.losses_of(directory).until(step).has_ended(settings.patience)
 
 
 def state_template(
@@ -99,15 +111,14 @@ def train_stage(
     optimizer = make_optimizer(settings.optimizer, settings.steps, method.trainable)
     rate = learning_rate_schedule(settings.optimizer, settings.steps)
     key = jax.random.key(seed)
-    start, state = _start(method, optimizer, prepare, settings, folder, key, watch)
+    start, state, done = _start(method, optimizer, prepare, settings, folder, key, watch)
     state = parallel.replicate(state, layout)
-    if start >= settings.steps:
+    if done:
         return parallel.unreplicate(state).averaged()
 
     rounds = Rounds(method, optimizer, settings, layout, key)
     feed = batches(rounds.first_batch(start))
     rounds.resume(state, start, feed)
-    validate = _validation(method, layout, key, watch) if settings.validate_every else None
     tally = Tally(
         method.stage,
         start,
@@ -120,33 +131,35 @@ def train_stage(
                 opened.enter_context(each)
                 for each in _records(workdir, method.stage, start, settings, watch)
             )
-        for step in range(start + settings.reuse, settings.steps + 1, settings.reuse):
+        validation = Validation(
+            method, settings, layout, key, watch.validation, writer, log, watch.tell
+        )
+        step, status, ended = start, None, validation.catch_up(start, state)
+        tally.restart()
+        while not (status or ended) and step < settings.steps:
             batch = tally.next_of(feed)
             profile.before_dispatch()
-            state, metrics = rounds(state, batch, step - settings.reuse)
+            state, metrics = rounds(state, batch, step)
+            step += settings.reuse
             tally.add(metrics)
             log.advance(settings.reuse)
             status = stop.after_dispatch()
-            save = status or step == settings.steps or step % settings.checkpoint_every == 0
+            validated, last = validation.is_due(step), step == settings.steps
+            save = status or last or validated or step % settings.checkpoint_every == 0
             if save or step % settings.log_every == 0:
                 means, samples = tally.settle()
                 with parallel.together():
                     log.write(step, means | {'learning_rate': float(rate(step - 1))}, samples)
-            loss = None
-            if validate is not None and _due(step, settings.validate_every):
-                loss = validate(state)
-                log.write(step, {checkpoint.METRIC: loss})
-            if watch.picture is not None and _due(step, settings.picture_every):
-                log.picture(
-                    step, 'validation', watch.picture(parallel.unreplicate(state).averaged())
-                )
-            if save:
+            if save:  # before the validation, which needs more memory and may fail
                 with parallel.together():
-                    tally.last_good = str(writer.save(step, parallel.unreplicate(state), loss))
+                    tally.last_good = str(writer.save(step, parallel.unreplicate(state)))
+            if validated:
+                ended = validation.measure(step, state)
+            if watch.picture is not None and _due(step, settings.picture_every):
+                picture = watch.picture(parallel.unreplicate(state).averaged())
+                log.picture(step, 'validation', picture)
             if writer.newly_written():
                 watch.saved()
-            if status:
-                break
             tally.restart()
         with parallel.together():
             writer.wait()
@@ -170,13 +183,13 @@ def _start(
     folder: Path,
     key: jax.Array,
     watch: Watch,
-) -> tuple[int, TrainState]:
-    """The step and the state to go on from, on the host.
+) -> tuple[int, TrainState, bool]:
+    """The step and the state to go on from, on the host, and whether the stage is done.
 
     Only the first process reads checkpoints. The others return zeros, which it replaces later.
     """
     template = state_template(method.init, method.trainable, settings)
-    start, state = 0, None
+    start, state, done = 0, None, False
     with parallel.together():
         if parallel.is_first():
             start, state, damaged = checkpoint.restore_newest(folder, template)
@@ -185,12 +198,13 @@ def _start(
                     f'{path}: this checkpoint was damaged, so it was renamed and training '
                     f'goes on from step {start}'
                 )
-    start = parallel.from_first(start)
+            done = is_done(folder, settings)
+    start, done = parallel.from_first(start), bool(parallel.from_first(int(done)))
     if start and state is None:
         state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), template)
     elif state is None:
         state = create_state(prepare(run_once(method.init, key)), method.trainable, optimizer)
-    return start, state
+    return start, state, done
 
 
 def _records(
@@ -199,31 +213,12 @@ def _records(
     """Checkpoints, log and trace of a stage; only the first process writes them."""
     if not parallel.is_first():
         return checkpoint.NoWriter(), NoLog(), Profile(workdir, 0)
+    folder = workdir / 'checkpoints' / stage
     return (
-        checkpoint.Writer(workdir / 'checkpoints' / stage),
+        checkpoint.Writer(folder, checkpoint.losses_of(folder).until(start)),
         RunLog(workdir, stage, start, settings.steps, watch.mirror),
         Profile(workdir / 'profile', watch.profile),
     )
-
-
-def _validation(
-    method: Any, layout: parallel.Layout, key: jax.Array, watch: Watch
-) -> Callable[[TrainState], float]:
-    """The mean loss of averaged parameters on the validation scans, always with the same draws."""
-    loss_of = parallel.data_parallel(
-        make_validation(method.loss, parallel.AXIS_NAME), layout, (True, True, True, True, False)
-    )
-    first = parallel.to_devices(layout.first, layout)
-
-    def validate(state: TrainState) -> float:
-        losses = []
-        for number, batch in enumerate(watch.validation()):
-            samples = parallel.to_devices(batch, layout)
-            draw = jax.random.fold_in(jax.random.fold_in(key, VALIDATION_PURPOSE), number)
-            losses.append(loss_of(state.ema, state.frozen, samples, first, draw))
-        return float(np.mean([parallel.unreplicate(loss) for loss in losses]))
-
-    return validate
 
 
 def _due(step: int, every: int) -> bool:

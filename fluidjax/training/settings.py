@@ -50,13 +50,17 @@ class StageSettings:
 
     Attributes:
         steps: number of optimiser steps.
+        epochs: the length in epochs of the training scans instead; 0: `steps` holds. The number of
+            steps follows when the cohort is opened (`fluidjax.runs.length`), and replaces `steps`.
         batch_size: samples of one step, over all devices of all processes.
         optimizer: see `OptimizerSettings`.
         ema_decay: decay of the parameters' moving average.
         log_every: steps between two lines of metrics; each is the mean over the steps between.
         checkpoint_every: steps between two checkpoints; there is always one at the end.
         validate_every: steps between two losses on the validation scans, by which the best
-            checkpoint is kept; 0: never.
+            checkpoint is kept; 0: never. Before each there is a checkpoint.
+        patience: the stage ends after this many validations in a row without a loss that is lower
+            than the lowest before by a thousandth of it; 0: never before its last step.
         picture_every: steps between two pictures of a validation scan; 0: never.
         accumulate: number of parts in which a device goes through its samples, to save memory.
         reuse: steps for which the latents of one batch are used; 1: new pairs at every step. Only
@@ -78,13 +82,18 @@ class StageSettings:
     reuse: int = 1
     pool: int = 1
     reduce_dtype: str = 'float32'
+    epochs: int = 0
+    patience: int = 0
 
     def __post_init__(self) -> None:
-        at_least_0 = ('validate_every', 'picture_every')
-        in_steps = ('steps', 'log_every', 'checkpoint_every', *at_least_0)
-        for name in (*in_steps, 'batch_size', 'accumulate', 'reuse', 'pool'):
+        at_least_0 = ('validate_every', 'picture_every', 'epochs', 'patience')
+        in_steps = ('steps', 'log_every', 'checkpoint_every', 'validate_every', 'picture_every')
+        others = ('epochs', 'patience', 'batch_size', 'accumulate', 'reuse', 'pool')
+        for name in (*in_steps, *others):
             value, least = getattr(self, name), 0 if name in at_least_0 else 1
             check(value >= least, f'training.{name}', value, f'must be {least} or more')
+        advice = 'needs losses on the validation scans: set training.validate_every'
+        check(not self.patience or self.validate_every, 'training.patience', self.patience, advice)
         advice = f'must be a multiple of training.reuse, {self.reuse}'
         for name in in_steps:
             value = getattr(self, name)

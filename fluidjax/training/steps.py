@@ -139,14 +139,27 @@ def make_pool_steps(
     return steps
 
 
-def make_validation(loss_fn: LossFn, axis_name: str) -> Callable[..., jax.Array]:
-    """Build `(params, frozen, samples, first, key) -> loss` over all devices."""
+def make_validation(loss_fn: LossFn, parts: int, axis_name: str) -> Callable[..., jax.Array]:
+    """Build `(params, frozen, samples, first, key) -> loss` over all devices.
+
+    Args:
+        loss_fn: as for `make_train_step`.
+        parts: number of parts in which a device goes through its samples, as in training.
+        axis_name: the mapped axis of the devices.
+    """
 
     def validate(
         params: Params, frozen: Params, samples: Samples, first: jax.Array, key: jax.Array
     ) -> jax.Array:
         share = _share_of(samples, first, axis_name)
-        loss, _ = loss_fn({**frozen, **params}, samples, key, share)
+
+        def loss_of(part: Samples, share: Share) -> jax.Array:
+            return loss_fn({**frozen, **params}, part, key, share)[0]
+
+        if parts == 1:
+            loss = loss_of(samples, share)
+        else:
+            loss = jax.lax.map(lambda at: loss_of(*at), _parts_of(samples, share, parts)).mean()
         return jax.lax.pmean(loss, axis_name)
 
     return validate

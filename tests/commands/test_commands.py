@@ -160,7 +160,7 @@ def test_a_run_killed_with_signal_9_ends_in_the_same_numbers(checkout, store, tm
         (
             'train',
             ['--config=configs/ldm.py:tiny', '--workdir=x'],
-            'size is one of paper, demo, smoke',
+            'size is one of paper, 1mm, 1.5mm, 2mm, 4mm, demo, smoke',
         ),
         ('train', ['--config=configs/none.py', '--workdir=x'], "no file 'configs/none.py'"),
         ('train', [CONFIG, '--config.diffusion.stepz=3', '--workdir=x'], "no field 'stepz'"),
@@ -230,8 +230,8 @@ def test_a_run_without_a_checkpoint_says_what_to_do(trained, tmp_path):
 def test_another_configuration_does_not_overwrite_a_run(trained, store, monkeypatch):
     monkeypatch.setenv('FLUIDJAX_STORE', str(store))
     config = ldm.get_config('smoke')
-    config.diffusion.training.steps = 7
-    with pytest.raises(UserError, match='diffusion.training.steps'):
+    config.diffusion.training.ema_decay = 0.5
+    with pytest.raises(UserError, match='diffusion.training.ema_decay'):
         train(config, trained[0])
 
 

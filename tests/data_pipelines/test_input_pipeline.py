@@ -127,6 +127,21 @@ def test_large_cohorts_are_read_from_disk_alike(smoke_cohort, monkeypatch):
         np.testing.assert_array_equal(a['brain'], b['brain'])
 
 
+def test_the_order_does_not_depend_on_the_number_of_threads(smoke_cohort, monkeypatch):
+    monkeypatch.setattr(input_pipeline, 'MEMORY_LIMIT_BYTES', 0)
+    orders = []
+    for threads in (1, 7):
+        monkeypatch.setattr(input_pipeline.joblib, 'cpu_count', lambda count=threads: count)
+        orders.append(_ids(smoke_cohort, _take(smoke_cohort, 6)))
+    assert orders[0] == orders[1]
+
+
+def test_a_fetch_unpacks_only_the_image_and_the_brain(smoke_cohort):
+    record = input_pipeline._records(smoke_cohort, 'train', ('image', 'brain'))[0]
+    assert record['image'].shape == record['brain'].shape == smoke_cohort.grid.shape
+    assert isinstance(record['healthy'], bytes) and isinstance(record['lesion'], bytes)  # packed
+
+
 def test_no_lesion_bank_in_the_embedded_cohort(smoke_cohort):
     assert input_pipeline.lesion_bank(smoke_cohort) is None
 
@@ -145,5 +160,5 @@ def test_batch_errors(smoke_cohort, changes, says):
 
 
 def test_unknown_scale(tmp_path):
-    with pytest.raises(UserError, match='choose one of demo, smoke, paper'):
+    with pytest.raises(UserError, match='choose one of demo, smoke, 2mm'):
         input_pipeline.template_cohort('huge', tmp_path)

@@ -167,7 +167,8 @@ def test_the_checkpoint_in_use_is_the_last_or_the_best(tmp_path):
 
     with checkpoint.Writer(tmp_path / 'c') as writer:
         for step, loss in ((2, 0.5), (4, 0.1), (6, 0.3), (8, 0.4)):
-            writer.save(step, {'w': np.zeros(2)}, loss)
+            writer.save(step, {'w': np.zeros(2)})
+            writer.record(step, loss)
     checkpoint.save(tmp_path / 'unmeasured', 2, {'w': np.zeros(2)})
     config = ldm.get_config('smoke')
     assert _chosen_step(config, tmp_path / 'c') == 8

@@ -169,7 +169,7 @@ def test_an_older_run_without_a_new_field_is_the_same_run(tmp_path):
     for path, value in (
         ('autoencoder.network.dtype', 'bfloat16'),
         ('seed', 1),
-        ('diffusion.training.steps', 7),
+        ('diffusion.training.batch_size', 4),
     ):
         other = ConfigDict(config.to_dict())
         other.update_from_flattened_dict({path: value})
