@@ -26,6 +26,8 @@ def common(method: str, size: str, cohort: str) -> ConfigDict:
     """
     size = sizes.SYNONYMS.get(size, size)
     config = ConfigDict({'seed': 0, 'method': method, 'size': size})
+    # Arrangement of 3-D convolutions: 'auto', 'direct' (XLA's own) or 'taps' (a sum of 2-D ones).
+    config.convolution = 'auto'
     # 0: new pairs at every step; n: n fixed pairs per scan, as in the published code.
     config.stored_pairs = 0
     # embedded: number of subjects of the embedded cohort to train on in addition to your own scans.

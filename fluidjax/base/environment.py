@@ -6,13 +6,15 @@ import contextlib
 import ctypes
 import functools
 import os
+import re
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from fluidjax.base.errors import UserError
+from fluidjax.base.failures import is_of_memory
 from fluidjax.base.files import cache_home
 
 P, T = ParamSpec('P'), TypeVar('T')
@@ -26,6 +28,10 @@ _REPLACED: Mapping[str, tuple[tuple[str, ...], str]] = {
 }
 # Parameters of glibc's mallopt: no mmap, trim only above 2 GB, grow by 256 MB.
 _KEEP_MEMORY = ((-4, 0), (-1, 2**31 - 1), (-2, 2**28))
+FEWER_SCANS = (
+    'take fewer at a time: config.detect.batch_size in evaluation and prediction, a higher '
+    'config.<stage>.training.accumulate in training'
+)
 _CACHE = 'JAX_COMPILATION_CACHE_DIR'
 _READS = os.path.join('jax', '_src', 'config.py')  # the file of JAX that reads the variables
 
@@ -80,9 +86,44 @@ def explained(error: Exception) -> str | None:
     files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
     if any(file.endswith(_READS) for file in files):
         return _of_variable(' '.join(str(error).split()))
+    if is_of_memory(error):
+        return out_of_memory(error, FEWER_SCANS)
     # JAX removes its own frames from errors, and some have no text: ask again.
     problem = _problem_of_device() if 'jax' in sys.modules else None
     return None if problem is None else _of_device(' '.join(str(problem).split())[:200])
+
+
+def out_of_memory(error: BaseException, advice: str) -> str:
+    """The line for an error of `is_of_memory`, with the size that did not fit, if it is known."""
+    size = re.search(r'allocat\w* ([\d.]+ ?[KMGT]?i?B|\d+ bytes)', str(error))
+    what = f' for {size[1]}' if size else ''
+    return f'not enough memory{what}; {advice}'
+
+
+@contextlib.contextmanager
+def training_in_memory(stage: str, batch_size: int, accumulate: int = 1) -> Iterator[None]:
+    """Say in one line which setting to change if the training of a stage does not fit a device.
+
+    Args:
+        stage: its name, as in the configuration.
+        batch_size: samples of a step, over all devices.
+        accumulate: parts in which each device goes through its samples.
+
+    Raises:
+        UserError: in place of the error of a device that ran out of memory.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, UserError) or not is_of_memory(error):
+            raise
+        setting = f'config.{stage}.training'
+        advice = (
+            f'set {setting}.accumulate={2 * accumulate}, which takes the batch in more parts, or '
+            f'lower {setting}.batch_size; fluidjax bench memory says what fits'
+        )
+        where = f'{stage} stage (batch_size={batch_size}, accumulate={accumulate})'
+        raise UserError(f'{where}: {out_of_memory(error, advice)}') from error
 
 
 def single_precision(function: Callable[P, T]) -> Callable[P, T]:

@@ -7,6 +7,10 @@
     fluidjax bench models --only encode decode --shape 96 96 96 --dtype=float32
     fluidjax bench fluid --shape 160 160 160 --batch=4     transport of a lesion, each scheme
     fluidjax bench map --shape 160 160 160                 from a counterpart to the anomaly map
+    fluidjax bench gpu                                     all of a GPU, in 8 minutes, as tables
+    fluidjax bench cpu --batch=2                           networks at 2 mm, beside PyTorch
+    fluidjax bench memory --config=configs/ldm.py:paper    what training needs, what fits a card
+    fluidjax bench rehearsal --config=configs/ldm.py:2mm   three steps of all: train, eval, predict
 
 Times are medians, without compilation. With --aot nothing is run, and no TPU is needed.
 """
@@ -24,25 +28,40 @@ CONFIG = FLAGS.add_config(
 REPEATS = FLAGS.add_integer('repeats', 5, 'Timed calls of each part.', least=1)
 JSON = FLAGS.add_text('json', None, 'Also write the numbers to this file.')
 SHAPE = FLAGS.add_words(
-    'shape', ['160', '160', '160'], 'fluid, models, map: voxels along x, y (, z).'
+    'shape', ['160', '160', '160'], 'fluid, models, map, cpu, gpu: voxels along x, y (, z).'
 )
 SPACING = FLAGS.add_words(
     'spacing', None, 'fluid, map: voxel size in mm; by default the first axis has 160 mm.'
 )
-BATCH = FLAGS.add_integer('batch', 4, 'fluid: volumes per call.', least=1)
+BATCH = FLAGS.add_integer(
+    'batch',
+    4,
+    'fluid, cpu, gpu (there 1): volumes per call; memory: volumes of a step per device.',
+    least=1,
+)
+CARD = FLAGS.add_integer('card', None, 'memory: GB of the card; by default 24, 40 and 80.', least=1)
+COMPILE = FLAGS.add_switch('compile', False, 'memory: also compile for the CPU, minutes a stage.')
 TIME = FLAGS.add_number('time', 0.9, 'fluid: transport time.', least=0.0)
 AOT = FLAGS.add_text(
     'aot',
     None,
-    'models, train: only compile for this TPU topology, e.g. v5e:2x4; needs pip install libtpu.',
+    'models, train, memory: only compile for this TPU topology, e.g. v5e:2x4; needs pip install '
+    'libtpu.',
 )
 DTYPE = FLAGS.add_choice(
     'dtype',
     None,
     ('float32', 'bfloat16'),
-    "models: of the computation, instead of the configuration's.",
+    "models, gpu: of the computation, instead of the configuration's (gpu: bfloat16).",
 )
-ONLY = FLAGS.add_words('only', [], 'models, train --aot: only these rows, e.g. encode decode.')
+MINUTES = FLAGS.add_number('minutes', 8.0, 'gpu: rows after this time are left out.', least=0.1)
+ROW_SECONDS = FLAGS.add_number('row_seconds', 100.0, 'gpu: the longest for a row.', least=1.0)
+ONLY = FLAGS.add_words(
+    'only', [], 'models, train --aot, cpu, gpu: only these rows, e.g. encode decode.'
+)
+STEPS = FLAGS.add_integer('steps', 3, 'rehearsal: training steps of each stage.', least=1)
+SCAN = FLAGS.add_text('scan', '', 'rehearsal: the scan to predict; by default a simulated one.')
+KEEP = FLAGS.add_text('keep', '', 'rehearsal: folder in which scans and run are kept.')
 QUICK = FLAGS.add_switch('quick', False, 'fluid: only three of the schemes.')
 
 
@@ -54,9 +73,9 @@ def main(words: list[str]) -> None:
     subject, *more = words or ['parts']
     if subject not in SUBJECTS or more:
         raise cli.UserError(f"bench knows {', '.join(SUBJECTS)}, not '{' '.join(words)}'")
-    if AOT.value and subject not in ('models', 'train'):
+    if AOT.value and subject not in ('models', 'train', 'memory'):
         raise cli.UserError(
-            f'--aot: bench {subject} does not compile for TPUs; models and train do'
+            f'--aot: bench {subject} does not compile for TPUs; models, train and memory do'
         )
     path = Path(JSON.value).expanduser() if JSON.value else None
     if path is not None:
@@ -126,6 +145,63 @@ def _map() -> dict:
     return timer.time_map(shape, spacing, REPEATS.value)
 
 
+def _memory() -> dict:
+    from fluidjax.bench import memory
+
+    batch = BATCH.value if FLAGS['batch'].present else None
+    cards = memory.CARDS if CARD.value is None else (CARD.value,)
+    return memory.measure(_config(), batch, cards, AOT.value, COMPILE.value)
+
+
+def _gpu() -> dict:
+    from configs import ldm
+    from fluidjax.bench import gpu
+
+    if CONFIG.value is None:
+        configs = {size: ldm.get_config(size) for size in ('paper', '2mm')}
+    else:
+        configs = {str(CONFIG.value.size): CONFIG.value}
+    plan = gpu.Plan(
+        configs,
+        _chosen_shape(),
+        BATCH.value if FLAGS['batch'].present else 1,
+        DTYPE.value or 'bfloat16',
+        REPEATS.value,
+        ROW_SECONDS.value,
+        MINUTES.value,
+        tuple(ONLY.value),
+        anywhere=CONFIG.value is not None or FLAGS['shape'].present,
+    )
+    return gpu.measure(plan)
+
+
+def _cpu() -> dict:
+    from configs import ldm
+    from fluidjax.base import environment
+
+    environment.use_all_cores()
+    from fluidjax.bench import cpu
+
+    config = ldm.get_config('2mm,method=fluidjax') if CONFIG.value is None else CONFIG.value
+    return cpu.measure(config, _chosen_shape(), BATCH.value, REPEATS.value, ONLY.value)
+
+
+def _chosen_shape() -> tuple[int, ...] | None:
+    """The three numbers of --shape; None without it."""
+    if not FLAGS['shape'].present:
+        return None
+    shape = cli.numbers('shape', SHAPE.value, int)
+    if len(shape) != 3:
+        raise cli.UserError(f'--shape: {shape} must be three numbers, e.g. --shape 80 96 80')
+    return shape
+
+
+def _rehearsal() -> dict:
+    from fluidjax.bench import rehearsal
+
+    return rehearsal.rehearse(_config(), STEPS.value, SCAN.value, KEEP.value)
+
+
 def _shape_and_spacing() -> tuple[tuple[int, ...], tuple[float, ...]]:
     shape = cli.numbers('shape', SHAPE.value, int)
     if SPACING.value:
@@ -133,7 +209,17 @@ def _shape_and_spacing() -> tuple[tuple[int, ...], tuple[float, ...]]:
     return shape, (160.0 / max(shape[0], 1),) * len(shape)
 
 
-SUBJECTS = {'parts': _parts, 'train': _train, 'models': _models, 'fluid': _fluid, 'map': _map}
+SUBJECTS = {
+    'parts': _parts,
+    'train': _train,
+    'models': _models,
+    'fluid': _fluid,
+    'map': _map,
+    'gpu': _gpu,
+    'cpu': _cpu,
+    'memory': _memory,
+    'rehearsal': _rehearsal,
+}
 
 
 def command() -> None:

@@ -268,14 +268,17 @@ def some_numbers(shapes: Any) -> Any:
     )
 
 
-def time_row(row: Row, compiled: Any, repeats: int) -> float:
-    """Median seconds of a call."""
-    state = row.start(some_numbers(row.params))
+def caller(row: Row, compiled: Any, devices: int = 1) -> Callable[[], Any]:
+    """A call of a compiled row on small numbers, for as many devices as it was compiled for."""
+    batch = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((devices * x.shape[0], *x.shape[1:]), x.dtype), row.batch
+    )
     batch = jax.tree.map(
         lambda x: 0.5 + jnp.abs(x) if jnp.issubdtype(x.dtype, jnp.floating) else x,
-        some_numbers(row.batch),
+        some_numbers(batch),
     )
-    key = jax.random.key(0)
+    arguments = row.start(some_numbers(row.params)), batch, jax.random.key(0)
+    state, batch, key = jax.device_put(arguments, compiled.input_shardings[0])
 
     def call() -> Any:
         nonlocal state
@@ -283,7 +286,12 @@ def time_row(row: Row, compiled: Any, repeats: int) -> float:
         state = result[0] if row.donate else state
         return result
 
-    return median_seconds(call, repeats)
+    return call
+
+
+def time_row(row: Row, compiled: Any, repeats: int) -> float:
+    """Median seconds of a call."""
+    return median_seconds(caller(row, compiled), repeats)
 
 
 def chosen_rows(rows: dict[str, Row], only: list[str]) -> dict[str, Row]:

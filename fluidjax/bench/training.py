@@ -77,7 +77,7 @@ def measure(config: Any, repeats: int) -> dict[str, Any]:
     """
     bench = Bench(config)
     stage = longest_stage(bench.stages)
-    everything = parallel.layout_of(stage.training.batch_size, stage.training.accumulate)
+    everything = parallel.layout_of(stage.training.batch_size)
     devices, machine = everything.devices, this_machine()
     counts = [n for n in (2**k for k in range(12)) if n <= len(devices)]
     cli.tell(
@@ -184,7 +184,7 @@ def _parts(
 
 def _host_parts(config: Any, stage: Stage, step_seconds: float, repeats: int) -> dict[str, Any]:
     """Time the host's reading of a batch of the cohort, and how long a step waits for it."""
-    layout = parallel.layout_of(stage.training.batch_size, stage.training.accumulate)
+    layout = parallel.layout_of(stage.training.batch_size)
     feed = Feed(open_cohort(config), layout, seed=0)(0)
     for _ in range(PREFETCHED):
         next(feed)
@@ -231,7 +231,7 @@ def compile_for(config: Any, topology: str, only: Sequence[str] = ()) -> dict[st
             f'{training.batch_size} does not divide by {devices} chips'
         )
     size = training.batch_size // devices
-    rows = networks.chosen_rows(_rows(stage, training, size), only)
+    rows = networks.chosen_rows(step_rows(stage, training, size), only)
     table = networks.compile_for(rows, topology)
     estimates = dict.fromkeys(('step', 'fill', 'pool_step'), math.nan)
     estimates |= {name: row.get('seconds', math.nan) for name, row in table['rows'].items()}
@@ -258,7 +258,7 @@ def compile_for(config: Any, topology: str, only: Sequence[str] = ()) -> dict[st
     return table | {'reuse': training.reuse, 'pool': training.pool}
 
 
-def _rows(stage: Stage, training: StageSettings, size: int) -> dict[str, Row]:
+def step_rows(stage: Stage, training: StageSettings, size: int) -> dict[str, Row]:
     """The training step on new pairs, and the two dispatches of a pooled step, for one device."""
     method, axis = stage.method, networks.AXIS
     params = jax.eval_shape(method.init, networks.key_spec())

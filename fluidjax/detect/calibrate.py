@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,11 +14,10 @@ import numpy as np
 from fluidjax.base.subject import Subject
 from fluidjax.detect import metrics
 from fluidjax.detect.evaluate import scorable, voxel_ml
+from fluidjax.detect.histogram import MARKED_SHARES, Tally
 
 FALSE_PER_CENT = (1, 5, 10)
 HEALTHY_ML, HEALTHY_SHARE = 1.0, 0.9  # of `healthy_1ml`: 1 ml at most in 90 % of healthy scans
-# Shares of all voxels that the thresholds tried by `best_common` mark, highest thresholds first.
-_MARKED_SHARES = np.geomspace(2e-5, 0.5, 400)
 
 
 class Common(NamedTuple):
@@ -35,31 +34,40 @@ class Common(NamedTuple):
     ap: float
 
 
-def thresholds(maps: Sequence[np.ndarray], cases: Sequence[Subject]) -> dict[str, float]:
+def count(tally: Tally, maps: Iterable[np.ndarray], cases: Iterable[Subject]) -> None:
+    """Add maps to a tally: the voxels that are scored, of the cases whose lesion is known.
+
+    Args:
+      tally: is changed.
+      maps: an anomaly map (x, y, z) per case. One that is not finite where it is scored is left
+        out.
+      cases: with lesion masks (all False for healthy ones). Those without a mask are left out.
+    """
+    for one, lesion, region, _ in scorable(maps, cases):
+        tally.add(one[region], lesion[region])
+
+
+def thresholds(tally: Tally) -> dict[str, float]:
     """The thresholds of a method; a voxel is marked where its score is >= the threshold.
 
     Args:
-      maps: an anomaly map (x, y, z) per case.
-      cases: validation subjects with lesion masks (all False for healthy ones). Those without a
-        mask, or with a map that is not finite where it is scored, are left out.
+      tally: of maps of validation subjects (`count`).
 
     Returns:
-      dice: of the best mean Dice over the cases (`best_common`).
+      dice: of the best mean Dice over the cases with a lesion.
       fpr_1, fpr_5, fpr_10: the smallest at which at most 1, 5, 10 % of the healthy voxels, pooled
         over the cases, are marked.
-      NaN where there is no lesion or no healthy voxel to choose by.
+      All are edges of the tally's bins, which are 0.024 % of the score apart. NaN where there is no
+      lesion or no healthy voxel to choose by.
     """
-    known = [case[:3] for case in scorable(maps, cases)]
-    healthy = [one[region & ~lesion] for one, lesion, region in known]
-    pooled = np.sort(np.concatenate(healthy)) if healthy else np.empty(0)
-    single = any(one.dtype == np.float32 for one in healthy)
-    rates = {f'fpr_{rate}': _at_rate(pooled, rate, single) for rate in FALSE_PER_CENT}
-    return {'dice': best_common(maps, cases).threshold, **rates}
+    rates = {f'fpr_{rate}': tally.at_rate(rate) for rate in FALSE_PER_CENT}
+    return {'dice': tally.best_mean().threshold, **rates}
 
 
 def best_common(maps: Sequence[np.ndarray], cases: Sequence[Subject]) -> Common:
     """The threshold, one for all cases, with the best mean over the cases of each one's Dice.
 
+    For few cases, by sorting all their voxels: recipes are compared by it (`recipe.choose`).
     The mean is over the cases with a lesion. 400 thresholds are tried, scores that occur and mark
     from 0.002 to 50 % of all voxels; between two neighbours the marked volume changes by 2.6 %.
     NaN if no lesion remains.
@@ -69,7 +77,7 @@ def best_common(maps: Sequence[np.ndarray], cases: Sequence[Subject]) -> Common:
     if not known:
         return Common(metrics.NAN, metrics.NAN, metrics.NAN)
     pooled = np.sort(np.concatenate([scores for scores, _ in known]))
-    rank = pooled.size - np.maximum(1, np.round(_MARKED_SHARES * pooled.size).astype(int))
+    rank = pooled.size - np.maximum(1, np.round(MARKED_SHARES * pooled.size).astype(int))
     tried = np.unique(pooled[rank])
     curves = [_curves(scores, truth, tried) for scores, truth in known]
     dice = np.mean([one for one, _ in curves], axis=0)
@@ -94,7 +102,7 @@ def _curves(
     return 2.0 * hits / (found + truth.sum()), ap
 
 
-def healthy_threshold(maps: Sequence[np.ndarray], cases: Sequence[Subject]) -> float:
+def healthy_threshold(smallest: Sequence[float]) -> float:
     """`healthy_1ml`: at most 1 ml is marked in 90 % of healthy scans, by conformal prediction.
 
     For each healthy scan the smallest threshold that marks at most 1 ml is a score; the result is
@@ -104,15 +112,13 @@ def healthy_threshold(maps: Sequence[np.ndarray], cases: Sequence[Subject]) -> f
     average over draws of both, not for every set of n scans.
 
     Args:
-      maps: an anomaly map (x, y, z) per case.
-      cases: healthy validation scans.
+      smallest: these scores of healthy validation scans (`smallest_within`).
 
     Returns:
       The threshold; NaN for fewer than 9 scans, with which no threshold has that guarantee.
     """
-    scores = sorted(_largest_within(one, case) for one, case in zip(maps, cases, strict=True))
-    rank = math.ceil(HEALTHY_SHARE * (len(scores) + 1) - 1e-9)
-    return scores[rank - 1] if rank <= len(scores) else metrics.NAN
+    rank = math.ceil(HEALTHY_SHARE * (len(smallest) + 1) - 1e-9)
+    return sorted(smallest)[rank - 1] if rank <= len(smallest) else metrics.NAN
 
 
 def marked_ml(anomaly_map: np.ndarray, case: Subject, threshold: float) -> float:
@@ -123,19 +129,11 @@ def marked_ml(anomaly_map: np.ndarray, case: Subject, threshold: float) -> float
     return float((np.asarray(anomaly_map)[brain] >= threshold).sum()) * voxel_ml(case.affine)
 
 
-def _largest_within(anomaly_map: np.ndarray, case: Subject) -> float:
+def smallest_within(anomaly_map: np.ndarray, case: Subject) -> float:
     """The smallest threshold that marks at most `HEALTHY_ML` of a scan's brain."""
     scores = np.sort(np.asarray(anomaly_map)[np.asarray(case.brain).astype(bool)])
     allowed = int(HEALTHY_ML / voxel_ml(case.affine) + 1e-9)
     return _just_above(scores, scores.size - 1 - allowed, scores.dtype == np.float32)
-
-
-def _at_rate(ascending: np.ndarray, per_cent: int, single: bool) -> float:
-    """The smallest number that at most `per_cent` % of the values reach."""
-    if not ascending.size:
-        return metrics.NAN
-    marked = ascending.size * per_cent // 100  # the largest number allowed
-    return _just_above(ascending, ascending.size - marked - 1, single)
 
 
 def _just_above(ascending: np.ndarray, place: int, single: bool) -> float:

@@ -11,7 +11,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,16 +46,14 @@ def region_of(subject: Subject) -> np.ndarray:
 
 
 def scorable(
-    maps: Sequence[np.ndarray], subjects: Sequence[Subject]
-) -> list[tuple[np.ndarray, np.ndarray, np.ndarray, Subject]]:
+    maps: Iterable[np.ndarray], subjects: Iterable[Subject]
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, Subject]]:
     """The (map, lesion, region, subject) of the subjects whose lesion is known and whose map is
     finite where it is scored; lesion and region are bool."""
-    known = [
-        (np.asarray(one), np.asarray(subject.lesion).astype(bool), region_of(subject), subject)
-        for one, subject in zip(maps, subjects, strict=True)
-        if subject.lesion is not None
-    ]
-    return [case for case in known if np.isfinite(case[0][case[2]]).all()]
+    for anomaly_map, subject in zip(maps, subjects, strict=True):
+        one, region = np.asarray(anomaly_map), region_of(subject)
+        if subject.lesion is not None and np.isfinite(one[region]).all():
+            yield one, np.asarray(subject.lesion).astype(bool), region, subject
 
 
 def score_map(
@@ -125,7 +123,7 @@ def score_method(
       maps: an anomaly map (x, y, z) per subject.
       counterparts: the healthy counterparts (x, y, z), or None for a method without.
       subjects: one without a lesion mask gets None for every score but `seconds`.
-      threshold: chosen on validation subjects (`metrics.threshold_for`); None or NaN if none could
+      threshold: chosen on validation subjects (`calibrate.thresholds`); None or NaN if none could
         be chosen, then the scores at the threshold are None.
       seconds: per scan, or one number for all.
       min_lesion_ml: predicted components below this volume are ignored in the lesion scores.
@@ -156,7 +154,7 @@ def _interval(samples: np.ndarray) -> tuple[float, float]:
     return tuple(float(v) for v in np.nanpercentile(samples, [tail, 100.0 - tail]))
 
 
-def _entry(statistic: Callable[[np.ndarray], np.ndarray], n: int, seed: int) -> Entry:
+def entry_of(statistic: Callable[[np.ndarray], np.ndarray], n: int, seed: int) -> Entry:
     """A statistic of chosen subjects, (..., n) -> (...), with its bootstrap interval."""
     if n == 0:
         return {'mean': None, 'ci_low': None, 'ci_high': None, 'n': 0}
@@ -174,79 +172,7 @@ def bootstrap_mean(values: Iterable[float | None], seed: int = 0) -> Entry:
     None and NaN are left out and `n` counts the rest; no interval for fewer than two.
     """
     kept = np.array([v for v in values if v is not None and math.isfinite(v)], np.float64)
-    return _entry(lambda chosen: kept[chosen].mean(axis=-1), kept.size, seed)
-
-
-def global_dice(maps: Sequence[np.ndarray], subjects: Sequence[Subject], seed: int = 0) -> Entry:
-    """`dice_global`: pooled Dice at the best threshold for this test set.
-
-    The interval resamples subjects at that threshold. Subjects without a mask or with a map that
-    is not finite are left out.
-    """
-    usable = [
-        (anomaly_map[region], lesion[region])
-        for anomaly_map, lesion, region, _ in scorable(maps, subjects)
-    ]
-    if not any(truth.any() for _, truth in usable):
-        return _entry(np.mean, 0, seed)
-    threshold = metrics.threshold_for(*zip(*usable))
-    counts = np.array([metrics.overlap_counts(*pair, threshold) for pair in usable])
-
-    def pooled(chosen):
-        hit, predicted, true = np.moveaxis(counts[chosen], -1, 0).sum(axis=-1)
-        return 2.0 * hit / np.maximum(predicted + true, 1.0)
-
-    return _entry(pooled, len(usable), seed)
-
-
-def sensitivity_at_fp(
-    maps: Sequence[np.ndarray],
-    subjects: Sequence[Subject],
-    false_per_scan: float = 1.0,
-    min_lesion_ml: float = MIN_LESION_ML,
-    seed: int = 0,
-) -> Entry:
-    """Share of all true lesions found with at most so many false regions per scan on average.
-
-    A point of the free-response ROC (FROC): of `lesions.SWEEP` thresholds, which are quantiles of
-    all scores pooled, the one that finds most lesions within the limit; 0 if all exceed it. A
-    marked region is a hit if `lesions.HIT_SHARE` of it is lesion, else one marked brain would find
-    everything. The interval resamples subjects at that threshold.
-
-    Args:
-      maps: an anomaly map (x, y, z) per subject. Subjects without a mask or with a map that is not
-        finite are left out; healthy ones count for their false regions.
-      subjects: of the maps.
-      false_per_scan: the limit.
-      min_lesion_ml: marked regions below this volume are ignored.
-      seed: of the bootstrap.
-    """
-    usable = scorable(maps, subjects)
-    if not any(lesion.any() for _, lesion, _, _ in usable):
-        return _entry(np.mean, 0, seed)
-    thresholds = lesions.sweep_thresholds([one[region] for one, _, region, _ in usable])
-    counts = np.stack(  # (subjects, thresholds, (found, missed, false))
-        [
-            lesions.sweep_counts(
-                one, lesion, region, thresholds, voxel_ml(subject.affine), min_lesion_ml
-            )
-            for one, lesion, region, subject in usable
-        ]
-    )
-    allowed = counts[..., 2].sum(axis=0) <= false_per_scan * len(usable)
-    found = np.where(allowed, counts[..., 0], 0)
-    best = len(thresholds) - 1 - int(np.argmax(found.sum(axis=0)[::-1]))  # the highest of equals
-    true = counts[:, best, :2].sum(axis=-1)
-    return _entry(
-        lambda chosen: _ratio(found[chosen, best].sum(axis=-1), true[chosen].sum(axis=-1)),
-        len(usable),
-        seed,
-    )
-
-
-def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    """NaN where a resample drew only healthy subjects; the interval leaves it out."""
-    return np.where(whole > 0, part / np.maximum(whole, 1), np.nan)
+    return entry_of(lambda chosen: kept[chosen].mean(axis=-1), kept.size, seed)
 
 
 def summarise(
@@ -256,8 +182,8 @@ def summarise(
 
     Args:
       rows: from `score_method`.
-      of_cohort: entries of `COHORT_SCORES`, such as `global_dice`, which do not follow from the
-        rows.
+      of_cohort: entries of `COHORT_SCORES`, such as `pooled.global_dice`, which do not follow from
+        the rows.
     """
     summary = {score: bootstrap_mean(row.get(score) for row in rows) for score in SCORES}
     return summary | {score: json_safe(dict(entry)) for score, entry in (of_cohort or {}).items()}

@@ -100,19 +100,20 @@ def lesion_scores(
     }
 
 
-def sweep_thresholds(scores: Sequence[np.ndarray], number: int = SWEEP) -> np.ndarray:
-    """At most `number` thresholds, ascending, that mark `SWEEP_SHARES` of all the scores pooled.
+def sweep_thresholds(scores: np.ndarray, counts: np.ndarray, number: int = SWEEP) -> np.ndarray:
+    """At most `number` thresholds, ascending, that mark `SWEEP_SHARES` of all voxels pooled.
 
     Args:
-      scores: finite, any shape; one array per scan.
+      scores: finite, ascending (`histogram.Tally.values`).
+      counts: number of voxels with each score, 1 or more.
       number: of thresholds. They are scores that occur, and equal ones are one threshold; their
         shares are evenly spaced in the logarithm, since the few highest voxels matter most.
     """
-    pooled = np.sort(np.concatenate([np.ravel(one) for one in scores]))
-    if not pooled.size:
-        return pooled
-    above = np.ceil(np.geomspace(*SWEEP_SHARES, number) * pooled.size).astype(int)
-    return np.unique(pooled[pooled.size - above])
+    if not len(scores):
+        return np.asarray(scores)
+    reached = np.cumsum(counts)
+    above = np.ceil(np.geomspace(*SWEEP_SHARES, number) * reached[-1]).astype(int)
+    return np.unique(scores[np.searchsorted(reached, reached[-1] - above, side='right')])
 
 
 def sweep_counts(

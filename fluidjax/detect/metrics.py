@@ -8,8 +8,6 @@ optionally the `region` (bool, same shape) in which they are computed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from scipy import ndimage
 from skimage.metrics import structural_similarity
@@ -98,25 +96,6 @@ def false_positive_rate(
     if not healthy.size or not np.isfinite(scores).all() or not np.isfinite(threshold):
         return NAN
     return float((healthy >= threshold).mean())
-
-
-def threshold_for(
-    maps: Sequence[np.ndarray],
-    truths: Sequence[np.ndarray],
-    regions: Sequence[np.ndarray] | None = None,
-) -> float:
-    """The threshold that maximises the Dice of all voxels of all subjects pooled.
-
-    Chosen on validation subjects it gives `dice_validated`; chosen on the test set, `dice_global`.
-    Subjects whose map is not finite are left out; NaN if no lesion remains.
-    """
-    regions = [None] * len(maps) if regions is None else regions
-    pairs = [_in_region(*subject) for subject in zip(maps, truths, regions, strict=True)]
-    pairs = [(scores, truth) for scores, truth in pairs if np.isfinite(scores).all()]
-    if not pairs:
-        return NAN
-    scores, truth = (np.concatenate(parts) for parts in zip(*pairs))
-    return best_dice(scores, truth)[1]
 
 
 def l1(image: np.ndarray, reference: np.ndarray, region: np.ndarray) -> float:

@@ -11,7 +11,8 @@ average precision (`calibrate.best_common`).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -79,15 +80,6 @@ class Evidence:
     counterparts: np.ndarray
     mirrored: np.ndarray | None = None
     probabilities: np.ndarray | None = None
-
-    def of_cases(self, count: int) -> Evidence:
-        """The evidence of the first cases."""
-        return Evidence(
-            {name: volumes[:count] for name, volumes in self.references.items()},
-            self.counterparts[:, :count],
-            None if self.mirrored is None else self.mirrored[:, :count],
-            None if self.probabilities is None else self.probabilities[:, :count],
-        )
 
     def samples(self, mirror: bool) -> np.ndarray:
         """The counterparts that a recipe uses `(samples, n, x, y, z)`."""
@@ -183,6 +175,18 @@ def _residuals(
 _residual_map = jax.jit(residual_map, static_argnames=('spacing', 'settings'))
 
 
+def first_few(cases: Iterable[Subject]) -> list[Subject]:
+    """The first cases, as many as recipes are compared on: `MOST_VOXELS` or one.
+
+    Args:
+      cases: of one shape; of an iterator no more cases are taken.
+    """
+    cases = iter(cases)
+    few = list(itertools.islice(cases, 1))
+    fitting = int(MOST_VOXELS // few[0].image.size) if few else 0
+    return few + list(itertools.islice(cases, max(0, fitting - 1)))
+
+
 def choose(
     evidence: Evidence,
     cases: Sequence[Subject],
@@ -199,21 +203,18 @@ def choose(
 
     Args:
       evidence: of the cases.
-      cases: validation cases with lesions; of many large ones only the first are used
-        (`MOST_VOXELS`).
+      cases: validation cases with lesions (`first_few`).
       space: {field of `Recipe`: the values tried}; fields that it lacks stay as in `start`.
       start: the recipe that the search starts from.
       spacing, settings, spreads: as in `maps_of`.
     """
-    count = max(1, min(len(cases), int(MOST_VOXELS // cases[0].image.size)))
-    few, chosen = evidence.of_cases(count), list(cases[:count])
-    brains = [case.brain for case in chosen]
+    brains = [case.brain for case in cases]
     known: dict[Recipe, float] = {}
 
     def score(recipe: Recipe) -> float:
         if recipe not in known:
-            maps = maps_of(few, recipe, brains, spacing, settings, spreads).mean(axis=0)
-            reached = best_common(list(maps), chosen)
+            maps = maps_of(evidence, recipe, brains, spacing, settings, spreads).mean(axis=0)
+            reached = best_common(list(maps), cases)
             known[recipe] = np.nan_to_num(0.5 * (reached.dice + reached.ap), nan=-1.0)
         return known[recipe]
 
@@ -232,26 +233,56 @@ def _other(recipe: Recipe, name: str, values: tuple) -> bool:
     return getattr(recipe, name) not in values
 
 
-def spreads_of(
-    evidence: Evidence, brains: Sequence[np.ndarray], spacing: Spacing
-) -> dict[str, Spread]:
-    """The residual's mean and standard deviation in healthy scans, for each reference.
+class SpreadSums:
+    """Sums of the residuals in healthy scans, of any number of scans (`spreads`)."""
 
-    Over all scans and counterparts; both are smoothed by `SPREAD_FWHM_MM` within the brains, and
-    the deviation is at least half its median in the brain.
-    """
-    inside = np.stack(list(brains)).mean(axis=0) >= 0.5
-    samples = evidence.samples(mirror=True)
-    spreads = {}
-    for name, volumes in evidence.references.items():
-        residuals = (volumes[None] - samples).reshape(-1, *inside.shape)
-        mean = smooth_inside(residuals.mean(axis=0), inside, spacing, SPREAD_FWHM_MM)
-        square = ((residuals - np.asarray(mean)) ** 2).mean(axis=0)
-        deviation = np.sqrt(np.asarray(smooth_inside(square, inside, spacing, SPREAD_FWHM_MM)))
-        usual = float(np.median(deviation[inside])) if inside.any() else 1.0
-        deviation = np.where(inside, np.maximum(deviation, LEAST_SPREAD * usual), usual)
-        spreads[name] = Spread(_rounded(mean), _rounded(deviation))
-    return spreads
+    def __init__(self) -> None:
+        self.count = 0  # scans
+        self._samples = 0
+        self._inside: np.ndarray | float = 0.0
+        self._sums: dict[str, tuple[np.ndarray | float, np.ndarray | float]] = {}
+
+    def add(self, evidence: Evidence, brains: Sequence[np.ndarray]) -> None:
+        """Add scans.
+
+        Args:
+          evidence: of healthy scans.
+          brains: a mask (x, y, z) per scan.
+        """
+        self.count += len(brains)
+        self._inside += np.sum(list(brains), axis=0)
+        samples = evidence.samples(mirror=True)
+        self._samples += samples.shape[0] * samples.shape[1]
+        for name, volumes in evidence.references.items():
+            total, squares = self._sums.get(name, (0.0, 0.0))
+            for counterparts in samples:
+                residuals = np.subtract(volumes, counterparts, dtype=np.float64)
+                total = total + residuals.sum(axis=0)
+                squares = squares + (residuals**2).sum(axis=0)
+            self._sums[name] = total, squares
+
+    def spreads(self, spacing: Spacing) -> dict[str, Spread]:
+        """The residual's mean and standard deviation for each reference.
+
+        Over all scans and counterparts; both are smoothed by `SPREAD_FWHM_MM` within the brains,
+        and the deviation is at least half its median in the brain.
+        """
+        inside = self._inside >= 0.5 * self.count
+        spreads = {}
+        for name, (total, squares) in self._sums.items():
+            usual, square = total / self._samples, squares / self._samples
+            mean = _smoothed(usual, inside, spacing)
+            about = np.maximum(square - 2.0 * usual * mean + mean.astype(np.float64) ** 2, 0.0)
+            deviation = np.sqrt(_smoothed(about, inside, spacing))
+            middle = float(np.median(deviation[inside])) if inside.any() else 1.0
+            deviation = np.where(inside, np.maximum(deviation, LEAST_SPREAD * middle), middle)
+            spreads[name] = Spread(_rounded(mean), _rounded(deviation))
+        return spreads
+
+
+def _smoothed(volume: np.ndarray, inside: np.ndarray, spacing: Spacing) -> np.ndarray:
+    volume = np.asarray(volume, np.float32)
+    return np.asarray(smooth_inside(volume, inside, spacing, SPREAD_FWHM_MM))
 
 
 def _rounded(volume: np.ndarray) -> np.ndarray:

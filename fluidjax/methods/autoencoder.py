@@ -18,6 +18,7 @@ from fluidjax.methods import Method
 from fluidjax.methods.augment import AugmentSettings, augment_batch
 from fluidjax.models import perceptual
 from fluidjax.models.autoencoder import Autoencoder, AutoencoderConfig
+from fluidjax.models.conv import arranged
 from fluidjax.models.discriminator import (
     GAN_LOSSES,
     Discriminator,
@@ -232,7 +233,10 @@ class AutoencoderMethod(Method):
         """
 
         def judge(theta: Params, volume: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
-            return self._discriminator(axis).apply({'params': theta}, volume, return_features=True)
+            with arranged(self.network.convolution):
+                return self._discriminator(axis).apply(
+                    {'params': theta}, volume, return_features=True
+                )
 
         fixed = jax.lax.stop_gradient
         fooled, fake_features = judge(fixed(theta), x_hat)

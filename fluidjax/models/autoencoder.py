@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from fluidjax.base.errors import UserError
-from fluidjax.models.conv import Conv3D, folds_pairs
+from fluidjax.models.conv import Conv3D, as_configured, check_arrangement, folds_pairs
 from fluidjax.models.folding import fold, unfold
 from fluidjax.models.layers import (
     Dense,
@@ -47,8 +47,10 @@ class AutoencoderConfig:
         in_channels: channels of the volume.
         dtype: of the computation, 'float32' or 'bfloat16'; parameters, norms, inputs and outputs
             are float32.
-        remat: recompute the residual blocks in the backward pass instead of storing their
-            activations: less memory, about a third more work.
+        remat: recompute the residual blocks, and the decoder's end, in the backward pass instead of
+            storing their activations: less memory, about a third more work.
+        convolution: how convolutions are computed, 'auto', 'direct' or 'taps' (`conv.arranged`);
+            it changes no result, so networks that differ only in it are equal.
     """
 
     channels: tuple[int, ...] = (64, 128, 128, 128)
@@ -60,10 +62,12 @@ class AutoencoderConfig:
     in_channels: int = 1
     dtype: str = 'float32'
     remat: bool = False
+    convolution: str = dataclasses.field(default='auto', compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, 'channels', tuple(self.channels))
         compute_dtype(self.dtype)
+        check_arrangement(self.convolution)
         if not self.channels or self.patch < 1 or self.num_res_blocks < 1:
             raise UserError('autoencoder: channels, patch and num_res_blocks must be at least 1')
         require_groups('autoencoder', self.channels, self.norm_num_groups)
@@ -119,10 +123,15 @@ class Decoder(nn.Module):
                 h = res_block(c.remat)(
                     channels, c.norm_num_groups, folded=folded, name=f'up_{level}_res_{block}'
                 )(h)
+        end = nn.remat(Decoder._end, static_argnums=2) if c.remat else Decoder._end
+        h = end(self, h, folded)
+        return unfold(h) if folded else h
+
+    def _end(self, h: jax.Array, folded: bool) -> jax.Array:
+        c = self.config
         h = GroupNorm(c.norm_num_groups, folded=folded, name='norm_out')(h)
         out = c.patch**3 * c.in_channels
-        h = Conv3D(out, zero_init=c.linear_path, folded=folded, name='conv_out')(h)
-        return unfold(h) if folded else h
+        return Conv3D(out, zero_init=c.linear_path, folded=folded, name='conv_out')(h)
 
 
 class Autoencoder(nn.Module):
@@ -141,6 +150,7 @@ class Autoencoder(nn.Module):
             self.linear_encode = Dense(c.latent_channels)
             self.linear_decode = Dense(c.factor**3 * c.in_channels)
 
+    @as_configured
     def encode(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """z_mu and z_log_var, the latter clamped to [-30, 20]."""
         c = self.config
@@ -153,6 +163,7 @@ class Autoencoder(nn.Module):
             z_log_var = z_log_var + LINEAR_LOG_VAR
         return z_mu, jnp.clip(z_log_var, *LOG_VAR_RANGE)
 
+    @as_configured
     def decode(self, z: jax.Array) -> jax.Array:
         """Volume of a latent; linear output, not clipped to [0, 1]."""
         c = self.config

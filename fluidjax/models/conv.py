@@ -4,28 +4,34 @@ XLA's own 3-D convolution is several times slower on a CPU than the same sum wri
 convolution for each tap along the first axis, with that axis folded into the batch; on a TPU it
 copies its input into tiles and back. A few input channels are better gathered into patches, kernels
 of twice their stride are dense ones over blocks of voxels, and a convolution after doubling the
-grid is eight small ones before it (`upsampled_conv3d`). docs/performance.md has the numbers.
+grid is eight small ones before it (`upsampled_conv3d`). docs/performance.md has the numbers. Which
+of the first two is used can also be chosen (`arranged`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import contextvars
+import functools
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from fluidjax.base.errors import UserError
 from fluidjax.models.folding import fold, pair_convolution
 
 WORTH_PHASES = 2**21  # coarse voxels x channels in x channels out, measured on a CPU
 WORTH_TAPS = 2**26  # size of volumes x size of kernel; smaller ones compile longer than they run
 LANES = 128  # channels a TPU works on at once: with fewer, the others idle
+ARRANGEMENTS = ('auto', 'direct', 'taps')
 _backend: contextvars.ContextVar[str | None] = contextvars.ContextVar('backend', default=None)
+_arrangement: contextvars.ContextVar[str] = contextvars.ContextVar('arrangement', default='auto')
 
 Triple = tuple[int, int, int]
 Pads = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
@@ -46,6 +52,43 @@ def backend() -> str:
     return _backend.get() or jax.default_backend()
 
 
+def check_arrangement(name: str) -> None:
+    """Check a network's `convolution` setting.
+
+    Raises:
+        UserError: it is none of `ARRANGEMENTS`.
+    """
+    if name not in ARRANGEMENTS:
+        raise UserError(f"convolution: '{name}' is not one of {', '.join(ARRANGEMENTS)}")
+
+
+@contextlib.contextmanager
+def arranged(name: str) -> Iterator[None]:
+    """Trace every convolution inside the block in one arrangement.
+
+    Args:
+        name: 'auto': what suits the backend; 'direct': XLA's own 3-D convolution; 'taps': the sum
+            of 2-D ones. Convolutions of size 1 are matmuls always.
+    """
+    check_arrangement(name)
+    token = _arrangement.set(name)
+    try:
+        yield
+    finally:
+        _arrangement.reset(token)
+
+
+def as_configured(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A method of a network that is traced in the arrangement `self.config.convolution`."""
+
+    @functools.wraps(method)
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with arranged(self.config.convolution):
+            return method(self, *args, **kwargs)
+
+    return call
+
+
 def folds_pairs(channels: int, planes: int) -> bool:
     """Whether features of this width are better stored as pairs of planes (`folding`)."""
     return backend() == 'tpu' and 2 * channels <= LANES and planes % 2 == 0
@@ -64,13 +107,14 @@ def conv3d(
 ) -> jax.Array:
     """Cross-correlate (b, x, y, z, in) with a kernel (kx, ky, kz, in, out), zeros outside.
 
-    The arrangement depends on the backend; all give the same sum in another order of additions.
+    The arrangement depends on the backend, unless it was chosen (`arranged`); all give the same sum
+    in another order of additions.
     Computed in the dtype of x, which is also that of the result.
     """
     kernel = kernel.astype(x.dtype)
     if kernel.shape[:3] == (1, 1, 1) and tuple(strides) == (1, 1, 1) and not any(map(sum, padding)):
         return pointwise(x, kernel)
-    if backend() == 'tpu':
+    if backend() == 'tpu' and _arrangement.get() == 'auto':
         if x.shape[-1] == 1 and is_block_kernel(x, kernel, strides, padding):
             x, kernel = blocks(x, kernel, padding)
             strides, padding = (1, 1, 1), ((0, 0),) * 3
@@ -80,9 +124,13 @@ def conv3d(
 
 
 def _plain(x: jax.Array, kernel: jax.Array, strides: Triple, padding: Pads) -> jax.Array:
-    if backend() == 'gpu' or (backend() == 'cpu' and x.size * kernel.size < WORTH_TAPS):
-        return direct_conv3d(x, kernel, strides, padding)
-    return sum_of_taps(x, kernel, strides, padding)
+    chosen = _arrangement.get()
+    if chosen == 'auto':
+        small = x.size * kernel.size < WORTH_TAPS
+        direct = backend() == 'gpu' or (backend() == 'cpu' and small)
+        chosen = 'direct' if direct else 'taps'
+    convolve = direct_conv3d if chosen == 'direct' else sum_of_taps
+    return convolve(x, kernel, strides, padding)
 
 
 def direct_conv3d(x: jax.Array, kernel: jax.Array, strides: Triple, padding: Pads) -> jax.Array:
@@ -188,6 +236,12 @@ def upsampled_conv3d(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, jax.Ar
     return planes(0), planes(1)
 
 
+def conv3d_of_doubled(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """`conv3d` of `nearest_x2(x)`; training keeps x and doubles it again, as that is cheap."""
+    # A new function at each call: JAX keeps the trace of a known one, whatever the arrangement.
+    return jax.checkpoint(lambda x, kernel: conv3d(nearest_x2(x), kernel))(x, kernel)
+
+
 def nearest_x2(x: jax.Array) -> jax.Array:
     """Every voxel eight times: (b, x, y, z, c) -> (b, 2 x, 2 y, 2 z, c)."""
     b, nx, ny, nz, c = x.shape
@@ -248,7 +302,7 @@ class Conv3D(nn.Module):
 
     def _convolve_doubled(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
         if not doubles_cheaply(x, self.features):
-            out = conv3d(nearest_x2(x), kernel)
+            out = conv3d_of_doubled(x, kernel)
             return fold(out) if self.folded else out
         even, odd = upsampled_conv3d(x, kernel)
         return jnp.concatenate([even, odd], -1) if self.folded else interleave(even, odd, 1)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from fluidjax.base.errors import UserError
-from fluidjax.models.conv import Conv3D
+from fluidjax.models.conv import Conv3D, as_configured, check_arrangement
 from fluidjax.models.layers import (
     Downsample,
     GroupNorm,
@@ -34,7 +34,7 @@ class ImageUNetConfig:
             the sums of neighbouring ones.
         patch: side of the space-to-depth patches before the first convolution (1: none).
         in_channels: number of input volumes.
-        dtype, remat: as in `AutoencoderConfig`.
+        dtype, remat, convolution: as in `AutoencoderConfig`.
     """
 
     channels: tuple[int, ...] = (32, 64, 128, 256)
@@ -44,8 +44,10 @@ class ImageUNetConfig:
     in_channels: int = 1
     dtype: str = 'float32'
     remat: bool = False
+    convolution: str = dataclasses.field(default='auto', compare=False)
 
     def __post_init__(self) -> None:
+        check_arrangement(self.convolution)
         compute_dtype(self.dtype)
         if not self.channels or self.patch < 1 or self.num_res_blocks < 1:
             raise UserError('unet: channels, patch and num_res_blocks must be at least 1')
@@ -63,6 +65,7 @@ class ImageUNet(nn.Module):
     config: ImageUNetConfig = ImageUNetConfig()
 
     @nn.compact
+    @as_configured
     def __call__(self, x: jax.Array) -> jax.Array:
         c = self.config
         require_divisible('image U-Net input', x.shape[1:4], c.divisor)

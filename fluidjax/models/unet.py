@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from fluidjax.base.errors import UserError
 from fluidjax.models.condition import SpatialConditionEncoder, VectorConditionEncoder
-from fluidjax.models.conv import Conv3D
+from fluidjax.models.conv import Conv3D, as_configured, check_arrangement
 from fluidjax.models.layers import (
     Dense,
     Downsample,
@@ -51,7 +51,7 @@ class UNetConfig:
         condition_num_res_blocks: residual blocks per level of the 'spatial' encoder.
         condition_slices: first side of the condition's grid, fixed for 'vector'.
         position_shape: grid of the learned position bias of the 'spatial' encoder, or None.
-        dtype, remat: as in `AutoencoderConfig`.
+        dtype, remat, convolution: as in `AutoencoderConfig`.
     """
 
     in_channels: int = 3
@@ -68,8 +68,10 @@ class UNetConfig:
     position_shape: tuple[int, int, int] | None = None
     dtype: str = 'float32'
     remat: bool = False
+    convolution: str = dataclasses.field(default='auto', compare=False)
 
     def __post_init__(self) -> None:
+        check_arrangement(self.convolution)
         for name in ('channels', 'attention_levels', 'condition_channels', 'position_shape'):
             value = getattr(self, name)
             object.__setattr__(self, name, None if value is None else tuple(value))
@@ -110,6 +112,7 @@ class UNet(nn.Module):
     config: UNetConfig = UNetConfig()
 
     @nn.compact
+    @as_configured
     def __call__(self, x: jax.Array, t: jax.Array, cond: jax.Array | None = None) -> jax.Array:
         """x (b, x, y, z, in_channels) noisy latent; t (b,) step; cond (b, x, y, z, c) latent."""
         c = self.config

@@ -1,12 +1,14 @@
 """The cases of an evaluation: validation subjects for the thresholds, and named test sets.
 
-Where there are no diseased scans, lesions are simulated in healthy ones as in training.
+Where there are no diseased scans, lesions are simulated in healthy ones as in training. Cases are
+read and simulated when a loop reaches them, so that any number of them fits into memory.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -14,6 +16,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from fluidjax.base import cli
+from fluidjax.base.settings import check
 from fluidjax.base.subject import Subject
 from fluidjax.fluid.randomize import randomize_batch
 from fluidjax.runs import laws
@@ -26,6 +29,34 @@ TRAINING_DRAWS = 4
 
 
 @dataclasses.dataclass(frozen=True)
+class Cases:
+    """Cases that are read or simulated when a loop reaches them; every loop starts anew.
+
+    Attributes:
+        made: called by each loop; it gives the cases one after another.
+    """
+
+    made: Callable[[], Iterator[Subject]]
+
+    def __iter__(self) -> Iterator[Subject]:
+        return self.made()
+
+
+def scans_of(cohort: Any, split: str, start: int = 0, stop: int | None = None) -> Cases:
+    """The scans of a split of a cohort, from one number to another."""
+    from data_pipelines import input_pipeline  # imports TensorFlow, which predict does not need
+
+    return Cases(lambda: itertools.islice(input_pipeline.subjects(cohort, split), start, stop))
+
+
+def batches(cases: Iterable[Subject], size: int) -> Iterator[list[Subject]]:
+    """The cases in lists of a size, the last of which may be shorter."""
+    left = iter(cases)
+    while batch := list(itertools.islice(left, size)):
+        yield batch
+
+
+@dataclasses.dataclass(frozen=True)
 class Split:
     """The validation scans of a cohort, by their purpose.
 
@@ -33,13 +64,14 @@ class Split:
         validation: healthy scans with simulated lesions, on which recipes and thresholds are
             chosen: one case per scan and law (`laws.MIXTURE`).
         healthy: the same scans without lesions.
-        held_out: the other healthy scans, which are not used in training either.
+        held_out: the healthy scans kept for a test set, which are not used in training either;
+            None where none are.
         bank: real lesion masks `(n, x, y, z)` uint8, as in training, or None.
     """
 
-    validation: list[Subject]
-    healthy: list[Subject]
-    held_out: list[Subject]
+    validation: Iterable[Subject]
+    healthy: Iterable[Subject]
+    held_out: Iterable[Subject] | None
     bank: np.ndarray | None
 
 
@@ -49,37 +81,44 @@ def split_validation(
     """Simulate lesions in the validation scans.
 
     Args:
-        config: of the run.
+        config: of the run. With `detect.validation_scans` only that many scans are used.
         cohort: with the scans.
         keep_half: use only the first half, and keep the second for a test set.
         mixture: lesions of all laws of `laws.MIXTURE`; False: of the training's law alone.
+
+    Raises:
+        UserError: `detect.validation_scans` is negative.
     """
-    from data_pipelines import input_pipeline  # imports TensorFlow, which predict does not need
+    from data_pipelines import input_pipeline
 
-    healthy = list(input_pipeline.subjects(cohort, 'validation'))
+    most = config.detect.get('validation_scans', 0)  # older runs do not have the field
+    check(most >= 0, 'detect.validation_scans', most, 'must be 0 (all scans) or more')
+    count = cohort.sizes.get('validation', 0)
+    half = max(count // 2, 1) if keep_half else count
+    healthy = scans_of(cohort, 'validation', stop=min(half, most) if most else half)
+    held_out = scans_of(cohort, 'validation', start=half) if half < count else None
     bank = input_pipeline.lesion_bank(cohort)
-    used = healthy[: max(len(healthy) // 2, 1)] if keep_half else healthy
     chosen = laws.MIXTURE if mixture else (laws.TRAINING,) * TRAINING_DRAWS
-    grid, settings = model_grid(config), fluid_settings(config)
     seed = derived_seed(config.seed, 'validation lesions')
-    validation = laws.with_lesions(chosen, used, grid, settings, seed, bank)
-    return Split(validation, used, healthy[len(used) :], bank)
+    paint = laws.lesions_by(chosen, model_grid(config), fluid_settings(config), seed, bank)
+    validation = Cases(
+        lambda: (one for number, case in enumerate(healthy) for one in paint(number, case))
+    )
+    return Split(validation, healthy, held_out, bank)
 
 
-def own_test_set(config: ConfigDict, cohort: Any) -> tuple[str, list[Subject], Split]:
+def own_test_set(config: ConfigDict, cohort: Any) -> tuple[str, Cases, Split]:
     """The name and the cases of a cohort's test set, and the split for the thresholds.
 
     Without diseased scans the test set is the second half of the validation scans, with lesions
     simulated as in training, and its name ends in `-simulated`. A single validation scan gives the
     thresholds and the test cases, with a warning.
     """
-    from data_pipelines import input_pipeline
-
     if 'test' in cohort.sizes:
         split = split_validation(config, cohort, keep_half=False)
-        return cohort.name, list(input_pipeline.subjects(cohort, 'test')), split
+        return cohort.name, scans_of(cohort, 'test'), split
     split = split_validation(config, cohort, keep_half=True)
-    if not split.held_out:
+    if split.held_out is None:
         cli.tell(
             f'{cohort.name}: has only one validation scan, so thresholds are chosen and scores '
             'measured on the same scan; the scores are too good: add healthy scans, or patients '
@@ -91,13 +130,13 @@ def own_test_set(config: ConfigDict, cohort: Any) -> tuple[str, list[Subject], S
 
 
 def with_simulated_lesions(
-    config: ConfigDict, cases: Sequence[Subject], seed: int, bank: np.ndarray | None = None
-) -> list[Subject]:
+    config: ConfigDict, cases: Iterable[Subject], seed: int, bank: np.ndarray | None = None
+) -> Cases:
     """Simulate a lesion in each of some healthy cases, as in training.
 
     Args:
         config: of a run; its fluid settings and grid are used.
-        cases: healthy cases.
+        cases: healthy cases; they are read anew by every loop over the result.
         seed: of the random draws.
         bank: real lesion masks `(n, x, y, z)` uint8, as in training, or None.
     """
@@ -106,14 +145,15 @@ def with_simulated_lesions(
     randomize = jax.jit(
         lambda key, image, brain, bank: randomize_batch(key, image, brain, grid, settings, bank)
     )
-    simulated = []
-    for number, case in enumerate(cases):
+
+    def simulated(number: int, case: Subject) -> Subject:
         key = jax.random.fold_in(jax.random.key(seed), number)
         brain = case.brain[None, ..., None].astype(np.float32)
         pair = randomize(key, case.image[None, ..., None], brain, bank)
         healthy, diseased, mask = (np.asarray(volume)[0, ..., 0] for volume in pair[:3])
         name = f'{case.name}-simulated'
-        simulated.append(
-            dataclasses.replace(case, image=diseased, healthy=healthy, lesion=mask > 0, name=name)
+        return dataclasses.replace(
+            case, image=diseased, healthy=healthy, lesion=mask > 0, name=name
         )
-    return simulated
+
+    return Cases(lambda: (simulated(number, case) for number, case in enumerate(cases)))

@@ -96,8 +96,8 @@ class Detector:
         self.choice = Choice(configured(run)) if choice is None else choice
         self.map_settings = settings_from(MapSettings, detect.map, 'detect.map')
         self.spacing = tuple(float(h) for h in run.grid.spacing)
-        self._batch = int(detect.batch_size)
-        check(self._batch >= 1, 'detect.batch_size', self._batch, 'must be 1 or more')
+        self.batch_size = int(detect.batch_size)
+        check(self.batch_size >= 1, 'detect.batch_size', self.batch_size, 'must be 1 or more')
         self._key = jax.random.key(derived_seed(run.config.seed, 'sampling'))
         self._several = method.num_counterparts > 1
         self._reconstruct = _one_by_one(
@@ -182,9 +182,10 @@ class Detector:
             others: further volumes `(n, x, y, z)` that the function takes after the key.
         """
         inputs = [volumes[..., None] for volumes in (images_of(cases), *others)]
-        size, results = self._batch, []
+        size, results = self.batch_size, []
         starts = range(0, len(cases), size)
-        for start in tqdm(starts, desc=name, unit='batch', mininterval=5.0, leave=False):
+        bar = {'desc': name, 'unit': 'batch', 'mininterval': 5.0, 'leave': False}
+        for start in tqdm(starts, **bar, disable=len(starts) == 1):
             images, *rest = (_padded(volumes[start : start + size], size) for volumes in inputs)
             numbers = np.array([number_of(image) for image in images], np.uint32)
             result = np.asarray(function(self.run.params, images, self._key, numbers, *rest))

@@ -19,18 +19,18 @@ from fluidjax.base.errors import UserError
 from fluidjax.base.files import write_bytes
 from fluidjax.base.names import short_name
 from fluidjax.base.subject import Subject
-from fluidjax.detect import curves, evaluate
-from fluidjax.detect.figures import Panel, with_pictures
+from fluidjax.detect import evaluate
+from fluidjax.detect.figures import Panel, map_scale, subject_figure, with_pictures
 from fluidjax.detect.report import HEADLINE, write_report
 from fluidjax.detect.scores import verdict
 from fluidjax.runs import package
 from fluidjax.runs import thresholds as calibration
-from fluidjax.runs.cases import own_test_set
+from fluidjax.runs.cases import own_test_set, scans_of
 from fluidjax.runs.cohort import check_cohort_of, open_cohort
 from fluidjax.runs.detector import Detector, Output
 from fluidjax.runs.load import Run, load_run
-from fluidjax.runs.rows import Row, output, rows_of
-from fluidjax.runs.scoring import Calibrated, calibrated, healthy_of, scored
+from fluidjax.runs.rows import rows_of
+from fluidjax.runs.scoring import Calibrated, calibrated, scored, scores_of
 
 MAX_PICTURED = 12
 
@@ -67,17 +67,25 @@ def run_evaluation(
     if not scans:
         check_cohort_of(workdir, run.text('cohort.json'), cohort)
     name, cases, split = own_test_set(run.config, cohort)
-    training = training_scans(cohort)
+    training = scans_of(cohort, 'train')
     detector = Detector(run)
     rows = rows_of(detector, training)
     search = bool(run.config.detect.get('search', True))
-    chosen = {row: calibrated(rows[row], split, training, detector, search) for row in rows}
+    chosen = calibrated(rows, split, training, detector, search)
     _save_choices(home, run, chosen)
-    outputs = {row: output(rows[row], chosen[row].choice, cases, detector) for row in rows}
-    summary, table = _scores(name, rows, outputs, chosen, cases, detector)
     thresholds = {row: one.thresholds['dice'] for row, one in chosen.items()}
-    panels = _panels(name, run, outputs, cases, thresholds)
-    panels = with_pictures(panels if save_volumes else panels[:MAX_PICTURED])
+    shown = Shown(name, run.name, thresholds[run.name], folder if save_volumes else None)
+    folder.mkdir(parents=True, exist_ok=True)
+    with scores_of(chosen, folder) as scores:
+        for batch, outputs in scored(rows, chosen, cases, detector, scores):
+            shown.add(batch, outputs)
+        table = [
+            {'cohort': name, 'method': row, **line}
+            for row, one in scores.items()
+            for line in one.lines()
+        ]
+        summary = {name: {row: one.summary() for row, one in scores.items()}}
+        curves = {name: {row: one.curve() for row, one in scores.items()}}
     evaluate.write_metrics(folder / 'metrics.json', summary)
     evaluate.write_subjects_csv(folder / 'subjects.csv', table)
     facts = {
@@ -93,21 +101,13 @@ def run_evaluation(
         run.config.to_dict(),
         summary,
         table,
-        panels[:MAX_PICTURED],
+        shown.panels(),
         thresholds,
         facts,
-        {name: {row: curve_of(made, cases) for row, made in outputs.items()}},
+        curves,
         {name: {row: verdict(scores) for row, scores in summary[name].items()}},
         {row: one.choice.recipe.in_words() for row, one in chosen.items()},
     )
-    if save_volumes:
-        spreads = outputs[run.name].uncertainty
-        for number, panel in enumerate(panels):
-            save_panel(
-                folder / 'subjects' / short_name(panel.subject.name),
-                panel,
-                None if spreads is None else spreads[number],
-            )
     print(scores_text(summary))
     return folder / 'report.html'
 
@@ -121,24 +121,6 @@ def _save_choices(folder: Path, run: Run, chosen: Mapping[str, Calibrated]) -> N
         {row: one.choice for row, one in chosen.items()},
         {run.name: chosen[run.name].validation},
     )
-
-
-def _scores(
-    cohort: str,
-    rows: Mapping[str, Row],
-    outputs: Mapping[str, Output],
-    chosen: Mapping[str, Calibrated],
-    cases: Sequence[Subject],
-    detector: Detector,
-) -> tuple[dict, list[dict]]:
-    """Scores of all rows: `{cohort: {row: {score: entry}}}`, and a line per row and case."""
-    summary, table, healthy = {}, [], healthy_of(cases)
-    for name, made in outputs.items():
-        one = chosen[name]
-        on_healthy = output(rows[name], one.choice, healthy, detector) if healthy else None
-        lines, summary[name] = scored(made, cases, on_healthy, healthy, one.thresholds)
-        table += [{'cohort': cohort, 'method': name, **line} for line in lines]
-    return {cohort: summary}, table
 
 
 def _where_to_write(workdir: Path, out: Path | None, other_scans: bool) -> tuple[Path, Path]:
@@ -175,46 +157,56 @@ def _with_scans(config: ConfigDict, workdir: Path, scans: Mapping[str, str]) -> 
     return changed
 
 
-def training_scans(cohort: object) -> list[Subject]:
-    """The healthy training scans, which say what is usual."""
-    from data_pipelines import input_pipeline  # imports TensorFlow, which predict does not need
+class Shown:
+    """Pictures and volumes of the test cases, which come one batch after another.
 
-    return list(input_pipeline.subjects(cohort, 'train'))
+    The volumes of the first `MAX_PICTURED` cases are kept for the report. Pictures share the colour
+    scale of these.
+
+    Args:
+        cohort: name of the test set.
+        method: the row whose maps are shown; those of the others only beside them.
+        threshold: of that row.
+        folder: of the evaluation, to write a folder of files for each case; None: none are written.
+    """
+
+    def __init__(self, cohort: str, method: str, threshold: float, folder: Path | None) -> None:
+        self._cohort, self._method, self._threshold = cohort, method, threshold
+        self._folder = folder
+        self._first: list[Panel] = []
+
+    def add(self, cases: Sequence[Subject], outputs: Mapping[str, Output]) -> None:
+        """Keep the first cases, and write the files of all."""
+        own = outputs[self._method]
+        for number, case in enumerate(cases):
+            others = {name: one.maps[number].copy() for name, one in outputs.items()}
+            counterpart, made = own.counterparts[number].copy(), others[self._method]
+            panel = Panel(
+                self._cohort, self._method, case, counterpart, made, self._threshold, others
+            )
+            if self._folder is not None:
+                spread = None if own.uncertainty is None else own.uncertainty[number]
+                save_volumes_of(self._place(panel), panel, spread)
+            if len(self._first) < MAX_PICTURED:
+                self._first.append(panel)
+            elif self._folder is not None:
+                picture = subject_figure(panel, map_scale(self._first))
+                write_bytes(self._place(panel) / 'picture.png', picture)
+
+    def panels(self) -> list[Panel]:
+        """The first cases with their pictures, which are written if files are."""
+        panels = with_pictures(self._first)
+        if self._folder is not None:
+            for panel in panels:
+                write_bytes(self._place(panel) / 'picture.png', panel.picture)
+        return panels
+
+    def _place(self, panel: Panel) -> Path:
+        return self._folder / 'subjects' / short_name(panel.subject.name)
 
 
-def curve_of(output: Output, cases: Sequence[Subject]) -> curves.Curve:
-    """The curves of a row on some cases, see `curves.curves_of`."""
-    return curves.curves_of(
-        list(output.maps),
-        [case.lesion for case in cases],
-        [evaluate.region_of(case) for case in cases],
-    )
-
-
-def _panels(
-    cohort: str,
-    run: Run,
-    rows: dict[str, Output],
-    cases: Sequence[Subject],
-    thresholds: dict[str, float],
-) -> list[Panel]:
-    method = run.name
-    return [
-        Panel(
-            cohort,
-            method,
-            case,
-            rows[method].counterparts[i],
-            rows[method].maps[i],
-            thresholds[method],
-            {name: row.maps[i] for name, row in rows.items()},
-        )
-        for i, case in enumerate(cases)
-    ]
-
-
-def save_panel(folder: Path, panel: Panel, uncertainty: np.ndarray | None = None) -> None:
-    """Write the volumes of a subject, in the scan's own world, and the panel's picture."""
+def save_volumes_of(folder: Path, panel: Panel, uncertainty: np.ndarray | None = None) -> None:
+    """Write the volumes of a subject, in the scan's own world."""
     from data_pipelines.volume_io import save_volume
 
     case, marked = panel.subject, panel.anomaly_map >= panel.threshold
@@ -230,7 +222,6 @@ def save_panel(folder: Path, panel: Panel, uncertainty: np.ndarray | None = None
         volumes['lesion'] = case.lesion.astype(np.uint8)
     for name, data in volumes.items():
         save_volume(folder / f'{name}.nii.gz', data, case.affine)
-    write_bytes(folder / 'picture.png', panel.picture)
 
 
 def scores_text(summary: dict) -> str:

@@ -10,7 +10,7 @@ of training than the validation scans do.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -73,20 +73,18 @@ MIXTURE = (
 )
 
 
-def with_lesions(
+def lesions_by(
     laws: Sequence[Law],
-    cases: Sequence[Subject],
     grid: Grid,
     settings: FluidSettings,
     seed: int,
     bank: np.ndarray | None = None,
     variety: AugmentSettings | None = VARIETY,
-) -> list[Subject]:
-    """Each healthy case with a lesion by each law, `len(cases) * len(laws)` cases.
+) -> Callable[[int, Subject], Iterator[Subject]]:
+    """A function of the number of a healthy case and the case: it with a lesion by each law.
 
     Args:
         laws: see `Law`.
-        cases: healthy cases.
         grid: the model's.
         settings: of the training's lesions.
         seed: of the random draws.
@@ -98,8 +96,8 @@ def with_lesions(
         for smooth in {law.smooth for law in laws}
     }
     masks = 0 if bank is None else len(bank)
-    made = []
-    for number, case in enumerate(cases):
+
+    def paint(number: int, case: Subject) -> Iterator[Subject]:
         for place, law in enumerate(laws):
             key = jax.random.fold_in(jax.random.key(seed), number * len(laws) + place)
             draw = _drawn(key, law, settings, masks)
@@ -107,8 +105,28 @@ def with_lesions(
             healthy, diseased, mask = (np.asarray(volume) for volume in pair[:3])
             changed = {'image': diseased, 'healthy': healthy, 'lesion': mask > 0}
             changed['brain'] = np.asarray(brain) > 0
-            made.append(dataclasses.replace(case, name=f'{case.name}-{law.name}', **changed))
-    return made
+            yield dataclasses.replace(case, name=f'{case.name}-{law.name}', **changed)
+
+    return paint
+
+
+def with_lesions(
+    laws: Sequence[Law],
+    cases: Iterable[Subject],
+    grid: Grid,
+    settings: FluidSettings,
+    seed: int,
+    bank: np.ndarray | None = None,
+    variety: AugmentSettings | None = VARIETY,
+) -> list[Subject]:
+    """Each healthy case with a lesion by each law, `len(cases) * len(laws)` cases.
+
+    Args:
+        cases: healthy cases.
+        laws, grid, settings, seed, bank, variety: as for `lesions_by`.
+    """
+    paint = lesions_by(laws, grid, settings, seed, bank, variety)
+    return [one for number, case in enumerate(cases) for one in paint(number, case)]
 
 
 def _shared(settings: FluidSettings, smooth: bool) -> FluidSettings:

@@ -15,10 +15,12 @@ from fluidjax.training import checkpoint
 from fluidjax.training.loop import ended_early, is_done
 from fluidjax.training.settings import StageSettings, learning_rate_schedule
 
-# Fields of a stage's training that may change in a run: those that the steps done do not depend on.
+# Fields of a stage's training that may change in a run: those that the steps done do not depend on,
+# and `accumulate`, which makes a run that was out of memory fit.
 STEERED = (
     'steps',
     'epochs',
+    'accumulate',
     'log_every',
     'checkpoint_every',
     'validate_every',

@@ -7,7 +7,8 @@ are searched in the same way on the same validation cases (`choose`).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from fluidjax.base.subject import Subject
 from fluidjax.detect import recipe as recipes
 from fluidjax.detect.baselines import mean_and_spread
 from fluidjax.detect.recipe import Evidence, Recipe, Spread
+from fluidjax.runs.cases import batches
 from fluidjax.runs.detector import Choice, Detector, Output, configured, images_of, output_of
 
 # Scans whose residuals say what is usual in healthy ones.
@@ -42,13 +44,13 @@ class Row:
 
 
 def rows_of(
-    detector: Detector, training: Sequence[Subject], fixed: Mapping[str, tuple] | None = None
+    detector: Detector, training: Iterable[Subject], fixed: Mapping[str, tuple] | None = None
 ) -> dict[str, Row]:
     """The run's own row, then the trivial ones, by their names in the table.
 
     Args:
         detector: of the run.
-        training: the training scans, healthy.
+        training: the training scans, healthy; one pass is made over them.
         fixed: limits of the search for the run's own row.
     """
     own = {detector.run.name: own_row(detector, fixed or {})}
@@ -60,7 +62,7 @@ def own_row(detector: Detector, fixed: Mapping[str, tuple] | None = None) -> Row
     return Row(detector.evidence, fixed or {}, start=configured(detector.run))
 
 
-def trivial_rows(detector: Detector, training: Sequence[Subject]) -> dict[str, Row]:
+def trivial_rows(detector: Detector, training: Iterable[Subject]) -> dict[str, Row]:
     """Rows that know nothing of lesions.
 
     autoencoder: the scan against the same, encoded and decoded (where the run has an autoencoder).
@@ -72,20 +74,19 @@ def trivial_rows(detector: Detector, training: Sequence[Subject]) -> dict[str, R
     rows = {}
     if detector.run.method.autoencoder is not None:
         rows['autoencoder'] = Row(lambda cases, _: detector.autoencoder_evidence(cases))
-    if len(training):
-        mean, deviation = mean_and_spread(case.image for case in training)
+    mean, deviation = mean_and_spread(case.image for case in training)
 
-        def against_mean(cases: Sequence[Subject], _: Recipe | None) -> Evidence:
-            shape = (1, len(cases), *mean.shape)
-            return Evidence(
-                {'scan': images_of(cases)},
-                np.broadcast_to(mean, shape),
-                np.broadcast_to(mean[::-1], shape),
-            )
+    def against_mean(cases: Sequence[Subject], _: Recipe | None) -> Evidence:
+        shape = (1, len(cases), *mean.shape)
+        return Evidence(
+            {'scan': images_of(cases)},
+            np.broadcast_to(mean, shape),
+            np.broadcast_to(mean[::-1], shape),
+        )
 
-        usual = {'scan': Spread(np.zeros_like(mean), deviation)}
-        rows['mean_brain'] = Row(against_mean, {'unit': ('intensity',)})
-        rows['z_score'] = Row(against_mean, {'unit': ('spread',)}, usual, has_counterparts=False)
+    usual = {'scan': Spread(np.zeros_like(mean), deviation)}
+    rows['mean_brain'] = Row(against_mean, {'unit': ('intensity',)})
+    rows['z_score'] = Row(against_mean, {'unit': ('spread',)}, usual, has_counterparts=False)
     rows['mirror_image'] = Row(_against_mirror_image)
     rows['intensity'] = Row(
         _intensity,
@@ -110,7 +111,7 @@ def _intensity(cases: Sequence[Subject], _: Recipe | None) -> Evidence:
 def choose(
     row: Row,
     validation: Sequence[Subject],
-    healthy: Sequence[Subject],
+    healthy: Iterable[Subject],
     detector: Detector,
     search: bool = True,
 ) -> tuple[Choice, Evidence]:
@@ -118,18 +119,17 @@ def choose(
 
     Args:
         row: of the table.
-        validation: cases with lesions on which recipes are compared.
-        healthy: scans without lesions that say what is usual.
+        validation: the few cases with lesions on which recipes are compared (`recipe.first_few`).
+        healthy: scans without lesions that say what is usual; the first `HEALTHY_SCANS` are used.
         detector: for the spacing and the settings of the map.
         search: False keeps the recipe that the row starts from.
     """
-    known, spreads = row.evidence(validation, None), dict(row.spreads or {})
+    known = row.evidence(validation, None if search else row.start)
+    spreads = dict(row.spreads or {})
     fits = detector.map_settings.kind == 'residual'
     wanted = row.fixed.get('unit', recipes.UNITS if search else (row.start.unit,))
-    if not spreads and 'spread' in wanted and fits and len(healthy) > 1:
-        few = list(healthy[:HEALTHY_SCANS])
-        usual = row.evidence(few, None)
-        spreads = recipes.spreads_of(usual, [case.brain for case in few], detector.spacing)
+    if not spreads and 'spread' in wanted and fits:
+        spreads = _usual(row, healthy, detector)
     if not search:
         return Choice(row.start, spreads), known
     space = recipes.space_of(known, bool(spreads)) | dict(row.fixed)
@@ -137,6 +137,14 @@ def choose(
         known, validation, space, row.start, detector.spacing, detector.map_settings, spreads
     )
     return Choice(recipe, spreads if recipe.unit == 'spread' else {}), known
+
+
+def _usual(row: Row, healthy: Iterable[Subject], detector: Detector) -> dict[str, Spread]:
+    """A row's residual in healthy scans, for each reference; empty for fewer than two scans."""
+    sums = recipes.SpreadSums()
+    for batch in batches(itertools.islice(healthy, HEALTHY_SCANS), detector.batch_size):
+        sums.add(row.evidence(batch, None), [case.brain for case in batch])
+    return sums.spreads(detector.spacing) if sums.count > 1 else {}
 
 
 def output(row: Row, choice: Choice, cases: Sequence[Subject], detector: Detector) -> Output:

@@ -1,20 +1,29 @@
-"""Rows of the table to scores: recipe and thresholds on validation cases, then the test cases."""
+"""Rows of the table to scores: recipe and thresholds on validation cases, then the test cases.
+
+Cases are taken in batches of `detect.batch_size`. All rows see a batch before the next one is read
+or simulated, and of its volumes only scores and counts remain.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from fluidjax.base.subject import Subject
-from fluidjax.detect import evaluate
-from fluidjax.detect.calibrate import best_common, marked_ml
-from fluidjax.runs import thresholds
-from fluidjax.runs.cases import Split
+from fluidjax.detect import curves, evaluate, pooled
+from fluidjax.detect.calibrate import marked_ml
+from fluidjax.detect.pooled import Pooled
+from fluidjax.detect.recipe import first_few
+from fluidjax.runs.cases import Split, batches
 from fluidjax.runs.detector import Choice, Detector, Output
 from fluidjax.runs.rows import Row, choose, output
+from fluidjax.runs.thresholds import Rules
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,76 +42,174 @@ class Calibrated:
 
 
 def calibrated(
-    row: Row, split: Split, training: Sequence[Subject], detector: Detector, search: bool
-) -> Calibrated:
-    """Choose a row's recipe, then its thresholds.
+    rows: Mapping[str, Row],
+    split: Split,
+    training: Iterable[Subject],
+    detector: Detector,
+    search: bool,
+) -> dict[str, Calibrated]:
+    """Choose each row's recipe on the first validation cases, then its thresholds on all.
 
     Args:
-        row: of the table.
+        rows: of the table.
         split: the validation cases.
         training: healthy training scans, which say what is usual.
         detector: for the spacing and the settings of the map.
-        search: False keeps the recipe that the row starts from.
+        search: False keeps the recipes that the rows start from.
     """
-    choice, known = choose(row, split.validation, training, detector, search)
-    maps = detector.maps(known, split.validation, choice).mean(axis=0)
-    on_lesions = Output(maps, None, 0.0)
-    on_healthy = output(row, choice, split.healthy, detector)
-    found = thresholds.thresholds_of(on_lesions, split.validation, on_healthy.maps, split.healthy)
-    return Calibrated(choice, found, thresholds.scores(on_lesions, split.validation, found['dice']))
+    left = iter(split.validation)
+    few, choices, rules = first_few(left), {}, {name: Rules() for name in rows}
+    for name, row in tqdm(rows.items(), desc='recipes', unit='row', leave=False):
+        choices[name], known = choose(row, few, training, detector, search)
+        rules[name].add(detector.maps(known, few, choices[name]).mean(axis=0), few)
+        del known  # before the next row's
+    for batch, outputs in outputs_of(rows, choices, left, detector, 'thresholds'):
+        for name, made in outputs.items():
+            rules[name].add(made.maps, batch)
+    for batch, outputs in outputs_of(rows, choices, split.healthy, detector, 'healthy scans'):
+        for name, made in outputs.items():
+            rules[name].add_healthy(made.maps, batch)
+    return {
+        name: Calibrated(choices[name], rules[name].thresholds(), rules[name].scores())
+        for name in rows
+    }
+
+
+def outputs_of(
+    rows: Mapping[str, Row],
+    choices: Mapping[str, Choice],
+    cases: Iterable[Subject],
+    detector: Detector,
+    title: str,
+) -> Iterator[tuple[list[Subject], dict[str, Output]]]:
+    """The results of all rows, one batch of cases after another.
+
+    Args:
+        rows: of the table.
+        choices: the recipe of each row.
+        cases: are taken one batch at a time.
+        detector: for the size of a batch, the spacing and the settings of the map.
+        title: of the progress bar.
+    """
+    with tqdm(desc=title, unit='scan', mininterval=5.0, leave=False) as bar:
+        for batch in batches(cases, detector.batch_size):
+            yield batch, {name: output(rows[name], choices[name], batch, detector) for name in rows}
+            bar.update(len(batch))
+
+
+class RowScores:
+    """The scores of a row, from its results for the test cases, which are not kept.
+
+    Args:
+        rules: the row's thresholds.
+        folder: for a temporary file, see `Pooled`.
+    """
+
+    def __init__(self, rules: Mapping[str, float], folder: Path | None = None) -> None:
+        self._rules = rules
+        self._lines: list[evaluate.Row] = []
+        self._seconds = 0.0
+        self._pooled = Pooled(folder)
+        self._marked: dict[str, list[float]] = {'dice': [], 'healthy_1ml': []}
+
+    def __enter__(self) -> RowScores:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pooled.__exit__()
+
+    def add(self, made: Output, cases: Sequence[Subject]) -> None:
+        """Add the row's results for some test cases."""
+        maps, threshold = list(made.maps), self._rules['dice']
+        counterparts = None if made.counterparts is None else list(made.counterparts)
+        self._lines += evaluate.score_method(maps, counterparts, cases, threshold)
+        self._seconds += made.seconds * len(cases)
+        self._pooled.add(maps, cases)
+
+    def add_healthy(self, made: Output, healthy: Sequence[Subject]) -> None:
+        """Add the row's results for some healthy test scans (`healthy_of`)."""
+        for rule, marked in self._marked.items():
+            threshold = self._rules.get(rule, np.nan)
+            marked += [
+                marked_ml(one, case, threshold)
+                for one, case in zip(made.maps, healthy, strict=True)
+            ]
+
+    def lines(self) -> list[evaluate.Row]:
+        """A line per case; each has the mean time."""
+        seconds = self._seconds / max(1, len(self._lines))
+        return [{**line, 'seconds': seconds} for line in self._lines]
+
+    def summary(self) -> dict[str, Any]:
+        """The scores over all cases."""
+        of_cohort = {
+            'dice_global': pooled.global_dice(self._pooled),
+            'sensitivity_1fp': pooled.sensitivity_at_fp(self._pooled),
+            **self._transfer(),
+            **self._false_alarms(),
+        }
+        return evaluate.summarise(self.lines(), of_cohort)
+
+    def curve(self) -> curves.Curve:
+        """See `curves.curve_of`."""
+        return curves.curve_of(self._pooled.tally)
+
+    def _transfer(self) -> dict[str, evaluate.Entry]:
+        """The best mean Dice with one threshold, and what the validated threshold loses to it."""
+        best = self._pooled.tally.best_mean().dice
+        dice = [line['dice_validated'] for line in self._lines]
+        known = [value for value in dice if value is not None]
+        loss = best - float(np.mean(known)) if known else np.nan
+        return {'dice_best': _number(best, len(known)), 'threshold_loss': _number(loss, len(known))}
+
+    def _false_alarms(self) -> dict[str, evaluate.Entry]:
+        """Millilitres marked in healthy scans: median and 90th percentile, at two thresholds."""
+        entries = {}
+        for rule, score in (('dice', 'healthy_ml'), ('healthy_1ml', 'strict_ml')):
+            marked = self._marked[rule]
+            if marked:
+                entries[score] = _number(float(np.median(marked)), len(marked))
+                entries[f'{score}_90'] = _number(float(np.percentile(marked, 90.0)), len(marked))
+        return entries
+
+
+@contextlib.contextmanager
+def scores_of(
+    chosen: Mapping[str, Calibrated], folder: Path | None = None
+) -> Iterator[dict[str, RowScores]]:
+    """`RowScores` of all rows, without their temporary files at the end."""
+    with contextlib.ExitStack() as stack:
+        yield {
+            name: stack.enter_context(RowScores(one.thresholds, folder))
+            for name, one in chosen.items()
+        }
 
 
 def scored(
-    made: Output,
-    cases: Sequence[Subject],
-    on_healthy: Output | None,
-    healthy: Sequence[Subject],
-    rules: dict[str, float],
-) -> tuple[list[evaluate.Row], dict[str, Any]]:
-    """Scores of a row: a line per case, and their summary over all cases.
+    rows: Mapping[str, Row],
+    chosen: Mapping[str, Calibrated],
+    cases: Iterable[Subject],
+    detector: Detector,
+    scores: Mapping[str, RowScores],
+) -> Iterator[tuple[list[Subject], dict[str, Output]]]:
+    """Score all rows on the test cases; a batch and the rows' results for it, after each batch.
 
     Args:
-        made: the row's results for the test cases.
+        rows: of the table.
+        chosen: recipe and thresholds of each row.
         cases: the test cases.
-        on_healthy: its results for healthy test scans, None where there are none.
-        healthy: these scans.
-        rules: the row's thresholds.
+        detector: for the size of a batch, the spacing and the settings of the map.
+        scores: of each row; they are added to.
     """
-    maps, threshold = list(made.maps), rules['dice']
-    counterparts = None if made.counterparts is None else list(made.counterparts)
-    lines = evaluate.score_method(maps, counterparts, cases, threshold, made.seconds)
-    of_cohort = {
-        'dice_global': evaluate.global_dice(maps, cases),
-        'sensitivity_1fp': evaluate.sensitivity_at_fp(maps, cases),
-        **_transfer(maps, cases, lines),
-        **(_false_alarms(on_healthy, healthy, rules) if on_healthy is not None else {}),
-    }
-    return lines, evaluate.summarise(lines, of_cohort)
-
-
-def _transfer(
-    maps: Sequence[np.ndarray], cases: Sequence[Subject], lines: Sequence[evaluate.Row]
-) -> dict[str, evaluate.Entry]:
-    """The best mean Dice with one threshold, and what the validated threshold loses to it."""
-    best = best_common(maps, cases).dice
-    known = [line['dice_validated'] for line in lines if line['dice_validated'] is not None]
-    loss = best - float(np.mean(known)) if known else np.nan
-    return {'dice_best': _number(best, len(known)), 'threshold_loss': _number(loss, len(known))}
-
-
-def _false_alarms(
-    on_healthy: Output, healthy: Sequence[Subject], rules: dict[str, float]
-) -> dict[str, evaluate.Entry]:
-    """Millilitres marked in healthy scans: median and 90th percentile, at two thresholds."""
-    entries = {}
-    for rule, score in (('dice', 'healthy_ml'), ('healthy_1ml', 'strict_ml')):
-        marked = [
-            marked_ml(one, case, rules.get(rule, np.nan))
-            for one, case in zip(on_healthy.maps, healthy, strict=True)
-        ]
-        entries[score] = _number(float(np.median(marked)), len(marked))
-        entries[f'{score}_90'] = _number(float(np.percentile(marked, 90.0)), len(marked))
-    return entries
+    choices = {name: one.choice for name, one in chosen.items()}
+    for batch, outputs in outputs_of(rows, choices, cases, detector, 'test cases'):
+        healthy = healthy_of(batch)
+        for name, made in outputs.items():
+            scores[name].add(made, batch)
+            if healthy:
+                on_healthy = output(rows[name], choices[name], healthy, detector)
+                scores[name].add_healthy(on_healthy, healthy)
+        yield batch, outputs
 
 
 def _number(value: float, count: int) -> evaluate.Entry:

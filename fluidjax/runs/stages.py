@@ -61,7 +61,7 @@ def build_stages(config: ConfigDict, grid: Grid) -> tuple[Stage, ...]:
     try:
         name = config.method
         check(name in METHODS, 'method', name, f'is not one of {", ".join(METHODS)}')
-        return METHODS[name](config, grid)
+        return METHODS[name](_arranged(config), grid)
     except (AttributeError, KeyError) as error:  # a config.json edited by hand
         raise UserError(f'the configuration lacks a field: {error}; train again') from error
 
@@ -144,6 +144,16 @@ def _diffusion(config: ConfigDict, grid: Grid) -> tuple[Stage, ...]:
         pairs=_pairs(config, grid, randomization),
     )
     return first, _stage(method, section)
+
+
+def _arranged(config: ConfigDict) -> ConfigDict:
+    """The configuration with `config.convolution` in the section of every network."""
+    config = config.copy_and_resolve_references()
+    for name, section in config.items():
+        if isinstance(section, ConfigDict) and 'network' in section and name != 'vae':
+            with section.network.unlocked():
+                section.network.convolution = config.get('convolution', 'auto')
+    return config
 
 
 def _bridge(config: ConfigDict, grid: Grid) -> tuple[Stage, ...]:

@@ -13,7 +13,7 @@ import base64
 import dataclasses
 import json
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,9 @@ from fluidjax.base.files import parse_json, write_json
 from fluidjax.base.subject import Subject
 from fluidjax.detect import calibrate, metrics
 from fluidjax.detect.evaluate import json_safe
+from fluidjax.detect.histogram import Tally
 from fluidjax.detect.recipe import Recipe, Spread
-from fluidjax.runs.detector import Choice, Output, configured
+from fluidjax.runs.detector import Choice, configured
 from fluidjax.runs.load import Run
 
 RULES = ('dice', 'fpr_1', 'fpr_5', 'fpr_10', 'healthy_1ml')
@@ -35,44 +36,40 @@ Calibration = dict[str, dict[str, float]]
 _WITHOUT_EFFECT = ('batch_size', 'checkpoint')
 
 
-def thresholds_of(
-    output: Output,
-    cases: Sequence[Subject],
-    healthy_maps: Sequence[np.ndarray],
-    healthy: Sequence[Subject],
-) -> dict[str, float]:
-    """The thresholds of a row, one for each of `RULES`.
+class Rules:
+    """The thresholds of a row, from its maps of validation cases, which are not kept."""
 
-    Args:
-        output: of the row, for the validation cases.
-        cases: validation cases, with lesions.
-        healthy_maps: the row's maps of healthy validation scans.
-        healthy: these scans.
-    """
-    found = calibrate.thresholds(list(output.maps), cases)
-    return found | {'healthy_1ml': calibrate.healthy_threshold(healthy_maps, healthy)}
+    def __init__(self) -> None:
+        self._tally = Tally()
+        self._precisions: list[float] = []
+        self._smallest: list[float] = []
 
+    def add(self, maps: Iterable[np.ndarray], cases: Iterable[Subject]) -> None:
+        """Add maps `(x, y, z)` of validation cases with lesions."""
+        for anomaly_map, case in zip(maps, cases, strict=True):
+            calibrate.count(self._tally, [anomaly_map], [case])
+            self._precisions.append(metrics.average_precision(anomaly_map, case.lesion, case.brain))
 
-def scores(output: Output, cases: Sequence[Subject], threshold: float) -> dict[str, float]:
-    """Scores on the validation cases, by which runs are compared.
+    def add_healthy(self, maps: Iterable[np.ndarray], cases: Iterable[Subject]) -> None:
+        """Add maps `(x, y, z)` of healthy validation scans."""
+        self._smallest += [
+            calibrate.smallest_within(*pair) for pair in zip(maps, cases, strict=True)
+        ]
 
-    Returns:
-        Mean average precision 'ap', and mean Dice 'dice' at the threshold.
-    """
-    dice = [
-        metrics.dice_at(anomaly_map, case.lesion, threshold, case.brain)
-        for anomaly_map, case in zip(output.maps, cases, strict=True)
-    ]
-    return {'ap': _mean_ap(output.maps, cases), 'dice': float(np.nanmean(dice))}
+    def thresholds(self) -> dict[str, float]:
+        """One threshold for each of `RULES`, NaN where it could not be chosen."""
+        healthy = calibrate.healthy_threshold(self._smallest)
+        return calibrate.thresholds(self._tally) | {'healthy_1ml': healthy}
 
+    def scores(self) -> dict[str, float]:
+        """Scores on the validation cases, by which runs are compared.
 
-def _mean_ap(maps: Sequence[np.ndarray], cases: Sequence[Subject]) -> float:
-    """Mean average precision of the lesions within the brain."""
-    values = [
-        metrics.average_precision(anomaly_map, case.lesion, case.brain)
-        for anomaly_map, case in zip(maps, cases, strict=True)
-    ]
-    return float(np.nanmean(values))
+        Returns:
+            Mean average precision 'ap', and mean Dice 'dice' at the threshold of that name.
+        """
+        found = [value for value in self._precisions if np.isfinite(value)]
+        precision = float(np.mean(found)) if found else metrics.NAN
+        return {'ap': precision, 'dice': self._tally.best_mean().dice}
 
 
 def save(
@@ -89,7 +86,7 @@ def save(
         run: the run.
         calibration: thresholds of every row.
         choices: the recipe of every row.
-        validation: `scores` of rows.
+        validation: `Rules.scores` of rows.
     """
     spreads = choices[run.name].spreads
     residual = folder / HEALTHY_FILE

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from fluidjax.base import cli, files
+from fluidjax.base import cli, environment, files
 from fluidjax.base.disk import check_output
 from fluidjax.base.errors import UserError
 from fluidjax.base.settings import differences, load_config, save_config, settings_from
@@ -117,9 +117,7 @@ def _open_run(config: ConfigDict, workdir: Path) -> _Plan:
     settings_from(MapSettings, config.detect.map, 'detect.map')
     for stage in stages:  # fails if shapes do not fit
         state_template(stage.method.init, stage.method.trainable, stage.training)
-    layouts = [
-        parallel.layout_of(stage.training.batch_size, stage.training.accumulate) for stage in stages
-    ]
+    layouts = [parallel.layout_of(stage.training.batch_size) for stage in stages]
     cohort = open_cohort(config)
     config = in_steps(config, stages, cohort.sizes.get('train', 0))
     stages = build_stages(config, grid)
@@ -228,9 +226,11 @@ def _train_stages(
         shown = dataclasses.replace(
             watch, validation=feed.validation, picture=_picture(stage, config, cohort)
         )
-        trained |= train_stage(
-            method, prepare, feed, stage.training, workdir, seed, feed.layout, stop, shown
-        )
+        settings = stage.training
+        with environment.training_in_memory(method.stage, settings.batch_size, settings.accumulate):
+            trained |= train_stage(
+                method, prepare, feed, settings, workdir, seed, feed.layout, stop, shown
+            )
 
 
 def _picture(stage: Stage, config: ConfigDict, cohort: Any) -> Any:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import itertools
 import json
 import re
 import shutil
@@ -29,13 +30,12 @@ from fluidjax.base.partial import new_folder
 from fluidjax.base.subject import Subject
 from fluidjax.detect import evaluate
 from fluidjax.detect.scores import COHORT_SCORES
-from fluidjax.runs.cases import split_validation, with_simulated_lesions
+from fluidjax.runs.cases import Cases, scans_of, split_validation, with_simulated_lesions
 from fluidjax.runs.cohort import open_cohort
 from fluidjax.runs.detector import Detector, Output
-from fluidjax.runs.evaluate import curve_of, training_scans
 from fluidjax.runs.load import load_run
-from fluidjax.runs.rows import output, own_row, trivial_rows
-from fluidjax.runs.scoring import as_healthy, calibrated, healthy_of, scored
+from fluidjax.runs.rows import own_row, trivial_rows
+from fluidjax.runs.scoring import as_healthy, calibrated, scored, scores_of
 from fluidjax.runs.train import train
 
 # Seed of the simulated test lesions. No run has it, and all cells are tested on the same lesions.
@@ -199,23 +199,27 @@ def score_cell(
     """
     run = load_run(folder, cell.get('sample'))
     cohort = open_cohort(judge)
-    training, detector = training_scans(cohort), Detector(run)
+    training, detector = scans_of(cohort, 'train'), Detector(run)
     table = {name: own_row(detector, cell.get('search'))}
     table |= trivial_rows(detector, training) if name == TRIVIAL_FROM else {}
     split = split_validation(judge, cohort, keep_half=False, mixture=mixture)
-    chosen = {row: calibrated(table[row], split, training, detector, True) for row in table}
+    chosen = calibrated(table, split, training, detector, True)
     rows, pictures, curves = [], {}, {}
     for test_set, cases in test_sets(judge, cohort, split.bank, folders).items():
-        healthy = healthy_of(cases)
-        for row, one in chosen.items():
-            made = output(table[row], one.choice, cases, detector)
-            on_healthy = output(table[row], one.choice, healthy, detector) if healthy else None
-            lines, summary = scored(made, cases, on_healthy, healthy, one.thresholds)
-            of_all = {score: summary[score]['mean'] for score in COHORT_SCORES}
-            rows += [{**line, **of_all, 'cohort': test_set, 'method': row} for line in lines]
-            curves.setdefault(test_set, {})[row] = curve_of(made, cases)
-            if made.counterparts is not None:
-                pictures |= _slices(test_set, row, made, cases, one.thresholds['dice'])
+        shown = {row: _Slices(one.thresholds['dice']) for row, one in chosen.items()}
+        with scores_of(chosen, folder) as scores:
+            for batch, outputs in scored(table, chosen, cases, detector, scores):
+                for row, made in outputs.items():
+                    shown[row].add(made, batch)
+            for row, one in scores.items():
+                summary = one.summary()
+                of_all = {score: summary[score]['mean'] for score in COHORT_SCORES}
+                rows += [
+                    {**line, **of_all, 'cohort': test_set, 'method': row} for line in one.lines()
+                ]
+                curves.setdefault(test_set, {})[row] = one.curve()
+        for row, some in shown.items():
+            pictures |= some.named(f'{test_set}|{row}')
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **pictures)
     return {
@@ -230,12 +234,10 @@ def score_cell(
 
 def test_sets(
     config: ConfigDict, cohort: Any, bank: np.ndarray | None, folders: Folders
-) -> dict[str, list[Subject]]:
+) -> dict[str, Cases]:
     """The test cases, the same for every cell, by the name of the test set in the tables."""
-    from data_pipelines import input_pipeline
-
-    own = list(input_pipeline.subjects(cohort, 'test'))
-    healthy = [as_healthy(case) for case in own if case.healthy is not None]
+    own = scans_of(cohort, 'test')
+    healthy = Cases(lambda: (as_healthy(case) for case in own if case.healthy is not None))
     sets = {
         'training law': with_simulated_lesions(config, healthy, TEST_SEED, bank),
         'other law': own,
@@ -248,33 +250,37 @@ def test_sets(
     )
     other.seed = 0
     people = open_cohort(other)
-    scans = [
-        case for split in ('train', 'validation') for case in input_pipeline.subjects(people, split)
-    ]
+    splits = [scans_of(people, split) for split in ('train', 'validation')]
+    scans = Cases(lambda: itertools.chain.from_iterable(splits))
     sets['other anatomy'] = with_simulated_lesions(config, scans, TEST_SEED, bank)
     if 'test' in people.sizes:
-        sets['patients'] = list(input_pipeline.subjects(people, 'test'))
+        sets['patients'] = scans_of(people, 'test')
     return sets
 
 
-def _slices(
-    test_set: str, row: str, output: Output, cases: Sequence[Subject], threshold: float
-) -> dict[str, np.ndarray]:
-    """Axial planes with most of the lesion: scan, counterpart, map, truth `(4, n, x, y)`."""
-    shown = [number for number, case in enumerate(cases) if case.lesion is not None][:PICTURED]
-    planes = []
-    for number in shown:
-        case, counterpart, residual = (
-            cases[number],
-            output.counterparts[number],
-            output.maps[number],
-        )
-        z = int(np.argmax(np.sum(case.lesion, axis=(0, 1))))
-        volumes = (case.image, counterpart, residual, case.lesion)
-        planes.append([volume[..., z] for volume in volumes])
-    if not planes:
-        return {}
-    return {
-        f'{test_set}|{row}': np.asarray(planes, np.float32).swapaxes(0, 1),
-        f'{test_set}|{row}|threshold': np.float32(threshold),
-    }
+class _Slices:
+    """Axial planes with most of the lesion, of the first cases with a known lesion."""
+
+    def __init__(self, threshold: float) -> None:
+        self._threshold = threshold
+        self._planes: list[list[np.ndarray]] = []
+
+    def add(self, made: Output, cases: Sequence[Subject]) -> None:
+        """Take the planes of some cases, of a row with counterparts."""
+        if made.counterparts is None:
+            return
+        for case, counterpart, residual in zip(cases, made.counterparts, made.maps, strict=True):
+            if case.lesion is None or len(self._planes) == PICTURED:
+                continue
+            z = int(np.argmax(np.sum(case.lesion, axis=(0, 1))))
+            volumes = (case.image, counterpart, residual, case.lesion)
+            self._planes.append([volume[..., z].astype(np.float32) for volume in volumes])
+
+    def named(self, name: str) -> dict[str, np.ndarray]:
+        """Scan, counterpart, map, truth `(4, n, x, y)`, and the threshold; empty without planes."""
+        if not self._planes:
+            return {}
+        return {
+            name: np.asarray(self._planes).swapaxes(0, 1),
+            f'{name}|threshold': np.float32(self._threshold),
+        }

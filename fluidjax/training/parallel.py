@@ -54,7 +54,7 @@ class Layout:
         return start + self.per_device * np.arange(len(self.devices), dtype=np.int32)
 
 
-def layout_of(batch_size: int, parts: int = 1) -> Layout:
+def layout_of(batch_size: int) -> Layout:
     """The layout of a batch on the available devices.
 
     A single process uses as many of its devices as can share the batch evenly; several processes
@@ -62,8 +62,6 @@ def layout_of(batch_size: int, parts: int = 1) -> Layout:
 
     Args:
         batch_size: samples of a step.
-        parts: number of parts in which a device goes through its samples
-            (`StageSettings.accumulate`).
 
     Raises:
         UserError: the batch cannot be shared evenly.
@@ -71,13 +69,12 @@ def layout_of(batch_size: int, parts: int = 1) -> Layout:
     here, processes = jax.local_devices(), jax.process_count()
     used = len(here)
     if processes == 1:
-        fitting = [n for n in range(1, used + 1) if batch_size % (n * parts) == 0]
+        fitting = [n for n in range(1, used + 1) if batch_size % n == 0]
         used = max(fitting, default=0)
-    if not used or batch_size % (used * processes * parts):
-        where = f'{len(here) * processes} device(s)' + (f' in {parts} parts' if parts > 1 else '')
+    if not used or batch_size % (used * processes):
         raise UserError(
-            f'config.training.batch_size: {batch_size} cannot be shared evenly by {where}; '
-            'choose a multiple'
+            f'config.training.batch_size: {batch_size} cannot be shared evenly by '
+            f'{len(here) * processes} device(s); choose a multiple'
         )
     return Layout(batch_size, tuple(here[:used]), jax.process_index(), processes)
 

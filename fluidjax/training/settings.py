@@ -62,7 +62,8 @@ class StageSettings:
         patience: the stage ends after this many validations in a row without a loss that is lower
             than the lowest before by a thousandth of it; 0: never before its last step.
         picture_every: steps between two pictures of a validation scan; 0: never.
-        accumulate: number of parts in which a device goes through its samples, to save memory.
+        accumulate: parts, at least so many, in which a device goes through its samples, to save
+            memory; a device with fewer samples takes one at a time.
         reuse: steps for which the latents of one batch are used; 1: new pairs at every step. Only
             for latent methods, where encoding is most of the cost of new pairs.
         pool: number of such batches that are kept; each step draws its samples from them.

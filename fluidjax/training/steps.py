@@ -91,11 +91,11 @@ def make_fill(
         def make(part: Samples, share: Share) -> Any:
             return examples_fn(frozen, part, key, share)
 
-        if settings.accumulate == 1:
+        number = parts_of(_count(samples), settings.accumulate)
+        if number == 1:
             fresh = make(samples, share)
         else:
-            parts, shares = _parts_of(samples, share, settings.accumulate)
-            fresh = jax.lax.map(lambda at: make(*at), (parts, shares))
+            fresh = jax.lax.map(lambda at: make(*at), _split(samples, share, number))
             fresh = jax.tree.map(_joined, fresh)
         places = len(jax.tree.leaves(pool)[0])
         return jax.tree.map(
@@ -139,12 +139,12 @@ def make_pool_steps(
     return steps
 
 
-def make_validation(loss_fn: LossFn, parts: int, axis_name: str) -> Callable[..., jax.Array]:
+def make_validation(loss_fn: LossFn, accumulate: int, axis_name: str) -> Callable[..., jax.Array]:
     """Build `(params, frozen, samples, first, key) -> loss` over all devices.
 
     Args:
         loss_fn: as for `make_train_step`.
-        parts: number of parts in which a device goes through its samples, as in training.
+        accumulate: of the stage; a device goes through its samples in parts, as in training.
         axis_name: the mapped axis of the devices.
     """
 
@@ -156,10 +156,11 @@ def make_validation(loss_fn: LossFn, parts: int, axis_name: str) -> Callable[...
         def loss_of(part: Samples, share: Share) -> jax.Array:
             return loss_fn({**frozen, **params}, part, key, share)[0]
 
-        if parts == 1:
+        number = parts_of(_count(samples), accumulate)
+        if number == 1:
             loss = loss_of(samples, share)
         else:
-            loss = jax.lax.map(lambda at: loss_of(*at), _parts_of(samples, share, parts)).mean()
+            loss = jax.lax.map(lambda at: loss_of(*at), _split(samples, share, number)).mean()
         return jax.lax.pmean(loss, axis_name)
 
     return validate
@@ -172,13 +173,26 @@ def _step_key(key: jax.Array, step: jax.Array) -> jax.Array:
 
 def _share_of(samples: Samples, first: jax.Array, axis_name: str) -> Share:
     """The part of the whole batch that a device's samples are."""
-    count = len(next(iter(samples.values())))
-    return Share(first, count * jax.lax.axis_size(axis_name), axis_name)
+    return Share(first, _count(samples) * jax.lax.axis_size(axis_name), axis_name)
 
 
-def _parts_of(samples: Any, share: Share, parts: int) -> tuple[Any, Share]:
+def parts_of(count: int, accumulate: int) -> int:
+    """The number of equal parts in which a device goes through its samples.
+
+    Args:
+        count: of the device's samples.
+        accumulate: the parts are at least so many, or of one sample each.
+    """
+    return next(n for n in range(min(accumulate, count), count + 1) if count % n == 0)
+
+
+def _count(samples: Any) -> int:
+    return len(jax.tree.leaves(samples)[0])
+
+
+def _split(samples: Any, share: Share, parts: int) -> tuple[Any, Share]:
     """Samples and shares, with the parts as a leading axis."""
-    count = len(jax.tree.leaves(samples)[0]) // parts
+    count = _count(samples) // parts
     split = jax.tree.map(lambda x: x.reshape(parts, count, *x.shape[1:]), samples)
     return split, share.replace(first=share.first + count * jnp.arange(parts))
 
@@ -213,14 +227,16 @@ def _updater(
             return jax.tree.map(jnp.add, total, grads), metrics
 
         zeros = jax.tree.map(jnp.zeros_like, state.params)
-        total, metrics = jax.lax.scan(add, zeros, _parts_of(samples, share, settings.accumulate))
-        grads = jax.tree.map(lambda x: x / settings.accumulate, total)
+        parts = parts_of(_count(samples), settings.accumulate)
+        total, metrics = jax.lax.scan(add, zeros, _split(samples, share, parts))
+        grads = jax.tree.map(lambda x: x / parts, total)
         return grads, {name: _joined(x) if x.ndim > 1 else x.mean() for name, x in metrics.items()}
 
     def update(
         state: TrainState, samples: Any, key: jax.Array, share: Share
     ) -> tuple[TrainState, Metrics]:
-        compute = gradient if settings.accumulate == 1 else accumulated
+        whole = parts_of(_count(samples), settings.accumulate) == 1
+        compute = gradient if whole else accumulated
         grads, metrics = compute(state, samples, key, share)
         grads = _device_mean(grads, share.axis, settings.reduce_dtype)
         metrics = {

@@ -133,7 +133,7 @@ def test_configuration_files_and_their_fields(call, flag_values, words, field):
     'words,message',
     [
         (['--config=configs/ldn.py'], 'did you mean configs/ldm.py?'),
-        (['--config=configs/ldm.py:tiny'], 'size is one of paper, 1mm, 1.5mm, 2mm, 4mm, demo, smoke'),
+        (['--config=configs/ldm.py:tiny'], 'size is one of paper, 1mm, 1.5mm, 2mm, 4mm, demo'),
         (['--config=configs/ldm.py', '--config.sead=3'], "no field 'sead'; did you mean seed?"),
         (['--config=configs/ldm.py', '--config.seed=three'], 'seed'),
     ],

@@ -35,8 +35,10 @@ def test_bench_fluid_writes_its_table(command, tmp_path):
         (['fluid', '--shape=a,b'], "'a,b' must be whole numbers"),
         (['fluid', '--spacing', '1', '1', '0'], 'grid spacing'),
         (['fluid', '--shape', '4000', '4000', '4000'], 'more than 2^31 voxels'),
+        (['gpu', '--shape', '16', '18'], 'three numbers'),
+        (['cpu', '--only=vae'], "no 'vae'; there are autoencoder"),
         (['water'], "not 'water'"),
-        (['map', '--aot=v5e:2x4'], 'models and train do'),
+        (['map', '--aot=v5e:2x4'], 'does not compile for TPUs'),
         ([], 'needs --config'),
     ],
 )

@@ -141,10 +141,6 @@ def test_sigterm_to_one_of_two_processes_stops_both_and_the_run_goes_on(start, t
         (('--workdir=/dev/null/run',), '/dev/null is a file; name a folder'),
         (('--wandb=brains',), 'pip install wandb'),
         (('--config.diffusion.training.reuse=5',), 'must be a multiple'),
-        (
-            ('--config.diffusion.training.accumulate=3',),
-            'cannot be shared evenly by 1 device(s) in 3',
-        ),
     ],
 )
 def test_a_mistake_is_one_line(call, tmp_path, flags, message):

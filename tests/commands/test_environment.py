@@ -11,7 +11,8 @@ import jax
 import numpy as np
 import pytest
 
-from fluidjax.base import environment, files
+from fluidjax.base import cli, environment, files
+from fluidjax.base.errors import UserError
 
 
 @pytest.mark.parametrize(
@@ -96,3 +97,45 @@ def test_every_core_of_a_cpu_trains_unless_the_user_says_otherwise(variables, ex
         text=True,
     )
     assert done.stdout.strip() == str(expected), done.stderr
+
+
+class _Full(jax.errors.JaxRuntimeError):
+    """What JAX raises if a device is full."""
+
+    def __init__(self):
+        super().__init__(
+            'RESOURCE_EXHAUSTED: Out of memory while trying to allocate 12.50GiB.\n[tf-allocator]'
+        )
+
+
+def test_a_stage_that_does_not_fit_a_device_names_the_setting():
+    with (
+        pytest.raises(UserError) as raised,
+        environment.training_in_memory('diffusion', 16, accumulate=2),
+    ):
+        raise _Full
+    line = str(raised.value)
+    assert 'diffusion stage' in line and 'batch_size=16' in line and '12.50GiB' in line
+    assert 'config.diffusion.training.accumulate=4' in line and '\n' not in line
+
+
+def test_errors_of_another_kind_pass_a_stage_unchanged():
+    with (
+        pytest.raises(jax.errors.JaxRuntimeError, match='INTERNAL'),
+        environment.training_in_memory('diffusion', 16),
+    ):
+        raise jax.errors.JaxRuntimeError('INTERNAL: a bug')
+
+
+def test_a_command_whose_device_is_full_ends_with_one_line(monkeypatch, capsys):
+    """Evaluation and prediction: where no stage is known, the batch of scans is named."""
+    monkeypatch.setattr(sys, 'argv', ['fluidjax'])
+
+    def main():
+        raise _Full
+
+    with pytest.raises(SystemExit) as done:
+        cli.run(main, cli.Flags())
+    printed = capsys.readouterr().err
+    assert done.value.code == 2 and printed.count('\n') == 1
+    assert 'config.detect.batch_size' in printed and '12.50GiB' in printed

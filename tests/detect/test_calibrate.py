@@ -8,14 +8,15 @@ import math
 import numpy as np
 import pytest
 
-from fluidjax.detect import evaluate, metrics
+from fluidjax.detect import calibrate, evaluate, metrics
 from fluidjax.detect.calibrate import (
     FALSE_PER_CENT,
     best_common,
     healthy_threshold,
     marked_ml,
-    thresholds,
+    smallest_within,
 )
+from fluidjax.detect.histogram import RESOLUTION, Tally, bins_of, edges_of
 
 
 @pytest.fixture(scope='module')
@@ -37,6 +38,12 @@ def maps_of(cases, kind, dtype):
     return [m.astype(dtype) for m in maps]
 
 
+def thresholds(maps, cases):
+    tally = Tally()
+    calibrate.count(tally, maps, cases)
+    return calibrate.thresholds(tally)
+
+
 def mean_dice(maps, cases, threshold):
     return np.mean(
         [
@@ -55,18 +62,20 @@ def test_the_rates_are_kept_and_used_up(cases, kind, dtype):
     for per_cent in FALSE_PER_CENT:
         threshold = found[f'fpr_{per_cent}']
         assert (healthy >= threshold).mean() <= per_cent / 100
-        lower = healthy[healthy < threshold].max()  # the next smaller threshold exceeds the rate
+        # The next smaller edge at which more is marked exceeds the rate.
+        lower = edges_of(bins_of(healthy[healthy < threshold]).max())
         assert (healthy >= lower).mean() > per_cent / 100
     reached = mean_dice(maps, cases, found['dice'])
     every = np.unique(np.concatenate([m[evaluate.region_of(c)] for m, c in zip(maps, cases)]))
     best = max(mean_dice(maps, cases, t) for t in every)
     assert best - 0.01 <= reached <= best  # of 400 thresholds, not all
     common = best_common(maps, cases)
-    assert common.dice == pytest.approx(reached)
+    assert common.dice == pytest.approx(reached, abs=2e-3)
     scored = [evaluate.score_map(m, c, 0.5)['ap'] for m, c in zip(maps, cases)]
     assert common.ap == pytest.approx(np.mean(scored), abs=0.02)
     if kind == 'continuous':
-        assert (healthy >= found['fpr_5']).mean() == pytest.approx(0.05, abs=1 / healthy.size)
+        exact = np.quantile(healthy, 0.95)
+        assert found['fpr_5'] == pytest.approx(exact, rel=2 * RESOLUTION + 1 / healthy.size)
 
 
 def test_mixed_precision_does_not_exceed_the_rate(cases):
@@ -111,7 +120,7 @@ def test_a_map_of_zeros_marks_nothing(cases):
     for rule in ('fpr_1', 'fpr_5', 'fpr_10'):
         threshold = thresholds([zeros], cases[:1])[rule]
         assert not (zeros >= threshold).any()
-        assert np.float32(threshold) == np.finfo(np.float32).tiny  # not denormal
+        assert np.finfo(np.float32).tiny < threshold < 1e-11  # not denormal
 
 
 def test_a_millilitre_in_nine_of_ten_healthy_scans(make_case):
@@ -120,13 +129,14 @@ def test_a_millilitre_in_nine_of_ten_healthy_scans(make_case):
     case = dataclasses.replace(make_case('a'), affine=np.diag([4.0, 4.0, 4.0, 1.0]))
     scales = rng.lognormal(sigma=1.0, size=20)
     maps = [(scale * rng.random(case.brain.shape)).astype(np.float32) for scale in scales]
+    smallest = [smallest_within(one, case) for one in maps]
     exceeded = []
     for left_out in range(20):
         others = [one for number, one in enumerate(maps) if number != left_out]
-        threshold = healthy_threshold(others, [case] * 19)
+        threshold = healthy_threshold(smallest[:left_out] + smallest[left_out + 1 :])
         exceeded.append(marked_ml(maps[left_out], case, threshold) > 1.0)
         kept = sum(marked_ml(one, case, threshold) <= 1.0 for one in others)
         assert kept == 18  # ceil(0.9 * 20)
     assert np.mean(exceeded) == 0.1
-    assert math.isnan(healthy_threshold(maps[:8], [case] * 8))
+    assert math.isnan(healthy_threshold(smallest[:8]))
     assert math.isnan(marked_ml(maps[0], case, math.nan))

@@ -7,10 +7,10 @@ import io
 import numpy as np
 import pytest
 from PIL import Image
-from sklearn.metrics import precision_recall_curve, roc_curve
+from sklearn.metrics import auc, precision_recall_curve, roc_curve
 
 from fluidjax.detect import figures, metrics
-from fluidjax.detect.curves import curves_of
+from fluidjax.detect.curves import curve_of
 
 
 @pytest.fixture(scope='module')
@@ -26,9 +26,14 @@ def pooled(volumes, regions):
     return np.concatenate([v[r] for v, r in zip(volumes, regions)])
 
 
-def test_every_point_is_exact(subjects):
+@pytest.fixture(scope='module')
+def tally(subjects, tally_of):
+    return tally_of(*subjects)
+
+
+def test_every_point_is_exact(subjects, tally):
     maps, truths, regions = subjects
-    curve = curves_of(*subjects, points=50)
+    curve = curve_of(tally, points=50)
     scores, truth = pooled(maps, regions), pooled(truths, regions)
     assert {len(values) for values in curve.values()} <= set(range(40, 51))
     for i, threshold in enumerate(curve['threshold']):
@@ -42,19 +47,21 @@ def test_every_point_is_exact(subjects):
         )
 
 
-def test_all_points_are_those_of_scikit_learn(subjects):
+def test_all_points_lie_on_the_curves_of_scikit_learn(subjects, tally):
     maps, truths, regions = subjects
-    curve = curves_of(*subjects, points=10**6)
+    curve = curve_of(tally, points=10**6)
     scores, truth = pooled(maps, regions), pooled(truths, regions)
-    precision, recall, _ = precision_recall_curve(truth, scores)
-    np.testing.assert_allclose(curve['precision'], precision[-2::-1], rtol=1e-5)
-    np.testing.assert_allclose(curve['recall'], recall[-2::-1], rtol=1e-5)
+    precision, recall, thresholds = precision_recall_curve(truth, scores)
+    reached = np.searchsorted(thresholds, np.float32(curve['threshold']))
+    np.testing.assert_allclose(curve['precision'], precision[reached], rtol=1e-5)
+    np.testing.assert_allclose(curve['recall'], recall[reached], rtol=1e-5)
     fpr, recall, _ = roc_curve(truth, scores, drop_intermediate=False)
-    np.testing.assert_allclose(curve['fpr'], fpr[1:], rtol=1e-5)
+    assert np.interp(curve['fpr'], fpr, recall) == pytest.approx(curve['recall'], abs=0.02)
+    assert auc(curve['fpr'], curve['recall']) == pytest.approx(auc(fpr, recall), abs=1e-3)
 
 
-def test_few_points_keep_the_shape(subjects):
-    few, all_points = curves_of(*subjects), curves_of(*subjects, points=10**6)
+def test_few_points_keep_the_shape(tally):
+    few, all_points = curve_of(tally), curve_of(tally, points=10**6)
     assert len(few['recall']) <= 200 < len(all_points['recall'])
     for name in few:
         assert few[name][0] == all_points[name][0] and few[name][-1] == all_points[name][-1]
@@ -62,23 +69,21 @@ def test_few_points_keep_the_shape(subjects):
     assert max(few['dice']) == pytest.approx(max(all_points['dice']), abs=0.01)
 
 
-def test_ties_fall_together():
-    curve = curves_of([np.array([1.0, 1, 0, 0])], [np.array([True, False, False, True])])
+def test_ties_fall_together(tally_of):
+    curve = curve_of(tally_of([np.array([1.0, 1, 0, 0])], [np.array([True, False, False, True])]))
     assert curve['threshold'] == [1.0, 0.0]
     assert curve['precision'] == [0.5, 0.5] and curve['recall'] == [0.5, 1.0]
 
 
-def test_what_has_no_curve(subjects):
+def test_healthy_subjects_lower_the_precision(subjects, tally_of):
     [one, two, _], [truth, _, _], _ = subjects
-    assert curves_of([one], [None]) == curves_of([one], [truth & False]) == {} == curves_of([], [])
-    assert curves_of([one * np.nan], [truth]) == {}
-    assert curves_of([one, two, one * np.nan], [truth, None, truth]) == curves_of([one], [truth])
-    with_healthy = curves_of([one, two], [truth, truth & False])
+    assert curve_of(tally_of([one], [truth & False])) == {} == curve_of(tally_of([], []))
+    with_healthy = curve_of(tally_of([one, two], [truth, truth & False]))
     assert with_healthy['precision'][-1] == pytest.approx(truth.mean() / 2)
 
 
-def test_the_curves_are_drawn(subjects):
-    curve = curves_of(*subjects)
+def test_the_curves_are_drawn(tally):
+    curve = curve_of(tally)
     thresholds = {'ours': curve['threshold'][60], 'none': None}
     png = figures.curve_figure({'ours': curve, 'none': curve, 'empty': {}}, thresholds)
     plain = figures.curve_figure({'ours': curve, 'none': curve})

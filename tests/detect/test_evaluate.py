@@ -194,74 +194,6 @@ def test_bootstrap_of_few():
     assert (two['ci_low'], two['ci_high']) == (0.2, 0.6)
 
 
-def test_global_dice_is_the_best_pooled_dice(cases):
-    maps = [noisy(c, i) for i, c in enumerate(cases)]
-    entry = evaluate.global_dice(maps, cases)
-    pooled = metrics.best_dice(
-        np.concatenate([m[c.brain] for m, c in zip(maps, cases)]),
-        np.concatenate([c.lesion[c.brain] for c in cases]),
-    )[0]
-    assert entry['mean'] == pytest.approx(pooled, abs=1e-12)
-    assert entry['ci_low'] <= pooled <= entry['ci_high'] and entry['n'] == 3
-    assert entry == evaluate.global_dice(maps, cases)
-    assert evaluate.global_dice([maps[0] * np.nan], cases[:1])['mean'] is None
-    rows = evaluate.score_method(maps, None, cases, 0.3)
-    assert evaluate.summarise(rows, {'dice_global': entry})['dice_global'] == entry
-    oracle = np.mean([row['dice_oracle'] for row in rows])
-    assert oracle >= np.mean([row['dice_validated'] for row in rows])
-
-
-def test_sensitivity_of_a_perfect_and_of_a_blank_map(cases):
-    maps = [perfect(c) for c in cases]
-    entry = evaluate.sensitivity_at_fp(maps, cases)
-    assert entry == {'mean': 1.0, 'ci_low': 1.0, 'ci_high': 1.0, 'n': 3}
-    flat = [np.ones(c.image.shape) for c in cases]  # one region a scan, that touches the lesion
-    assert evaluate.sensitivity_at_fp(flat, cases)['mean'] == 0.0
-    rows = evaluate.score_method(maps, None, cases, 0.3)
-    summary = evaluate.summarise(rows, {'sensitivity_1fp': entry})
-    assert summary['sensitivity_1fp'] == entry and summary['dice_global']['mean'] is None
-
-
-def test_sensitivity_counts_the_false_regions_of_the_cohort(cases):
-    # In every scan three specks outshine the lesion; the first scan's lesion is not seen at all.
-    maps = [perfect(c) for c in cases]
-    maps[0] = np.zeros_like(maps[0])
-    for one in maps:
-        for place in ((10, 5, 9), (10, 18, 9), (4, 12, 9)):
-            one[place[0] : place[0] + 2, place[1], place[2]] = 2.0
-    entry = evaluate.sensitivity_at_fp(maps, cases)
-    assert entry['mean'] == entry['ci_low'] == entry['ci_high'] == 0.0  # three a scan: never 1
-    entry = evaluate.sensitivity_at_fp(maps, cases, false_per_scan=3.0)
-    assert entry['mean'] == pytest.approx(2 / 3) and entry['n'] == 3
-    assert entry['ci_low'] < 2 / 3 < entry['ci_high']
-    assert entry == evaluate.sensitivity_at_fp(maps, cases, false_per_scan=3.0)
-    # Specks of two voxels (0.128 ml) are no finding where those must have 0.2 ml.
-    assert evaluate.sensitivity_at_fp(maps, cases, min_lesion_ml=0.2)['mean'] == entry['mean']
-    # Healthy scans without a false region make room for the others' on average.
-    healthy = [dataclasses.replace(c, lesion=np.zeros_like(c.lesion)) for c in cases] * 2
-    quiet = [np.zeros_like(m) for m in maps] * 2
-    roomy = evaluate.sensitivity_at_fp(maps + quiet, cases + healthy)
-    assert roomy['mean'] == entry['mean'] and roomy['n'] == 9
-
-
-def test_sensitivity_of_what_cannot_be_scored(cases):
-    nothing = {'mean': None, 'ci_low': None, 'ci_high': None, 'n': 0}
-    maps, case = [perfect(cases[0])], cases[0]
-    unknown = dataclasses.replace(case, lesion=None)
-    healthy = dataclasses.replace(case, lesion=np.zeros_like(case.lesion))
-    empty = dataclasses.replace(healthy, brain=np.zeros_like(case.brain))
-    for subject in (unknown, healthy, empty):
-        assert evaluate.sensitivity_at_fp(maps, [subject]) == nothing
-    assert evaluate.sensitivity_at_fp([maps[0] * np.nan], [case]) == nothing
-    assert evaluate.sensitivity_at_fp([], []) == nothing
-    assert evaluate.sensitivity_at_fp(maps, [case]) == nothing | {'mean': 1.0, 'n': 1}
-    mixed = evaluate.sensitivity_at_fp([maps[0], maps[0] * np.nan, maps[0]], [case, case, unknown])
-    assert mixed == nothing | {'mean': 1.0, 'n': 1}
-    # Resamples of healthy subjects alone have no sensitivity and do not pull the interval to 0.
-    both = evaluate.sensitivity_at_fp([*maps, 0 * maps[0]], [case, healthy])
-    assert both == {'mean': 1.0, 'ci_low': 1.0, 'ci_high': 1.0, 'n': 2}
-
-
 def test_a_mask_of_ones_and_an_empty_brain(cases):
     case = cases[0]
     full = dataclasses.replace(case, lesion=np.ones_like(case.lesion))
@@ -310,9 +242,7 @@ def test_every_score_says_what_it_is():
 
 def test_metrics_json(tmp_path, cases):
     rows = evaluate.score_method([perfect(c) for c in cases], None, cases, 0.1)
-    summary = evaluate.summarise(
-        rows, {'dice_global': evaluate.global_dice([perfect(c) for c in cases], cases)}
-    )
+    summary = evaluate.summarise(rows, {'dice_global': evaluate.bootstrap_mean([1.0])})
     path = tmp_path / 'eval' / 'metrics.json'
     evaluate.write_metrics(path, {'simulated': {'conddiff': summary}})
     read = json.loads(path.read_text())['simulated']['conddiff']

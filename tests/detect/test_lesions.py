@@ -73,13 +73,14 @@ def test_without_lesion_or_prediction():
 
 
 def test_sweep_thresholds_mark_from_few_to_half():
-    scores = [np.arange(50000.0), np.arange(50000.0, 200000.0)]
-    thresholds = lesions.sweep_thresholds(scores)
+    one = np.ones(200000, int)
+    thresholds = lesions.sweep_thresholds(np.arange(200000.0), one)
     assert len(thresholds) == lesions.SWEEP and np.all(np.diff(thresholds) > 0)
     assert (thresholds[0], thresholds[-1]) == (100000.0, 199980.0)
-    assert lesions.sweep_thresholds([np.full(9, 0.5)]).tolist() == [0.5]
-    assert lesions.sweep_thresholds([np.array([0.25])]).tolist() == [0.25]
-    assert lesions.sweep_thresholds([np.empty(0)]).size == 0
+    pairs = lesions.sweep_thresholds(np.arange(0.0, 200000, 2), 2 * one[::2])  # every score twice
+    np.testing.assert_array_equal(pairs, thresholds - thresholds % 2)
+    assert lesions.sweep_thresholds(np.array([0.5]), np.array([9])).tolist() == [0.5]
+    assert lesions.sweep_thresholds(np.empty(0), np.empty(0, int)).size == 0
 
 
 def test_sweep_counts_equal_the_counts_one_by_one():

@@ -115,18 +115,6 @@ def test_empty_region_and_nan_in_the_map():
     assert math.isnan(metrics.dice_at(SCORES, truth, float('nan')))
 
 
-def test_pooled_threshold_maximises_the_pooled_dice():
-    rng = np.random.default_rng(1)
-    truths = [rng.random((6, 6, 6)) < p for p in (0.02, 0.3, 0.1)]
-    maps = [rng.normal(size=(6, 6, 6)) + 1.5 * t for t in truths]
-    threshold = metrics.threshold_for(maps, truths)
-    s, t = np.concatenate([m.ravel() for m in maps]), np.concatenate([t.ravel() for t in truths])
-    assert metrics.dice_at(s, t, threshold) == metrics.best_dice(s, t)[0]
-    broken = np.full((6, 6, 6), np.nan)
-    assert metrics.threshold_for([*maps, broken], [*truths, truths[0]]) == threshold
-    assert math.isnan(metrics.threshold_for([broken], [truths[0]]))
-
-
 def test_image_scores():
     rng = np.random.default_rng(2)
     image = rng.random((16, 15, 14)).astype(np.float32)

@@ -101,9 +101,26 @@ def test_the_search_finds_what_the_lesions_are(cases):
 def test_the_residual_in_healthy_scans_is_taken_off_and_is_the_unit(cases):
     healthy = [dataclasses.replace(c, image=c.healthy, lesion=None) for c in cases]
     brains = [case.brain for case in cases]
-    usual = evidence(healthy)
-    spreads = recipes.spreads_of(usual, brains, SPACING)
-    inside = brains[0]
+    usual, inside = evidence(healthy), brains[0]
+    sums = recipes.SpreadSums()
+    for few in (healthy[:1], healthy[1:4], healthy[4:]):
+        sums.add(evidence(few), [case.brain for case in few])
+    spreads = sums.spreads(SPACING)
+    together = recipes.SpreadSums()
+    together.add(usual, brains)
+    for name, spread in together.spreads(SPACING).items():
+        for field in ('mean', 'deviation'):
+            np.testing.assert_allclose(
+                getattr(spreads[name], field), getattr(spread, field), rtol=1e-3, atol=1e-4
+            )
+    residuals = usual.references['scan'] - usual.samples(True)
+    smooth = recipes.smooth_inside(residuals.mean(axis=(0, 1)), inside, SPACING, 10.0)
+    np.testing.assert_allclose(spreads['scan'].mean, smooth, atol=1e-4)
+    square = ((residuals - np.asarray(smooth)) ** 2).mean(axis=(0, 1))
+    square = recipes.smooth_inside(square, inside, SPACING, 10.0)
+    noisy = inside & (np.indices(SHAPE)[0] == 1)  # elsewhere the least deviation may hold
+    found = spreads['scan'].deviation[noisy]
+    np.testing.assert_allclose(found, np.sqrt(np.asarray(square))[noisy], rtol=2e-3)
     scan = spreads['scan']
     assert scan.deviation[inside].min() >= 0.499 * np.median(scan.deviation[inside])
     # The noisy rim varies most, so a difference there counts least.
@@ -112,6 +129,14 @@ def test_the_residual_in_healthy_scans_is_taken_off_and_is_the_unit(cases):
     [made] = maps(usual, recipe, healthy, spreads)
     expected = (healthy[0].image - usual.counterparts[0, 0] - scan.mean) / scan.deviation
     np.testing.assert_allclose(made[0][inside], np.maximum(expected, 0)[inside], atol=2e-3)
+
+
+def test_the_first_few_cases_fit_into_memory(cases, monkeypatch):
+    left = iter(cases)
+    monkeypatch.setattr(recipes, 'MOST_VOXELS', 2.5 * np.prod(SHAPE))
+    assert recipes.first_few(left) == cases[:2] and next(left) is cases[2]
+    monkeypatch.setattr(recipes, 'MOST_VOXELS', 1)
+    assert recipes.first_few(cases) == cases[:1] and recipes.first_few([]) == []
 
 
 def test_words(cases):

@@ -11,9 +11,10 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from fluidjax.detect import evaluate, figures, slices
-from fluidjax.detect.curves import curves_of
+from fluidjax.detect import calibrate, evaluate, figures, slices
+from fluidjax.detect.curves import curve_of
 from fluidjax.detect.figures import Panel
+from fluidjax.detect.histogram import Tally
 from fluidjax.detect.report import HEADLINE, best_methods, write_report
 from fluidjax.detect.scores import SCORES
 
@@ -128,7 +129,9 @@ def report(tmp_path_factory, panels):
         scored = evaluate.score_method([m * factor for m in maps], None, subjects, 0.1, 0.5)
         results[method] = evaluate.summarise(scored)
         rows += [row | {'method': method, 'cohort': 'simulated & small'} for row in scored]
-        curves[method] = curves_of([m * factor for m in maps], [s.lesion for s in subjects])
+        tally = Tally()
+        calibrate.count(tally, [m * factor for m in maps], subjects)
+        curves[method] = curve_of(tally)
     write_report(
         path,
         'A <title>',

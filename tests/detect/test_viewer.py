@@ -14,7 +14,7 @@ import pytest
 from browser import CHROMIUM, FLAGS, Browser
 
 from fluidjax.detect import evaluate, viewer
-from fluidjax.detect.curves import curves_of
+from fluidjax.detect.curves import curve_of
 from fluidjax.detect.figures import Panel
 from fluidjax.detect.report import write_report
 
@@ -100,7 +100,7 @@ def test_without_niivue_the_page_has_its_pictures_alone(panel, monkeypatch):
 
 
 @pytest.fixture(scope='module')
-def report(tmp_path_factory, panel):
+def report(tmp_path_factory, panel, tally_of):
     path = tmp_path_factory.mktemp('report') / 'report.html'
     other = dataclasses.replace(
         panel,
@@ -118,7 +118,7 @@ def report(tmp_path_factory, panel):
         scores[method] = evaluate.summarise(
             evaluate.score_method([one], None, [panel.subject], 0.1, 0.5)
         )
-        curves[method] = curves_of([one], [panel.subject.lesion], [panel.subject.brain])
+        curves[method] = curve_of(tally_of([one], [panel.subject.lesion], [panel.subject.brain]))
     scores['undefined'] = {}
     write_report(
         path,

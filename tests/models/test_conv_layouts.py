@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fluidjax.base.errors import UserError
 from fluidjax.models import Autoencoder, AutoencoderConfig, Discriminator, conv
 from fluidjax.models.conv import (
     blocks,
@@ -177,3 +180,66 @@ def test_networks_are_the_same_on_every_backend(model, shape):
     (tpu, tpu_grads), (plain, grads) = both_backends(model, numbers(3, 1, *shape, 1))
     np.testing.assert_allclose(tpu[1], plain[1], atol=2e-4)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=5e-3), tpu_grads, grads)
+
+
+def convolutions_of(function, *inputs):
+    """The spatial axes of every convolution in a function's program."""
+    found = []
+
+    def visit(jaxpr):
+        for equation in jaxpr.eqns:
+            if equation.primitive.name == 'conv_general_dilated':
+                found.append(len(equation.params['window_strides']))
+            for inner in jax.core.jaxprs_in_params(equation.params):
+                visit(inner)
+
+    visit(jax.make_jaxpr(function)(*inputs).jaxpr)
+    return found
+
+
+@pytest.mark.parametrize('backend', ['cpu', 'gpu', 'tpu'])
+def test_the_chosen_arrangement_is_in_the_program(backend):
+    """Also in what is traced again for the backward pass, and after another choice."""
+    z = jax.ShapeDtypeStruct((1, 4, 4, 4, 2), jnp.float32)
+    plain = AutoencoderConfig((8, 8), 1, 2, 8, remat=True)
+    params = jax.eval_shape(lambda z: Autoencoder(plain).init(KEY, z, method='decode'), z)
+    for name, axes in (('direct', {3}), ('taps', {2}), ('direct', {3})):
+        config = dataclasses.replace(plain, convolution=name)
+        model = Autoencoder(config)
+
+        def energy(params, z, model=model):
+            return jnp.sum(model.apply(params, z, method='decode'))
+
+        with target_backend(backend):
+            assert set(convolutions_of(jax.grad(energy), params, z)) == axes
+        assert config == plain
+
+
+def test_rematerialised_decoder_is_the_same_network_in_every_arrangement():
+    z = numbers(0, 1, 2, 2, 2, 2)
+    plain = AutoencoderConfig((4, 4), 1, 2, 2)
+    params = run_once(lambda: Autoencoder(plain).init(KEY, z, method='decode'))
+    params = jax.tree.map(lambda p: p + 0.1, params)
+
+    def results(p, z):
+        def energy(p, config):
+            out = Autoencoder(config).apply(p, z, method='decode')
+            return jnp.sum(jnp.sin(out)), out
+
+        return [
+            jax.grad(energy, has_aux=True)(
+                p, dataclasses.replace(plain, remat=remat, convolution=convolution)
+            )
+            for remat, convolution in ((False, 'direct'), (True, 'taps'))
+        ]
+
+    expected, other = run_once(results, params, z)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), other, expected)
+    model = Autoencoder(dataclasses.replace(plain, remat=True))
+    remade = jax.eval_shape(lambda: model.init(KEY, z, method='decode'))
+    assert jax.tree.map(jnp.shape, remade) == jax.tree.map(jnp.shape, params)
+
+
+def test_an_unknown_arrangement_is_one_line():
+    with pytest.raises(UserError, match="convolution: 'fast' is not one of auto, direct, taps"):
+        AutoencoderConfig(convolution='fast')

@@ -15,7 +15,7 @@ from fluidjax.base.subject import Subject
 from fluidjax.detect.recipe import Recipe, Spread
 from fluidjax.runs import thresholds
 from fluidjax.runs.cohort import model_grid
-from fluidjax.runs.detector import Choice, Detector, Output, configured
+from fluidjax.runs.detector import Choice, Detector, configured
 from fluidjax.runs.load import Run
 
 CONFIG = ldm.get_config('smoke')
@@ -141,8 +141,13 @@ def saved(folder, rules, recipe=None, spreads=None):
 def test_thresholds_are_kept_with_their_step_and_found_again(cases, tmp_path):
     maps = np.stack([np.where(case.lesion, 0.5, 0.1) for case in cases])
     healthy = [dataclasses.replace(case, lesion=None) for case in cases]
-    chosen = thresholds.thresholds_of(Output(maps, None, 0.0), cases, maps, healthy)
+    rules = thresholds.Rules()
+    rules.add_healthy(maps, healthy)
+    for one, case in zip(maps, cases):
+        rules.add([one], [case])
+    chosen = rules.thresholds()
     assert list(chosen) == list(thresholds.RULES)
+    assert rules.scores() == {'ap': 1.0, 'dice': 1.0}
     saved(tmp_path, chosen)
     run = run_at(tmp_path)
     assert thresholds.load(run) == pytest.approx(0.5)

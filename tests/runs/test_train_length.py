@@ -64,11 +64,11 @@ def test_a_run_goes_on_with_other_intervals_and_steps_but_nothing_else(tmp_path)
         del older['diffusion']['training'][name]
     run_at(tmp_path, ConfigDict(older), autoencoder=6, diffusion=6)
     section = 'diffusion__training__'
-    steered = {'steps': 9, 'epochs': 2, 'log_every': 1, 'checkpoint_every': 2}
+    steered = {'steps': 9, 'epochs': 2, 'log_every': 1, 'checkpoint_every': 2, 'accumulate': 2}
     steered |= {'validate_every': 3, 'picture_every': 3, 'patience': 2}
     fields = {section + name: value for name, value in steered.items()}
     refuse(config_with(**fields), tmp_path)
-    for name, value in (('batch_size', 16), ('optimizer__b2', 0.5), ('accumulate', 2)):
+    for name, value in (('batch_size', 16), ('optimizer__b2', 0.5)):
         dotted = f'diffusion.training.{name.replace("__", ".")}'
         with pytest.raises(UserError, match=f'differs in {dotted}\\)'):
             refuse(config_with(**fields, **{section + name: value}), tmp_path)

@@ -9,6 +9,7 @@ import pytest
 
 from fluidjax.base.errors import UserError
 from fluidjax.training import cluster, parallel
+from fluidjax.training.steps import parts_of
 
 
 def test_a_layout_covers_the_batch_in_order():
@@ -21,13 +22,15 @@ def test_one_process_uses_the_devices_that_share_a_batch(monkeypatch):
     monkeypatch.setattr(jax, 'local_devices', lambda: list(range(8)))
     assert len(parallel.layout_of(8).devices) == 8
     assert len(parallel.layout_of(4).devices) == 4
-    assert len(parallel.layout_of(16, parts=4).devices) == 4
     assert len(parallel.layout_of(7).devices) == 7
-    with pytest.raises(UserError, match='batch_size: 3.*8 device.*in 2 parts'):
-        parallel.layout_of(3, parts=2)
     monkeypatch.setattr(jax, 'process_count', lambda: 2)
     with pytest.raises(UserError, match='batch_size: 8.*16 device'):
         parallel.layout_of(8)
+
+
+def test_a_device_takes_its_samples_in_parts_but_never_less_than_one():
+    found = {n: [parts_of(n, accumulate) for accumulate in (1, 2, 3, 8)] for n in (1, 6, 8)}
+    assert found == {1: [1, 1, 1, 1], 6: [1, 2, 3, 6], 8: [1, 2, 4, 8]}
 
 
 def test_gradients_may_travel_in_half_the_bits():
