@@ -85,8 +85,9 @@ def score_counterpart(counterpart: np.ndarray, subject: Subject) -> Row:
     """Scores of a healthy counterpart (x, y, z); NaN where undefined (see `metrics`).
 
     l1, psnr, ssim: against the healthy image in the whole brain, or, where that is unknown, against
-    the scan outside the lesion. l1_outside, psnr_outside, ssim_outside and healthy_changed: against
-    the scan outside the lesion. contrast_removed: in the lesion where the healthy image is known.
+    the scan outside the lesion. l1_outside, psnr_outside, ssim_outside, healthy_changed and
+    sharpness: against the scan outside the lesion. contrast_removed: in the lesion where the
+    healthy image is known.
     """
     counterpart, scan = np.asarray(counterpart), np.asarray(subject.image)
     brain, lesion = np.asarray(subject.brain).astype(bool), np.asarray(subject.lesion).astype(bool)
@@ -94,6 +95,7 @@ def score_counterpart(counterpart: np.ndarray, subject: Subject) -> Row:
     outside = _likeness(counterpart, np.where(lesion, counterpart, scan), brain & ~lesion)
     row = outside | {f'{score}_outside': value for score, value in outside.items()}
     row['healthy_changed'] = metrics.healthy_changed(counterpart, scan, brain & ~lesion)
+    row['sharpness'] = metrics.sharpness(counterpart, scan, brain & ~lesion)
     if subject.healthy is None:
         return row | {'contrast_removed': metrics.NAN}
     healthy = np.asarray(subject.healthy)

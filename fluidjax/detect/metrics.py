@@ -154,6 +154,19 @@ def healthy_changed(counterpart: np.ndarray, scan: np.ndarray, region: np.ndarra
     return l1(counterpart, scan, region) / level if level > 0 else NAN
 
 
+def sharpness(image: np.ndarray, reference: np.ndarray, region: np.ndarray) -> float:
+    """Mean difference of neighbouring voxels inside `region` (bool), divided by the reference's.
+
+    1: as sharp as the reference; below 1: blurred. Noise counts as detail. NaN where the reference
+    is flat.
+    """
+    region, steps = np.asarray(region).astype(bool), []
+    for volume in (_double(image), _double(reference)):
+        inside = np.where(region, volume, np.nan)
+        steps.append(sum(np.nansum(np.abs(np.diff(inside, axis=axis))) for axis in range(3)))
+    return float(steps[0] / steps[1]) if steps[1] > 0 else NAN
+
+
 def _double(image: np.ndarray) -> np.ndarray:
     return np.asarray(image, np.float64)
 

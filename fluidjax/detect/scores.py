@@ -160,6 +160,13 @@ SCORES: dict[str, Score] = {
         3,
         'Structural similarity to the scan outside the lesion, 1 is identical.',
     ),
+    'sharpness': Score(
+        'Sharpness',
+        0,
+        2,
+        'Mean difference of neighbouring voxels of the counterpart outside the lesion, divided by '
+        "the scan's: 1 is as sharp as the scan, below 1 blurred. Noise counts as detail.",
+    ),
     'contrast_removed': Score(
         'Contrast removed',
         1,

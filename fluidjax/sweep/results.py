@@ -37,7 +37,15 @@ HEADLINE = (
     'sensitivity_1fp',
 )
 FALSE_ALARMS = ('healthy_ml', 'healthy_ml_90', 'strict_ml', 'strict_ml_90')
-TISSUE = ('contrast_removed', 'healthy_changed', 'psnr', 'ssim', 'psnr_outside', 'seconds')
+TISSUE = (
+    'contrast_removed',
+    'healthy_changed',
+    'psnr',
+    'ssim',
+    'psnr_outside',
+    'sharpness',
+    'seconds',
+)
 TESTED = ('dice_validated', 'ap')
 REFERENCES = ('fluidjax', 'conddiff')
 NOTES = {'inpainting': 'inpainting (is given the lesion mask: an upper bound, not a detector)'}

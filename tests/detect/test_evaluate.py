@@ -200,7 +200,8 @@ def test_a_mask_of_ones_and_an_empty_brain(cases):
     none = np.zeros_like(case.lesion)
     empty = dataclasses.replace(case, brain=none, lesion=none)
     rows = evaluate.score_method([perfect(case)] * 2, [case.healthy] * 2, [full, empty], 0.1, 1.0)
-    undefined = ('auroc', 'fpr', 'l1_outside', 'psnr_outside', 'ssim_outside', 'healthy_changed')
+    undefined = ['auroc', 'fpr', 'l1_outside', 'psnr_outside', 'ssim_outside', 'healthy_changed']
+    undefined.append('sharpness')
     assert all(rows[0][score] is None for score in undefined)
     assert rows[0]['dice_oracle'] == rows[0]['lesion_recall'] == 1.0
     assert rows[0]['ap'] == pytest.approx(1.0)
@@ -269,6 +270,7 @@ def test_metrics_json(tmp_path, cases):
         'l1_outside',
         'psnr_outside',
         'ssim_outside',
+        'sharpness',
         'contrast_removed',
         'healthy_changed',
         'seconds',

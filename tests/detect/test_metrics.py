@@ -129,6 +129,20 @@ def test_image_scores():
         assert math.isnan(score(image, image, np.zeros(image.shape, bool)))
 
 
+def test_sharpness_falls_with_blur_and_knows_only_the_region():
+    rng = np.random.default_rng(2)
+    image = rng.random((16, 15, 14))
+    region = np.zeros(image.shape, bool)
+    region[2:14, 2:13, 2:12] = True
+    assert metrics.sharpness(image, image, region) == 1.0
+    assert metrics.sharpness(0.5 * image + 0.2, image, region) == pytest.approx(0.5)
+    blurred = ndimage.gaussian_filter(image, 1.0)
+    assert metrics.sharpness(blurred, image, region) < 0.4
+    outside = np.where(region, image, 7.0)
+    assert metrics.sharpness(outside, image, region) == 1.0
+    assert math.isnan(metrics.sharpness(image, np.ones(image.shape), region))
+
+
 def test_ssim_equals_scikit_image_and_cropping_changes_nothing():
     from skimage.metrics import structural_similarity
 
