@@ -264,6 +264,9 @@ def _head(size: str) -> ConfigDict:
                 'remat': True,
             },
             'losses': {'dice': 1.0},
+            # How its lesions differ from `config.fluid`: also faint ones, which the bridge removes
+            # in part, and which the head can learn to see.
+            'lesions': {'strength': (0.3, 1.0)},
             'training': common.training(20_000, 8, common.optimizer(1e-4, clip_norm=1.0)),
         }
     )

@@ -10,6 +10,7 @@
     fluidjax bench gpu                                     all of a GPU, in 8 minutes, as tables
     fluidjax bench cpu --batch=2                           networks at 2 mm, beside PyTorch
     fluidjax bench memory --config=configs/ldm.py:paper    what training needs, what fits a card
+    fluidjax bench code --config=configs/ldm.py:demo       PSNR and sharpness of its autoencoder
     fluidjax bench rehearsal --config=configs/ldm.py:2mm   three steps of all: train, eval, predict
 
 Times are medians, without compilation. With --aot nothing is run, and no TPU is needed.
@@ -202,6 +203,15 @@ def _rehearsal() -> dict:
     return rehearsal.rehearse(_config(), STEPS.value, SCAN.value, KEEP.value)
 
 
+def _code() -> dict:
+    from fluidjax.base import environment
+
+    environment.use_all_cores()
+    from fluidjax.bench import code
+
+    return code.measure(_config())
+
+
 def _shape_and_spacing() -> tuple[tuple[int, ...], tuple[float, ...]]:
     shape = cli.numbers('shape', SHAPE.value, int)
     if SPACING.value:
@@ -219,6 +229,7 @@ SUBJECTS = {
     'cpu': _cpu,
     'memory': _memory,
     'rehearsal': _rehearsal,
+    'code': _code,
 }
 
 

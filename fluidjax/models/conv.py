@@ -25,6 +25,7 @@ from jax import lax
 
 from fluidjax.base.errors import UserError
 from fluidjax.models.folding import fold, pair_convolution
+from fluidjax.models.weight_gradient import gradient_by_blocks, worth_blocks
 
 WORTH_PHASES = 2**21  # coarse voxels x channels in x channels out, measured on a CPU
 WORTH_TAPS = 2**26  # size of volumes x size of kernel; smaller ones compile longer than they run
@@ -146,7 +147,36 @@ def pointwise(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def sum_of_taps(x: jax.Array, kernel: jax.Array, strides: Triple, padding: Pads) -> jax.Array:
-    """The convolution as a sum of 2-D ones, one for each tap along the first axis."""
+    """The convolution as a sum of 2-D ones, one for each tap along the first axis.
+
+    On a CPU the gradient of large ones with respect to the kernel is computed in blocks; there they
+    have no forward-mode derivative.
+    """
+    if backend() == 'cpu' and worth_blocks(x, strides):
+        return _taps_and_blocks(x, kernel, padding)
+    return _taps(x, kernel, strides, padding)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _taps_and_blocks(x: jax.Array, kernel: jax.Array, padding: Pads) -> jax.Array:
+    return _taps(x, kernel, (1, 1, 1), padding)
+
+
+def _forward(x: jax.Array, kernel: jax.Array, padding: Pads) -> tuple[jax.Array, tuple]:
+    return _taps(x, kernel, (1, 1, 1), padding), (x, kernel)
+
+
+def _backward(padding: Pads, kept: tuple, dy: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, kernel = kept
+    (dx,) = jax.linear_transpose(lambda x: _taps(x, kernel, (1, 1, 1), padding), x)(dy)
+    weights = gradient_by_blocks(x, dy, kernel.shape[0], padding)
+    return dx, weights.astype(kernel.dtype)
+
+
+_taps_and_blocks.defvjp(_forward, _backward)
+
+
+def _taps(x: jax.Array, kernel: jax.Array, strides: Triple, padding: Pads) -> jax.Array:
     size, stride = kernel.shape[0], strides[0]
     padded = jnp.pad(x, ((0, 0), padding[0], (0, 0), (0, 0), (0, 0)))
     planes = (padded.shape[1] - size) // stride + 1

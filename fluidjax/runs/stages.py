@@ -168,16 +168,18 @@ def _bridge(config: ConfigDict, grid: Grid) -> tuple[Stage, ...]:
     head = config.get('head')  # older runs and the bundled model do not have it
     if head is None or head.training.steps == 0:
         return stages
-    return *stages, _head(head, method)
+    return *stages, _head(config, grid, method)
 
 
-def _head(section: Section, bridge: LatentBridge) -> Stage:
+def _head(config: ConfigDict, grid: Grid, bridge: LatentBridge) -> Stage:
+    section = config.head
+    lesions = {**config.fluid, **section.get('lesions', {})}
     network = {**section.network, 'in_channels': IN_CHANNELS}
     method = AnomalyHead(
         bridge=bridge,
         network=settings_from(ImageUNetConfig, network, 'head.network'),
         losses=settings_from(HeadLoss, section.losses, 'head.losses'),
-        pairs=bridge.pairs,
+        pairs=_pairs(config, grid, settings_from(FluidSettings, lesions, 'head.lesions')),
     )
     return _stage(method, section)
 
