@@ -52,9 +52,12 @@ def get_config(argument: str = '') -> ConfigDict:
     config.autoencoder = _autoencoder(config.size)
     if config.method == 'fluidjax':
         config.bridge = _bridge(config.size)
-        config.head = _head(config.size)
     else:
         config.diffusion = _diffusion(config.method, config.size)
+    if config.method != 'ldm':  # it is not given the scan as a condition
+        config.head = _head(config.size)
+        if config.method != 'fluidjax':
+            config.head.training.steps = 0  # no head, as published
     if config.method == 'icdm':
         config.corruptions = ConfigDict(
             {
@@ -266,14 +269,14 @@ def _head(size: str) -> ConfigDict:
             'losses': {'dice': 1.0},
             # How its lesions differ from `config.fluid`: also faint ones, which the bridge removes
             # in part, and which the head can learn to see.
-            'lesions': {'strength': (0.3, 1.0)},
+            'lesions': {'strength': (0.4, 1.0)},
             'training': common.training(20_000, 8, common.optimizer(1e-4, clip_norm=1.0)),
         }
     )
     if size == 'paper':
         return section
     section.network.update({'channels': (16, 32), 'dtype': 'float32', 'remat': False})
-    section.training = common.demo_training(400, 2e-3)
+    section.training = common.demo_training(800, 2e-3)
     if size == 'smoke':
         section.network.channels = (8,)
         section.training.update(common.SMOKE_TRAINING)

@@ -97,6 +97,11 @@ class LatentBridge(LatentMethod):
         return loss, {'mse': mse, 'lesion_ml': examples['lesion_ml']}
 
     @property
+    def is_random(self) -> bool:
+        """Whether counterparts depend on the key."""
+        return self.process.noise > 0
+
+    @property
     def num_counterparts(self) -> int:
         """Number of samples."""
         return self.process.num_samples

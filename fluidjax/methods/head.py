@@ -1,9 +1,10 @@
-"""The head of `fluidjax`: it says where a lesion is, from a scan and its healthy counterpart.
+"""A head: it says where a lesion is, from a scan and the healthy counterpart of a latent method.
 
 The difference between a scan and its counterpart is also large where a counterpart is wrong: at
 folds, at the edge of the brain, in unusual anatomy. The head is a small U-Net in image space, which
 learns from simulated lesions to tell the two apart. Discriminative heads on restored images are
-known from DRAEM (Zavrtanik et al. 2021). Autoencoder and bridge are trained before and stay fixed.
+known from DRAEM (Zavrtanik et al. 2021). Autoencoder and latent method are trained before and stay
+fixed.
 
 The network sees, all divided by the maximum of the scan and 0 where scan and counterpart are black,
 
@@ -24,8 +25,7 @@ from fluidjax.base.settings import check
 from fluidjax.base.share import WHOLE, Share
 from fluidjax.methods import Method
 from fluidjax.methods.autoencoder import AutoencoderMethod
-from fluidjax.methods.bridge import LatentBridge
-from fluidjax.methods.latents import Params
+from fluidjax.methods.latents import LatentMethod, Params
 from fluidjax.methods.pairs import PairMaker, by_its_maximum
 from fluidjax.models.image_unet import ImageUNet, ImageUNetConfig
 
@@ -55,16 +55,16 @@ class HeadLoss:
 
 @dataclasses.dataclass(frozen=True)
 class AnomalyHead(Method):
-    """A lesion's probability in each voxel, beside the counterparts of a trained bridge.
+    """A lesion's probability in each voxel, beside the counterparts of a trained method.
 
     Attributes:
-        bridge: trained in the stage before this one.
+        restorer: makes the counterparts; trained in the stage before this one.
         network: sizes of the U-Net; `in_channels` is `IN_CHANNELS`.
         losses: weights.
         pairs: makes the training pairs.
     """
 
-    bridge: LatentBridge
+    restorer: LatentMethod
     network: ImageUNetConfig
     losses: HeadLoss
     pairs: PairMaker
@@ -74,21 +74,21 @@ class AnomalyHead(Method):
 
     @property
     def autoencoder(self) -> AutoencoderMethod:
-        """That of the bridge."""
-        return self.bridge.autoencoder
+        """That of the restorer."""
+        return self.restorer.autoencoder
 
     @property
     def num_counterparts(self) -> int:
-        """Those of the bridge."""
-        return self.bridge.num_counterparts
+        """Those of the restorer."""
+        return self.restorer.num_counterparts
 
     def init(self, key: jax.Array) -> Params:
-        """Random parameters of bridge and head; scans neither centred nor scaled."""
-        k_bridge, k_head = jax.random.split(key)
+        """Random parameters of restorer and head; scans neither centred nor scaled."""
+        k_restorer, k_head = jax.random.split(key)
         volume = jnp.zeros((1, *self.pairs.grid.shape, self.network.in_channels))
         one = (*self.pairs.grid.shape, 1)
         return {
-            **self.bridge.init(k_bridge),
+            **self.restorer.init(k_restorer),
             'head': ImageUNet(self.network).init(k_head, volume)['params'],
             'health': {'mean': jnp.zeros(one), 'spread': jnp.ones(one)},
         }
@@ -96,7 +96,7 @@ class AnomalyHead(Method):
     def prepare(self, params: Params, volumes: np.ndarray) -> Params:
         """Measure mean and spread of training scans `(n, x, y, z, 1)`, voxel by voxel.
 
-        All other groups stay as they are: those of the bridge come from its own training.
+        All other groups stay as they are: those of the restorer come from its own training.
         """
         scans = np.asarray(volumes, np.float32)
         scans = scans / np.maximum(scans.max(axis=(1, 2, 3, 4), keepdims=True), 1e-6)
@@ -130,12 +130,12 @@ class AnomalyHead(Method):
         }
 
     def reconstruct(self, params: Params, volumes: jax.Array, key: jax.Array) -> jax.Array:
-        """Healthy counterparts of scans `(batch, x, y, z, 1)`: those of the bridge."""
-        return self.bridge.reconstruct(params, volumes, key)
+        """Healthy counterparts of scans `(batch, x, y, z, 1)`: those of the restorer."""
+        return self.restorer.reconstruct(params, volumes, key)
 
     def counterparts(self, params: Params, volumes: jax.Array, key: jax.Array) -> jax.Array:
-        """Each sample of the bridge as a volume, `(n, batch, x, y, z, 1)`."""
-        return self.bridge.counterparts(params, volumes, key)
+        """Each sample of the restorer as a volume, `(n, batch, x, y, z, 1)`."""
+        return self.restorer.counterparts(params, volumes, key)
 
     def probability(self, params: Params, volumes: jax.Array, counterparts: jax.Array) -> jax.Array:
         """Probability of a lesion in each voxel, in [0, 1]; it means nothing outside the brain.
@@ -156,11 +156,11 @@ class AnomalyHead(Method):
         self, params: Params, scans: jax.Array, key: jax.Array, share: Share
     ) -> jax.Array:
         """Counterparts without gradients, with random numbers of each sample's own key."""
-        if not self.bridge.process.noise:  # nothing is random, and a whole batch is faster on CPUs
-            return jax.lax.stop_gradient(self.bridge.reconstruct(params, scans, key))
+        if not self.restorer.is_random:  # a whole batch is faster on CPUs
+            return jax.lax.stop_gradient(self.restorer.reconstruct(params, scans, key))
 
         def one(scan: jax.Array, key: jax.Array) -> jax.Array:
-            return self.bridge.reconstruct(params, scan[None], key)[0]
+            return self.restorer.reconstruct(params, scan[None], key)[0]
 
         return jax.lax.stop_gradient(jax.vmap(one)(scans, share.keys(key, len(scans))))
 

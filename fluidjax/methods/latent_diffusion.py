@@ -143,6 +143,11 @@ class LatentDiffusion(LatentMethod):
         return jnp.minimum(jnp.int32(u * self.process.num_steps), self.process.num_steps - 1)
 
     @property
+    def is_random(self) -> bool:
+        """Whether counterparts depend on the key: always, as sampling starts from noise."""
+        return True
+
+    @property
     def num_counterparts(self) -> int:
         """Number of samples: noise levels times seeds."""
         return len(self.process.starts) * self.process.num_samples

@@ -23,6 +23,7 @@ from fluidjax.methods.bridge import BridgeProcess, LatentBridge
 from fluidjax.methods.corruptions import CorruptionSettings
 from fluidjax.methods.head import IN_CHANNELS, AnomalyHead, HeadLoss
 from fluidjax.methods.latent_diffusion import DiffusionProcess, LatentDiffusion
+from fluidjax.methods.latents import LatentMethod
 from fluidjax.methods.pairs import PairMaker
 from fluidjax.methods.regression import Inpainting, Regression, RestorationLoss
 from fluidjax.methods.severity import SeverityProcess, SeverityRestoration
@@ -143,7 +144,7 @@ def _diffusion(config: ConfigDict, grid: Grid) -> tuple[Stage, ...]:
         process=process,
         pairs=_pairs(config, grid, randomization),
     )
-    return first, _stage(method, section)
+    return _with_head(config, grid, first, _stage(method, section))
 
 
 def _arranged(config: ConfigDict) -> ConfigDict:
@@ -164,19 +165,22 @@ def _bridge(config: ConfigDict, grid: Grid) -> tuple[Stage, ...]:
         process=settings_from(BridgeProcess, section.process, 'bridge.process'),
         pairs=_pairs(config, grid, fluid_settings(config)),
     )
-    stages = first, _stage(method, section)
-    head = config.get('head')  # older runs and the bundled model do not have it
-    if head is None or head.training.steps == 0:
-        return stages
-    return *stages, _head(config, grid, method)
+    return _with_head(config, grid, first, _stage(method, section))
 
 
-def _head(config: ConfigDict, grid: Grid, bridge: LatentBridge) -> Stage:
+def _with_head(config: ConfigDict, grid: Grid, first: Stage, second: Stage) -> tuple[Stage, ...]:
+    """The stages of a latent method, with a head if it has one; older runs do not."""
+    if 'head' not in config or config.head.training.steps == 0:
+        return first, second
+    return first, second, _head(config, grid, second.method)
+
+
+def _head(config: ConfigDict, grid: Grid, restorer: LatentMethod) -> Stage:
     section = config.head
     lesions = {**config.fluid, **section.get('lesions', {})}
     network = {**section.network, 'in_channels': IN_CHANNELS}
     method = AnomalyHead(
-        bridge=bridge,
+        restorer=restorer,
         network=settings_from(ImageUNetConfig, network, 'head.network'),
         losses=settings_from(HeadLoss, section.losses, 'head.losses'),
         pairs=_pairs(config, grid, settings_from(FluidSettings, lesions, 'head.lesions')),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import types
 
 import jax
 import jax.numpy as jnp
@@ -41,8 +40,8 @@ class MeanBridge:
     num_counterparts = 1
 
     @property
-    def process(self):
-        return types.SimpleNamespace(noise=self.noise)
+    def is_random(self):
+        return self.noise > 0
 
     def init(self, key):
         return {'unet': jax.random.normal(key, (2,)), 'latent': {'scale': jnp.float32(3.0)}}

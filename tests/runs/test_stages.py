@@ -133,11 +133,30 @@ def test_a_bridge_without_a_head_has_two_stages():
     grid = model_grid(config)
     stages = build_stages(config, grid)
     assert [stage.method.stage for stage in stages] == ['autoencoder', 'bridge', 'head']
-    assert stages[2].method.bridge == stages[1].method
+    assert stages[2].method.restorer == stages[1].method
     config.head.training.steps = 0
     assert build_stages(config, grid) == stages[:2]
     del config.head
     assert build_stages(config, grid) == stages[:2]
+
+
+def test_every_method_that_is_given_the_scan_can_have_a_head():
+    for method, stage in (('conddiff', 'diffusion'), ('cldm', 'diffusion'), ('icdm', 'diffusion')):
+        config = config_of(method, 'smoke')
+        assert [each.method.stage for each in build_stages(config, model_grid(config))][1:] == [
+            stage
+        ]
+        config.head.training.steps = 2
+        stages = build_stages(config, model_grid(config))
+        assert stages[2].method.restorer == stages[1].method and stages[1].method.is_random
+    assert 'head' not in config_of('ldm', 'smoke')
+
+
+def test_a_head_is_trained_on_lesions_of_its_own():
+    config = config_of('fluidjax', 'smoke')
+    bridge, head = (each.method for each in build_stages(config, model_grid(config))[1:])
+    changed = dataclasses.replace(bridge.pairs.randomization, strength=(0.4, 1.0))
+    assert bridge.pairs.randomization != changed == head.pairs.randomization
 
 
 @pytest.mark.parametrize(
