@@ -8,10 +8,13 @@ on the command line. `'search': {axis: values}` limits the search for the map's 
 `'bank': True` a cell also trains on real lesion masks, from a folder that the user gives.
 """
 
+HEAD_STEPS = 800
 # The paper's comparison. All methods are trained for the same number of steps on the same batches;
-# the head of fluidjax, after its bridge, is trained for 400 more.
+# a head, after its method, for HEAD_STEPS more.
 COMPARISON = {
-    **{name: {'method': name} for name in ('fluidjax', 'conddiff', 'cldm', 'ldm', 'icdm', 'vae')},
+    **{name: {'method': name} for name in ('fluidjax', 'conddiff')},
+    'conddiff with head': {'method': 'conddiff', 'train': {'head.training.steps': HEAD_STEPS}},
+    **{name: {'method': name} for name in ('cldm', 'ldm', 'icdm', 'vae')},
     'regression': {'method': 'regression'},
     'regression from identity': {'method': 'regression', 'train': {'restoration.identity': True}},
     'severity': {'method': 'severity'},
@@ -71,8 +74,8 @@ SEARCH_LIMITS = {
     'not mirrored': {'mirror': (False,)},
     'one reference': {'reference': ('scan', 'autoencoder')},
 }
-# The bridge and the head of fluidjax together.
-STEPS_WITH_HEAD = 1700
+# A latent method and its head together.
+STEPS_WITH_HEAD = 1300 + HEAD_STEPS
 
 
 def _bank(train: dict) -> dict:
@@ -100,9 +103,18 @@ ABLATIONS = {
         f'fluidjax: {name}': {'method': 'fluidjax', 'search': limits}
         for name, limits in SEARCH_LIMITS.items()
     },
-    'conddiff: as many steps as fluidjax with its head': _conddiff(
+    'conddiff: as many steps as with a head': _conddiff(
         {'diffusion.training.steps': STEPS_WITH_HEAD}
     ),
+    'conddiff with head: head alone': {
+        'method': 'conddiff',
+        'train': {'head.training.steps': HEAD_STEPS},
+        'search': SEARCH_LIMITS['head alone'],
+    },
+    'fluidjax: head trained on the same lesions': {
+        'method': 'fluidjax',
+        'train': {'head.lesions.strength': (1.0, 1.0)},
+    },
     'conddiff: lesions that do not flow': _conddiff({'fluid.transport_time': (0.0, 0.0)}),
     'conddiff: raw masks': _bank(RAW_MASKS),
     'conddiff: masks that flow': _bank({'fluid.bank_probability': 1.0}),

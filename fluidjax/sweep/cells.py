@@ -4,7 +4,8 @@
     WORKDIR/scores/NAME/seedN.json    scores of every test case, and the time of the training
     WORKDIR/scores/NAME/seedN.npz     slices of some cases, for the figures
 
-All cells of a seed share one autoencoder, which the first that needs it trains.
+The cells of a seed share the stages that they have in common, which the first of them trains: all
+have the same autoencoder, and a method with a head starts from the same method without.
 """
 
 from __future__ import annotations
@@ -27,16 +28,19 @@ from fluidjax.base import cli
 from fluidjax.base.disk import check_output
 from fluidjax.base.files import write_bytes, write_text
 from fluidjax.base.partial import new_folder
+from fluidjax.base.settings import load_config
 from fluidjax.base.subject import Subject
 from fluidjax.detect import evaluate
 from fluidjax.detect.scores import COHORT_SCORES
 from fluidjax.runs.cases import Cases, scans_of, split_validation, with_simulated_lesions
-from fluidjax.runs.cohort import open_cohort
+from fluidjax.runs.cohort import model_grid, open_cohort
 from fluidjax.runs.detector import Detector, Output
 from fluidjax.runs.load import load_run
 from fluidjax.runs.rows import own_row, trivial_rows
 from fluidjax.runs.scoring import as_healthy, calibrated, scored, scores_of
+from fluidjax.runs.stages import build_stages
 from fluidjax.runs.train import train
+from fluidjax.training.loop import is_done
 
 # Seed of the simulated test lesions. No run has it, and all cells are tested on the same lesions.
 TEST_SEED = 20250610
@@ -93,7 +97,8 @@ def run(
                 continue
             config = cell_config(cell, scale, seed, folders.lesions)
             folder = workdir / 'runs' / slug(trained_name(name, cell)) / f'seed{seed}'
-            _train(config, folder, workdir / 'runs' / 'autoencoder' / f'seed{seed}')
+            _take_shared_stages(config, folder, workdir / 'runs')
+            train(config, folder)
             scores = score_cell(
                 name, cell, folder, judged_by(scale, seed), folders, validation == 'mixture'
             )
@@ -145,14 +150,34 @@ def judged_by(scale: str, seed: int) -> ConfigDict:
     return config
 
 
-def _train(config: ConfigDict, folder: Path, shared: Path) -> None:
-    """Train a cell, with the autoencoder of its seed if another cell has trained it."""
-    own = folder / 'checkpoints' / 'autoencoder'
-    if 'autoencoder' in config and shared.is_dir() and not own.is_dir():
-        _copy_folder(shared, own)
-    train(config, folder)
-    if 'autoencoder' in config and not shared.is_dir():
-        _copy_folder(own, shared)
+def _take_shared_stages(config: ConfigDict, folder: Path, runs: Path) -> None:
+    """Start a new run with the first stages of the run that has most of them in common."""
+    if (folder / 'checkpoints').is_dir():
+        return
+    others = sorted(runs.glob(f'*/seed{config.seed}/config.json'))
+    shared = {path.parent: _shared_stages(config, path.parent) for path in others}
+    source = max(shared, key=lambda other: len(shared[other]), default=None)
+    if source is None or not shared[source]:
+        return
+    lines = (source / 'metrics.jsonl').read_text('utf-8').splitlines(keepends=True)
+    kept = [line for line in lines if json.loads(line)['stage'] in shared[source]]
+    write_text(folder / 'metrics.jsonl', ''.join(kept))
+    for stage in shared[source]:
+        _copy_folder(source / 'checkpoints' / stage, folder / 'checkpoints' / stage)
+
+
+def _shared_stages(config: ConfigDict, other: Path) -> list[str]:
+    """The first stages that are the same in a configuration and a run, and finished there."""
+    theirs = load_config(other / 'config.json')
+    if theirs.cohort != config.cohort:
+        return []
+    grid, names = model_grid(config), []
+    for ours, done in zip(build_stages(config, grid), build_stages(theirs, grid), strict=False):
+        name = ours.method.stage
+        if ours != done or not is_done(other / 'checkpoints' / name, done.training):
+            break
+        names.append(name)
+    return names
 
 
 def _copy_folder(source: Path, target: Path) -> None:
@@ -161,7 +186,7 @@ def _copy_folder(source: Path, target: Path) -> None:
 
 
 def training_seconds(folder: Path) -> float:
-    """The time of a run's training without its interruptions and without a shared autoencoder."""
+    """The time of a run's training without its interruptions, shared stages included."""
     seconds, last = 0.0, {}
     for line in (folder / 'metrics.jsonl').read_text('utf-8').splitlines():
         logged = json.loads(line)

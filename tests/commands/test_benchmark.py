@@ -35,8 +35,16 @@ def test_a_benchmark_from_end_to_end_and_again(benchmark, tmp_path):
     for row in ('conddiff', 'cldm', 'vae', 'z_score', 'mean_brain', 'intensity', 'autoencoder'):
         assert f'\n| {row} | ' in text
     assert '## Test set: other law' in text
-    log = (tmp_path / 'smoke' / 'runs' / 'cldm' / 'seed0' / 'metrics.jsonl').read_text()
-    assert '"stage": "diffusion"' in log and '"stage": "autoencoder"' not in log  # shared
+    logs = {
+        stage: [
+            [line for line in path.read_text().splitlines() if f'"{stage}"' in line]
+            for path in sorted((tmp_path / 'smoke' / 'runs').glob('c*/seed0/metrics.jsonl'))
+        ]
+        for stage in ('autoencoder', 'diffusion')
+    }
+    shared, own = logs['autoencoder'], logs['diffusion']
+    assert shared[0] == shared[1] != []  # with its times, so it was not trained again
+    assert own[0] != own[1] and all(own)
     again = benchmark(*arguments)
     assert again.returncode == 0 and 'cell' not in again.stderr
     assert (tmp_path / 'smoke' / 'RESULTS.md').read_text() == text

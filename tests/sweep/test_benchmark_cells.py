@@ -11,9 +11,11 @@ import pytest
 from configs.benchmark import LISTS
 from data_pipelines.grids import GRIDS
 from fluidjax.base.errors import UserError
+from fluidjax.base.settings import save_config
 from fluidjax.fluid.grid import Grid
 from fluidjax.runs.stages import build_stages
 from fluidjax.sweep import cells, results
+from fluidjax.training import checkpoint
 
 CELLS = {name: cell for listed in LISTS.values() for name, cell in listed.items()}
 
@@ -122,3 +124,38 @@ def test_tables_say_what_is_better_and_what_is_missing(tmp_path):
 def test_nothing_finished_says_so(tmp_path):
     with pytest.raises(UserError, match='no cell is finished'):
         results.write(tmp_path, 'comparison', ['vae'])
+
+
+def run_at(folder, config, **steps):
+    """A run of a configuration, with a checkpoint of each stage at a step, and its log."""
+    save_config(folder / 'config.json', config)
+    for stage, step in steps.items():
+        checkpoint.save(folder / 'checkpoints' / stage, step, {'w': np.full(2, step, np.float32)})
+    lines = [json.dumps({'stage': stage, 'step': step}) + '\n' for stage, step in steps.items()]
+    (folder / 'metrics.jsonl').write_text(''.join(lines))
+
+
+def test_a_run_starts_with_the_stages_that_another_has_finished(tmp_path):
+    conddiff, headed = (
+        cells.cell_config(CELLS[name], 'smoke', 3) for name in ('conddiff', 'conddiff with head')
+    )
+    vector = cells.cell_config(CELLS['conddiff: vector'], 'smoke', 3)
+    runs = tmp_path / 'runs'
+    run_at(runs / 'conddiff' / 'seed3', conddiff, autoencoder=6, diffusion=6)
+    run_at(runs / 'vector' / 'seed3', vector, autoencoder=6, diffusion=6)
+    cells._take_shared_stages(headed, runs / 'headed' / 'seed3', runs)
+    taken = runs / 'headed' / 'seed3'
+    assert {path.name for path in (taken / 'checkpoints').iterdir()} == {'autoencoder', 'diffusion'}
+    stages = [json.loads(x)['stage'] for x in (taken / 'metrics.jsonl').read_text().splitlines()]
+    assert stages == ['autoencoder', 'diffusion'] and not (taken / 'config.json').exists()
+
+
+def test_only_the_same_stages_of_the_same_scans_are_shared(tmp_path):
+    config = cells.cell_config(CELLS['conddiff'], 'smoke', 3)
+    run_at(tmp_path / 'begun', config, autoencoder=6, diffusion=3)
+    assert cells._shared_stages(config, tmp_path / 'begun') == ['autoencoder']
+    longer = cells.cell_config({'method': 'conddiff'}, 'smoke', 3)
+    longer.autoencoder.training.steps = 12
+    assert cells._shared_stages(longer, tmp_path / 'begun') == []
+    masks = cells.cell_config(CELLS['conddiff: masks that flow'], 'smoke', 3, 'MASKS')
+    assert cells._shared_stages(masks, tmp_path / 'begun') == []
