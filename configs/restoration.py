@@ -26,7 +26,7 @@ def restoration(method: str, argument: str) -> ConfigDict:
     )
     if method != 'inpainting':  # which is trained only where there is a lesion
         config.restoration.losses.lesion_weight = 0.0 if config.size == 'paper' else 12.0
-    if method == 'regression':
+    if method in ('regression', 'severity'):
         # Whether the network predicts a correction of the scan instead of the healthy image.
         config.restoration.identity = False
     if method == 'severity':

@@ -4,10 +4,11 @@ Between a healthy image x_0 and its diseased one x_1 lie images of every severit
 
     x_s = x_0 + s (x_1 - x_0).
 
-The network sees x_s and s and predicts x_0, as a correction that is added to x_s. A scan is taken
-for an image of severity 1 and is restored in a few steps to severity 0, each by a part of the
-correction that is expected at its severity (cold diffusion). The corrections add up to scan minus
-counterpart, so that the anomaly map of the scan is the accumulated correction, as in the papers.
+The network sees x_s and s and predicts x_0. (With `identity` it predicts a correction that is added
+to x_s; trained so for the demo's 1300 steps it returned scans unchanged.) A scan is taken for an
+image of severity 1 and is restored in a few steps to severity 0, each by a part of the correction
+that is expected at its severity (cold diffusion). The corrections add up to scan minus counterpart,
+so that the anomaly map of the scan is the accumulated correction, as in the papers.
 
 It is written from the papers' idea. It differs from them in
 
@@ -56,7 +57,6 @@ class SeverityRestoration(Regression):
         process: how scans are restored.
     """
 
-    identity: bool = True
     process: SeverityProcess = SeverityProcess()
 
     def loss(

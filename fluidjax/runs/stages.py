@@ -201,7 +201,7 @@ def _vae(config: ConfigDict, grid: Grid) -> tuple[Stage, ...]:
 def _restoration(config: ConfigDict, grid: Grid) -> tuple[Stage, ...]:
     section, fluid = config.restoration, fluid_settings(config)
     kind, channels, own = Regression, 1, {}
-    if config.method == 'regression':
+    if config.method in ('regression', 'severity'):
         own = {'identity': section.get('identity', False)}
     if config.method == 'severity':
         kind, channels = SeverityRestoration, 2
