@@ -233,16 +233,12 @@ def test_inpainting_changes_nothing_outside_the_mask(batch):
     assert jnp.abs(filled - batch['image']).max() > 0.1  # before training the hole is black
 
 
-def test_regression_starts_from_a_black_image_or_from_the_scan(batch):
-    black = _untrained('regression', batch['image'], jax.random.key(0))
+@pytest.mark.parametrize('name', ['regression', 'severity'])
+def test_restoration_starts_from_a_black_image_or_from_the_scan(name, batch):
+    black = _untrained(name, batch['image'], jax.random.key(0))
     np.testing.assert_array_equal(black, 0.0)
-    method = dataclasses.replace(with_given_pairs(method_of('regression')), identity=True)
-    counterpart = _reconstruct(method)(started('regression'), 0.5 * batch['image'], None)
-    np.testing.assert_allclose(counterpart, 0.5 * batch['image'], atol=1e-6)
-
-
-def test_before_training_severity_leaves_the_scan_alone(batch):
-    counterpart = _untrained('severity', 0.5 * batch['image'], jax.random.key(0))
+    method = dataclasses.replace(with_given_pairs(method_of(name)), identity=True)
+    counterpart = _reconstruct(method)(started(name), 0.5 * batch['image'], None)
     np.testing.assert_allclose(counterpart, 0.5 * batch['image'], atol=1e-6)
 
 
