@@ -18,11 +18,6 @@ os.environ.setdefault(
 import pytest  # noqa: E402
 
 
-def pytest_xdist_auto_num_workers() -> int:
-    """One worker more than there are cores: many tests wait for a command that they started."""
-    return len(os.sched_getaffinity(0)) + 1 if hasattr(os, 'sched_getaffinity') else os.cpu_count()
-
-
 def _existing(path: Path) -> Path:
     if not path.is_dir():
         pytest.skip(f'{path.name} is not beside this checkout')
