@@ -11,14 +11,14 @@ The argument after the colon is a comma-separated list of
     method=NAME               conddiff by default
 Any field can be overridden: --config.seed=1 --config.diffusion.training.steps=2000.
 
-The methods, with the Dice on the demo's test subjects (threshold from validation subjects):
-    conddiff    0.45   conditional latent diffusion, the paper's method (arXiv:2506.10233)
-    cldm        0.43   the same with the condition concatenated
-    icdm        0.04   cldm trained on other corruptions than fluid-driven lesions
-    ldm         0.05   unconditional latent diffusion
-    fluidjax    0.57   our own: a bridge between the latents of the diseased and the healthy scan
-                       (measured without the head that is trained after it)
-A demo takes about ten minutes on 2 CPU cores.
+The methods; their scores are in docs/results.md:
+    conddiff    conditional latent diffusion, the paper's method (arXiv:2506.10233)
+    cldm        the same with the condition concatenated
+    icdm        cldm trained on other corruptions than fluid-driven lesions
+    ldm         unconditional latent diffusion
+    fluidjax    our own: a bridge between the latents of the diseased and the healthy scan, then a
+                head that gives the probability of a lesion
+A demo takes about a quarter of an hour on 2 CPU cores.
 
 At the paper's size conddiff samples as published, from a scan noised to step 250 of 1000. That
 keeps large lesions (docs/results.md, "Ablations"); sampling from pure noise does not:

@@ -4,7 +4,7 @@
     fluidjax eval --workdir=runs/regression
 
 The argument is that of configs/common.py. At the size of the demo it takes some minutes on 2 CPU
-cores and reaches a Dice of 0.27 on the demo's test subjects (docs/results.md).
+cores; its scores are in docs/results.md.
 """
 
 from ml_collections import ConfigDict

@@ -26,3 +26,24 @@ def _make_case(
 def make_case():
     """A function (name, centre, radius, spacing) -> Subject."""
     return _make_case
+
+
+@pytest.fixture(scope='session')
+def cases(make_case):
+    """Three subjects with lesions at different places."""
+    return [
+        make_case('a'),
+        make_case('b', centre=(6, 8, 9), radius=2.0),
+        make_case('c', centre=(10, 16, 9), radius=3.5),
+    ]
+
+
+def perfect(case: Subject) -> np.ndarray:
+    """The anomaly map of a method that knows the healthy image."""
+    return np.abs(case.image - case.healthy)
+
+
+def noisy(case: Subject, seed: int) -> np.ndarray:
+    """The same with noise in the brain."""
+    rng = np.random.default_rng(seed)
+    return np.where(case.brain, perfect(case) + 0.3 * rng.random(case.image.shape), 0.0)

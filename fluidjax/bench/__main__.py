@@ -11,6 +11,7 @@
     fluidjax bench cpu --batch=2                           networks at 2 mm, beside PyTorch
     fluidjax bench memory --config=configs/ldm.py:paper    what training needs, what fits a card
     fluidjax bench code --config=configs/ldm.py:demo       PSNR and sharpness of its autoencoder
+    fluidjax bench evaluation --scans 4 20 60              memory of an evaluation at 160^3
     fluidjax bench rehearsal --config=configs/ldm.py:2mm   three steps of all: train, eval, predict
 
 Times are medians, without compilation. With --aot nothing is run, and no TPU is needed.
@@ -29,7 +30,9 @@ CONFIG = FLAGS.add_config(
 REPEATS = FLAGS.add_integer('repeats', 5, 'Timed calls of each part.', least=1)
 JSON = FLAGS.add_text('json', None, 'Also write the numbers to this file.')
 SHAPE = FLAGS.add_words(
-    'shape', ['160', '160', '160'], 'fluid, models, map, cpu, gpu: voxels along x, y (, z).'
+    'shape',
+    ['160', '160', '160'],
+    'fluid, models, map, cpu, gpu, evaluation: voxels along x, y (, z).',
 )
 SPACING = FLAGS.add_words(
     'spacing', None, 'fluid, map: voxel size in mm; by default the first axis has 160 mm.'
@@ -59,6 +62,9 @@ MINUTES = FLAGS.add_number('minutes', 8.0, 'gpu: rows after this time are left o
 ROW_SECONDS = FLAGS.add_number('row_seconds', 100.0, 'gpu: the longest for a row.', least=1.0)
 ONLY = FLAGS.add_words(
     'only', [], 'models, train --aot, cpu, gpu: only these rows, e.g. encode decode.'
+)
+SCANS = FLAGS.add_words(
+    'scans', ['4', '20', '60'], 'evaluation: numbers of validation and of test scans.'
 )
 STEPS = FLAGS.add_integer('steps', 3, 'rehearsal: training steps of each stage.', least=1)
 SCAN = FLAGS.add_text('scan', '', 'rehearsal: the scan to predict; by default a simulated one.')
@@ -203,6 +209,13 @@ def _rehearsal() -> dict:
     return rehearsal.rehearse(_config(), STEPS.value, SCAN.value, KEEP.value)
 
 
+def _evaluation() -> dict:
+    from fluidjax.bench import evaluation
+
+    counts = cli.numbers('scans', SCANS.value, int)
+    return evaluation.measure(counts, _chosen_shape() or (160, 160, 160))
+
+
 def _code() -> dict:
     from fluidjax.base import environment
 
@@ -230,6 +243,7 @@ SUBJECTS = {
     'memory': _memory,
     'rehearsal': _rehearsal,
     'code': _code,
+    'evaluation': _evaluation,
 }
 
 

@@ -1,7 +1,5 @@
 """The memory that an evaluation takes, with simulated scans and a method that knows nothing.
 
-    python -m fluidjax.bench.evaluation 20 60      # scans; a process's peak never falls
-
 The recipe of one row is chosen, its thresholds are chosen on as many validation cases as there are
 test cases, and these are scored, as `fluidjax eval` does it.
 """
@@ -9,15 +7,14 @@ test cases, and these are scored, as `fluidjax eval` does it.
 from __future__ import annotations
 
 import dataclasses
-import resource
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from configs.ldm import get_config
 from fluidjax.base.subject import Subject
+from fluidjax.bench.timer import Table, peak_gb
 from fluidjax.fluid.grid import Grid
 from fluidjax.runs.cases import Cases, Split
 from fluidjax.runs.detector import Detector
@@ -25,6 +22,7 @@ from fluidjax.runs.load import Run
 from fluidjax.runs.rows import Row
 from fluidjax.runs.scoring import calibrated, scored, scores_of
 
+TABLE = Table(10, ('peak GB', 'peak_gb', '9.2f'))
 BRAIN = 0.43  # semi-axes of the ellipsoid, of the side: a third of the voxels, as of a brain
 
 
@@ -83,9 +81,14 @@ def peak_memory(count: int, shape: tuple[int, int, int] = (160, 160, 160)) -> fl
         found = scores['darker'].summary()
     if found['dice_validated']['n'] != count:
         raise RuntimeError(f'{found["dice_validated"]["n"]} of {count} scans were scored')
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    return peak_gb()
 
 
-if __name__ == '__main__':
-    for words in sys.argv[1:]:
-        print(f'{words} scans of 160^3: {peak_memory(int(words)):.2f} GB', flush=True)
+def measure(counts: Sequence[int], shape: tuple[int, int, int]) -> dict[str, float]:
+    """`peak_memory` for several numbers of scans, ascending, as a process's peak never falls."""
+    TABLE.print_head('scans')
+    peaks = {}
+    for count in sorted(counts):
+        peaks[str(count)] = peak_memory(count, shape)
+        TABLE.print_row(str(count), {'peak_gb': peaks[str(count)]})
+    return peaks

@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 from fluidjax.base import environment
 from fluidjax.base.errors import UserError
 from fluidjax.base.settings import load_config, save_config
-from fluidjax.bench.timer import Table
+from fluidjax.bench.timer import Table, peak_gb
 
 HEALTHY_SCANS = 3
 COLUMNS = (
@@ -127,9 +127,7 @@ def _run(answer: Any, work: Callable, arguments: tuple) -> None:
     except UserError as error:
         print(f'fluidjax bench: {error}', file=sys.stderr)
         raise SystemExit(1) from None
-    unit = 1.0 if sys.platform == 'darwin' else 1024.0
-    both = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    answer.send(max(resource.getrusage(who).ru_maxrss for who in both) * unit / 1e9)
+    answer.send(max(peak_gb(), peak_gb(resource.RUSAGE_CHILDREN)))
 
 
 def _make_scans(place: Path) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+import resource
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -53,6 +55,12 @@ def this_machine() -> dict[str, str]:
     """The device that is timed, and the version of JAX."""
     device = jax.devices()[0]
     return {'device': f'{device.platform} ({device.device_kind})', 'jax': jax.__version__}
+
+
+def peak_gb(who: int = resource.RUSAGE_SELF) -> float:
+    """The most memory that this process had so far, or one of its children, in GB."""
+    unit = 1.0 if sys.platform == 'darwin' else 1024.0
+    return resource.getrusage(who).ru_maxrss * unit / 1e9
 
 
 def median_seconds(call: Callable[[], Any], repeats: int) -> float:

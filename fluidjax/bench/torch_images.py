@@ -11,7 +11,6 @@ from fluidjax.bench.torch_layers import (
     Dense,
     Downsample,
     Levels,
-    ResBlock,
     Upsample,
     conv,
     depth_to_space,
@@ -32,37 +31,23 @@ class ImageUNet(Levels):
         for level, channels in enumerate(c.channels):
             if level:
                 self.add(f'down_{level - 1}_downsample', Downsample(width))
-            self._add_blocks(f'down_{level}', width, channels)
-            width = channels
+            width = self.add_blocks(f'down_{level}', c, width, channels)
         for level in reversed(range(len(c.channels) - 1)):
             self.add(f'up_{level}_upsample', Upsample(width, c.channels[level]))
-            width = c.channels[level]
-            self._add_blocks(f'up_{level}', 2 * width, width)
+            width = self.add_blocks(f'up_{level}', c, 2 * c.channels[level], c.channels[level])
         self.norm_out = nn.GroupNorm(c.norm_num_groups, width, EPS)
         self.conv_out = conv(width, c.patch**3)
-
-    def _add_blocks(self, name: str, inputs: int, outputs: int) -> None:
-        c = self.config
-        for block in range(c.num_res_blocks):
-            made = ResBlock(inputs, outputs, c.norm_num_groups, remat=c.remat)
-            self.add(f'{name}_res_{block}', made)
-            inputs = outputs
-
-    def _blocks(self, name: str, h: Tensor) -> Tensor:
-        for block in range(self.config.num_res_blocks):
-            h = self.run(f'{name}_res_{block}', h)
-        return h
 
     def forward(self, x: Tensor) -> Tensor:
         c = self.config
         h, skips = self.conv_in(space_to_depth(x, c.patch)), []
         for level in range(len(c.channels)):
             h = self.run(f'down_{level - 1}_downsample', h) if level else h
-            h = self._blocks(f'down_{level}', h)
+            h = self.run_blocks(f'down_{level}', c, h)
             skips.append(h)
         for level in reversed(range(len(c.channels) - 1)):
             h = torch.cat([self.run(f'up_{level}_upsample', h), skips[level]], 1)
-            h = self._blocks(f'up_{level}', h)
+            h = self.run_blocks(f'up_{level}', c, h)
         return depth_to_space(self.conv_out(F.silu(self.norm_out(h))), c.patch)
 
 
@@ -77,10 +62,7 @@ class Encoder(Levels):
         for level, channels in enumerate(c.channels):
             if level:
                 self.add(f'down_{level - 1}_downsample', Downsample(width, at_end=True))
-            for block in range(c.num_res_blocks):
-                made = ResBlock(width, channels, c.norm_num_groups, remat=c.remat)
-                self.add(f'down_{level}_res_{block}', made)
-                width = channels
+            width = self.add_blocks(f'down_{level}', c, width, channels)
         self.norm_out = nn.GroupNorm(c.norm_num_groups, width, EPS)
         self.conv_out = conv(width, c.latent_channels)
 
@@ -88,8 +70,7 @@ class Encoder(Levels):
         h = self.conv_in(x)
         for level in range(len(self.config.channels)):
             h = self.run(f'down_{level - 1}_downsample', h) if level else h
-            for block in range(self.config.num_res_blocks):
-                h = self.run(f'down_{level}_res_{block}', h)
+            h = self.run_blocks(f'down_{level}', self.config, h)
         return self.conv_out(self.norm_out(h))
 
 
@@ -104,10 +85,7 @@ class Decoder(Levels):
         for level, channels in enumerate(reversed(c.channels)):
             if level:
                 self.add(f'up_{level - 1}_upsample', Upsample(width, width))
-            for block in range(c.num_res_blocks):
-                made = ResBlock(width, channels, c.norm_num_groups, remat=c.remat)
-                self.add(f'up_{level}_res_{block}', made)
-                width = channels
+            width = self.add_blocks(f'up_{level}', c, width, channels)
         self.norm_out = nn.GroupNorm(c.norm_num_groups, width, EPS)
         self.conv_out = conv(width, c.patch**3 * c.in_channels)
 
@@ -115,8 +93,7 @@ class Decoder(Levels):
         h = self.conv_in(z)
         for level in range(len(self.config.channels)):
             h = self.run(f'up_{level - 1}_upsample', h) if level else h
-            for block in range(self.config.num_res_blocks):
-                h = self.run(f'up_{level}_res_{block}', h)
+            h = self.run_blocks(f'up_{level}', self.config, h)
         return self.conv_out(self.norm_out(h))
 
 

@@ -7,6 +7,7 @@ function, channels first: (b, c, x, y, z). They need PyTorch, an optional packag
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -142,6 +143,20 @@ class Levels(nn.Module):
     def run(self, name: str, *inputs: Tensor | None) -> Tensor:
         """Apply a part."""
         return getattr(self, name)(*inputs)
+
+    def add_blocks(self, name: str, c: Any, inputs: int, outputs: int) -> int:
+        """Add the residual blocks of a level, whose sizes are in `c`; returns their channels."""
+        for block in range(c.num_res_blocks):
+            made = ResBlock(inputs, outputs, c.norm_num_groups, remat=c.remat)
+            self.add(f'{name}_res_{block}', made)
+            inputs = outputs
+        return outputs
+
+    def run_blocks(self, name: str, c: Any, h: Tensor) -> Tensor:
+        """Apply the residual blocks of a level."""
+        for block in range(c.num_res_blocks):
+            h = self.run(f'{name}_res_{block}', h)
+        return h
 
 
 def time_embedding(t: Tensor, dim: int) -> Tensor:

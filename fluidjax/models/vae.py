@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from fluidjax.base.errors import UserError
-from fluidjax.models.conv import Conv3D
+from fluidjax.models.conv import Conv3D, as_configured, check_arrangement
 from fluidjax.models.layers import Dense, GroupNorm, compute_dtype, depth_to_space, require_groups
 
 LOG_VAR_RANGE = (-30.0, 20.0)
@@ -32,6 +32,8 @@ class VAEConfig:
         latent_size: size of the code of a volume.
         norm_num_groups: groups of the group norm, a divisor of every entry of `channels`.
         dtype: of the computation, 'float32' or 'bfloat16'.
+        convolution: how convolutions are computed, 'auto', 'direct' or 'taps' (`conv.arranged`);
+            it changes no result, so a run goes on with another.
     """
 
     shape: tuple[int, int, int]
@@ -39,9 +41,11 @@ class VAEConfig:
     latent_size: int = 256
     norm_num_groups: int = 8
     dtype: str = 'float32'
+    convolution: str = dataclasses.field(default='auto', compare=False)
 
     def __post_init__(self) -> None:
         compute_dtype(self.dtype)
+        check_arrangement(self.convolution)
         if not self.channels or self.latent_size < 1:
             raise UserError('vae: channels and latent_size must be at least 1')
         if any(side % 2 ** len(self.channels) for side in self.shape):
@@ -71,6 +75,7 @@ class VAE(nn.Module):
         self.up_norms = [GroupNorm(c.norm_num_groups) for _ in c.channels]
         self.up = [Conv3D(8 * width, 3, zero_init=width == 1) for width in widths]
 
+    @as_configured
     def encode(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Mean and log-variance of the code, float32."""
         h = x.astype(compute_dtype(self.config.dtype))
@@ -80,6 +85,7 @@ class VAE(nn.Module):
         mu, log_var = jnp.split(code, 2, axis=-1)
         return mu, jnp.clip(log_var, *LOG_VAR_RANGE)
 
+    @as_configured
     def decode(self, z: jax.Array) -> jax.Array:
         """Volume of a code, float32, not clipped; zero before any training."""
         c = self.config

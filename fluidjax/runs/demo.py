@@ -3,7 +3,7 @@
     fluidjax demo
     fluidjax demo --seed=1 --workdir=runs/demo-seed1
 
-Takes about ten minutes on two CPU cores, more on slow ones. It ends with a table of scores and the
+Takes about a quarter of an hour on two CPU cores. It ends with a table of scores and the
 path of a report that opens in a browser.
 """
 

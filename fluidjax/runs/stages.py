@@ -150,8 +150,8 @@ def _diffusion(config: ConfigDict, grid: Grid) -> tuple[Stage, ...]:
 def _arranged(config: ConfigDict) -> ConfigDict:
     """The configuration with `config.convolution` in the section of every network."""
     config = config.copy_and_resolve_references()
-    for name, section in config.items():
-        if isinstance(section, ConfigDict) and 'network' in section and name != 'vae':
+    for section in config.values():
+        if isinstance(section, ConfigDict) and 'network' in section:
             with section.network.unlocked():
                 section.network.convolution = config.get('convolution', 'auto')
     return config

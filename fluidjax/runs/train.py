@@ -17,6 +17,7 @@ from fluidjax.base.errors import UserError
 from fluidjax.base.settings import differences, load_config, save_config, settings_from
 from fluidjax.detect.anomaly_map import MapSettings
 from fluidjax.fluid.grid import Grid
+from fluidjax.methods.latent_diffusion import LatentDiffusion
 from fluidjax.runs.cohort import (
     STAGE_PURPOSES,
     check_cohort_of,
@@ -36,8 +37,6 @@ from fluidjax.training.stopping import StopRequest
 
 Params = dict[str, Any]
 FEW_STEPS = 1000
-# Methods that are given the scan as a condition, and so can sample from pure noise.
-FROM_NOISE = ('conddiff', 'cldm', 'icdm')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,14 +170,15 @@ def _advice(config: ConfigDict, stages: tuple[Stage, ...], scans: int) -> list[s
                 f'{name}.epochs: {training.epochs} epochs of {scans} scans are only '
                 f'{training.steps} steps; --{name}.epochs=0 trains for {name}.steps instead'
             )
-    process = config.diffusion.process if config.method in FROM_NOISE else None
-    first = max((process.start_step, *process.start_steps)) if process else None
-    if process and first < process.num_steps // 2:
-        lines.append(
-            f'config.diffusion.process.start_step: sampling starts at step {first} of '
-            f'{process.num_steps}, as published, which keeps large lesions (docs/results.md, '
-            '"Ablations"); --config.diffusion.process.start_step=1000 starts from noise'
-        )
+        if isinstance(stage.method, LatentDiffusion) and stage.method.conditional:
+            process = stage.method.process
+            first, last = max(process.starts), process.num_steps
+            if first < last // 2:
+                lines.append(
+                    f'config.diffusion.process.start_step: sampling starts at step {first} of '
+                    f'{last}, as published, which keeps large lesions (docs/results.md, '
+                    f'"Ablations"); --config.diffusion.process.start_step={last} starts from noise'
+                )
     return lines
 
 

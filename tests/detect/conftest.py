@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from subjects import make_case  # noqa: F401
+from subjects import cases, make_case  # noqa: F401
 
 from fluidjax.detect.histogram import Tally
 

@@ -6,27 +6,10 @@ import dataclasses
 
 import numpy as np
 import pytest
+from subjects import noisy, perfect
 
 from fluidjax.detect import evaluate, metrics, pooled
 from fluidjax.detect.pooled import Pooled
-
-
-@pytest.fixture(scope='module')
-def cases(make_case):
-    return [
-        make_case('a'),
-        make_case('b', centre=(6, 8, 9), radius=2.0),
-        make_case('c', centre=(10, 16, 9), radius=3.5),
-    ]
-
-
-def perfect(case):
-    return np.abs(case.image - case.healthy)
-
-
-def noisy(case, seed):
-    rng = np.random.default_rng(seed)
-    return np.where(case.brain, perfect(case) + 0.3 * rng.random(case.image.shape), 0.0)
 
 
 def added(maps, cases):
