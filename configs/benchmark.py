@@ -8,14 +8,15 @@ on the command line. `'search': {axis: values}` limits the search for the map's 
 `'bank': True` a cell also trains on real lesion masks, from a folder that the user gives.
 """
 
-HEAD_STEPS = 800
+HEAD_STEPS = 1300
 # The paper's comparison. All methods are trained for the same number of steps on the same batches;
-# a head, after its method, for HEAD_STEPS more.
+# a head, after its method, for HEAD_STEPS more. A head is ours, and so are the rows with one.
 COMPARISON = {
     **{name: {'method': name} for name in ('fluidjax', 'conddiff')},
     'conddiff with head': {'method': 'conddiff', 'train': {'head.training.steps': HEAD_STEPS}},
     **{name: {'method': name} for name in ('cldm', 'ldm', 'icdm', 'vae')},
     'regression': {'method': 'regression'},
+    'regression with head': {'method': 'regression', 'train': {'head.training.steps': HEAD_STEPS}},
     'regression from identity': {'method': 'regression', 'train': {'restoration.identity': True}},
     'severity': {'method': 'severity'},
     'inpainting': {'method': 'inpainting'},

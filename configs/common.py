@@ -125,6 +125,35 @@ def demo_training(steps: int, learning_rate: float, **others) -> ConfigDict:
     return training(steps, 4, rates, **(usual | others))
 
 
+def head(size: str) -> ConfigDict:
+    """A head after a method that makes counterparts; without steps there is none."""
+    section = ConfigDict(
+        {
+            'network': {
+                'channels': (16, 32, 64),
+                'num_res_blocks': 1,
+                'norm_num_groups': 8,
+                'patch': 2,
+                'dtype': 'bfloat16',
+                'remat': True,
+            },
+            'losses': {'dice': 1.0},
+            # How its lesions differ from `config.fluid`: also faint ones, which a counterpart keeps
+            # in part, and which the head can learn to see.
+            'lesions': {'strength': (0.4, 1.0)},
+            'training': training(20_000, 8, optimizer(1e-4, clip_norm=1.0)),
+        }
+    )
+    if size == 'paper':
+        return section
+    section.network.update({'channels': (16, 32), 'dtype': 'float32', 'remat': False})
+    section.training = demo_training(1300, 2e-3)
+    if size == 'smoke':
+        section.network.channels = (8,)
+        section.training.update(SMOKE_TRAINING)
+    return section
+
+
 def _shrink(config: ConfigDict) -> None:
     """Settings at 4 and 12 mm; see docs/results.md, "How the demo differs from the paper"."""
     config.augment.update({'bias': 0.05})

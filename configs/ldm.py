@@ -55,9 +55,7 @@ def get_config(argument: str = '') -> ConfigDict:
     else:
         config.diffusion = _diffusion(config.method, config.size)
     if config.method != 'ldm':  # it is not given the scan as a condition
-        config.head = _head(config.size)
-        if config.method != 'fluidjax':
-            config.head.training.steps = 0  # no head, as published
+        config.head = common.head(config.size)
     if config.method == 'icdm':
         config.corruptions = ConfigDict(
             {
@@ -79,6 +77,8 @@ def get_config(argument: str = '') -> ConfigDict:
         if config.size == 'paper':  # the published map is made for another counterpart
             config.detect.map.update(common.PLAIN_MAP | {'smoothing_mm': 3.0})
     sizes.adapt(config)
+    if 'head' in config and config.method != 'fluidjax':
+        config.head.training.steps = 0  # no head, as published
     return config
 
 
@@ -251,33 +251,5 @@ def _bridge(size: str) -> ConfigDict:
     section.process.sampler_steps = 2 if size == 'smoke' else 1
     section.training = common.demo_training(1300, 2e-3)
     if size == 'smoke':
-        section.training.update(common.SMOKE_TRAINING)
-    return section
-
-
-def _head(size: str) -> ConfigDict:
-    section = ConfigDict(
-        {
-            'network': {
-                'channels': (16, 32, 64),
-                'num_res_blocks': 1,
-                'norm_num_groups': 8,
-                'patch': 2,
-                'dtype': 'bfloat16',
-                'remat': True,
-            },
-            'losses': {'dice': 1.0},
-            # How its lesions differ from `config.fluid`: also faint ones, which the bridge removes
-            # in part, and which the head can learn to see.
-            'lesions': {'strength': (0.4, 1.0)},
-            'training': common.training(20_000, 8, common.optimizer(1e-4, clip_norm=1.0)),
-        }
-    )
-    if size == 'paper':
-        return section
-    section.network.update({'channels': (16, 32), 'dtype': 'float32', 'remat': False})
-    section.training = common.demo_training(800, 2e-3)
-    if size == 'smoke':
-        section.network.channels = (8,)
         section.training.update(common.SMOKE_TRAINING)
     return section

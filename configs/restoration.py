@@ -29,10 +29,17 @@ def restoration(method: str, argument: str) -> ConfigDict:
     if method in ('regression', 'severity'):
         # Whether the network predicts a correction of the scan instead of the healthy image.
         config.restoration.identity = False
+        config.head = common.head(config.size)
     if method == 'severity':
         config.restoration.process = ConfigDict({'steps': 2 if config.size == 'smoke' else 5})
-    if config.size == 'paper':
-        return config
+    if config.size != 'paper':
+        _shrink(config)
+    if 'head' in config:
+        config.head.training.steps = 0  # no head, as published
+    return config
+
+
+def _shrink(config: ConfigDict) -> None:
     # A step costs about as much as one of the latent methods.
     config.restoration.network.update(
         {'channels': (16, 32, 64), 'patch': 2, 'dtype': 'float32', 'remat': False}
@@ -42,4 +49,3 @@ def restoration(method: str, argument: str) -> ConfigDict:
         config.restoration.network.channels = (8, 16)
         config.restoration.training.update(common.SMOKE_TRAINING)
     sizes.adapt(config)
-    return config

@@ -12,10 +12,28 @@ os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(CHECKOUT / '.cache' / 'xl
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.5')
 # Many programs on small arrays: optimising them would take longer than it saves.
 os.environ.setdefault(
-    'XLA_FLAGS', '--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false'
+    'XLA_FLAGS',
+    '--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false '
+    '--xla_cpu_parallel_codegen_split_count=1 --xla_llvm_disable_expensive_passes=true',
 )
 
 import pytest  # noqa: E402
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """One worker more than there are cores: some tests wait for a command that they started."""
+    return len(os.sched_getaffinity(0)) + 1 if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+
+
+def pytest_collection_modifyitems(items: list) -> None:
+    """First the file that trains a run, and last the others that use the run and would wait."""
+
+    def place(item) -> int:
+        if item.path.parent.name != 'commands':
+            return 1
+        return 0 if item.path.name == 'test_commands.py' else 2
+
+    items.sort(key=place)
 
 
 def _existing(path: Path) -> Path:

@@ -4,6 +4,7 @@ A method is a frozen dataclass with
     stage               its name in the workdir and in the configuration
     trainable           names of the parameter groups that it trains
     needs_mask          whether `reconstruct` takes the lesion's mask as a fourth argument
+    is_random           whether its counterparts depend on the key
     num_counterparts    how many healthy counterparts of a scan it makes
     pairs               the `PairMaker` of its training pairs, or None
     autoencoder         the `AutoencoderMethod` whose latents it works on, or None
@@ -30,6 +31,7 @@ class Method:
     """Defaults of the interface. A method sets `stage`, `trainable`, `pairs` and `autoencoder`."""
 
     needs_mask = False
+    is_random = False
     num_counterparts = 1
     examples = None
     example_loss = None

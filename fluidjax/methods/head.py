@@ -1,10 +1,10 @@
-"""A head: it says where a lesion is, from a scan and the healthy counterpart of a latent method.
+"""A head: it says where a lesion is, from a scan and its healthy counterpart.
 
 The difference between a scan and its counterpart is also large where a counterpart is wrong: at
 folds, at the edge of the brain, in unusual anatomy. The head is a small U-Net in image space, which
 learns from simulated lesions to tell the two apart. Discriminative heads on restored images are
-known from DRAEM (Zavrtanik et al. 2021). Autoencoder and latent method are trained before and stay
-fixed.
+known from DRAEM (Zavrtanik et al. 2021). The method that makes the counterparts is trained before
+and stays fixed.
 
 The network sees, all divided by the maximum of the scan and 0 where scan and counterpart are black,
 
@@ -16,6 +16,7 @@ with mean and spread of the training scans, params['health'].
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,10 +26,10 @@ from fluidjax.base.settings import check
 from fluidjax.base.share import WHOLE, Share
 from fluidjax.methods import Method
 from fluidjax.methods.autoencoder import AutoencoderMethod
-from fluidjax.methods.latents import LatentMethod, Params
 from fluidjax.methods.pairs import PairMaker, by_its_maximum
 from fluidjax.models.image_unet import ImageUNet, ImageUNetConfig
 
+Params = dict[str, Any]
 IN_CHANNELS = 5
 SMALLEST_SPREAD = 0.05  # of the training scans, in units of a scan's maximum
 LARGEST_Z_SCORE = 5.0
@@ -64,7 +65,7 @@ class AnomalyHead(Method):
         pairs: makes the training pairs.
     """
 
-    restorer: LatentMethod
+    restorer: Method
     network: ImageUNetConfig
     losses: HeadLoss
     pairs: PairMaker
@@ -73,8 +74,8 @@ class AnomalyHead(Method):
     trainable = ('head',)
 
     @property
-    def autoencoder(self) -> AutoencoderMethod:
-        """That of the restorer."""
+    def autoencoder(self) -> AutoencoderMethod | None:
+        """That of the restorer, if it has one."""
         return self.restorer.autoencoder
 
     @property

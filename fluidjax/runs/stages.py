@@ -17,13 +17,13 @@ from fluidjax.base.errors import UserError
 from fluidjax.base.settings import check, settings_from
 from fluidjax.fluid.grid import Grid
 from fluidjax.fluid.settings import FluidSettings
+from fluidjax.methods import Method
 from fluidjax.methods.augment import AugmentSettings
 from fluidjax.methods.autoencoder import AutoencoderLoss, AutoencoderMethod
 from fluidjax.methods.bridge import BridgeProcess, LatentBridge
 from fluidjax.methods.corruptions import CorruptionSettings
 from fluidjax.methods.head import IN_CHANNELS, AnomalyHead, HeadLoss
 from fluidjax.methods.latent_diffusion import DiffusionProcess, LatentDiffusion
-from fluidjax.methods.latents import LatentMethod
 from fluidjax.methods.pairs import PairMaker
 from fluidjax.methods.regression import Inpainting, Regression, RestorationLoss
 from fluidjax.methods.severity import SeverityProcess, SeverityRestoration
@@ -70,10 +70,11 @@ def build_stages(config: ConfigDict, grid: Grid) -> tuple[Stage, ...]:
 def longest_stage(stages: tuple[Stage, ...]) -> Stage:
     """The stage that takes most of a training, for benchmarks.
 
-    It is the last one that trains on latents, as the head after it is small; else the last one.
+    It is the last one that trains on latents, else the last one; the head after it is small.
     """
-    latent = [stage for stage in stages if stage.method.examples is not None]
-    return (latent or stages)[-1]
+    others = [stage for stage in stages if stage.method.stage != AnomalyHead.stage]
+    latent = [stage for stage in others if stage.method.examples is not None]
+    return (latent or others)[-1]
 
 
 def fluid_settings(config: ConfigDict) -> FluidSettings:
@@ -168,14 +169,14 @@ def _bridge(config: ConfigDict, grid: Grid) -> tuple[Stage, ...]:
     return _with_head(config, grid, first, _stage(method, section))
 
 
-def _with_head(config: ConfigDict, grid: Grid, first: Stage, second: Stage) -> tuple[Stage, ...]:
-    """The stages of a latent method, with a head if it has one; older runs do not."""
+def _with_head(config: ConfigDict, grid: Grid, *stages: Stage) -> tuple[Stage, ...]:
+    """The stages of a method, and a head if it has one; older runs do not."""
     if 'head' not in config or config.head.training.steps == 0:
-        return first, second
-    return first, second, _head(config, grid, second.method)
+        return stages
+    return (*stages, _head(config, grid, stages[-1].method))
 
 
-def _head(config: ConfigDict, grid: Grid, restorer: LatentMethod) -> Stage:
+def _head(config: ConfigDict, grid: Grid, restorer: Method) -> Stage:
     section = config.head
     lesions = {**config.fluid, **section.get('lesions', {})}
     network = {**section.network, 'in_channels': IN_CHANNELS}
@@ -217,7 +218,7 @@ def _restoration(config: ConfigDict, grid: Grid) -> tuple[Stage, ...]:
         pairs=_pairs(config, grid, fluid),
         **own,
     )
-    return (_stage(method, section),)
+    return _with_head(config, grid, _stage(method, section))
 
 
 METHODS: dict[str, Callable[[ConfigDict, Grid], tuple[Stage, ...]]] = {

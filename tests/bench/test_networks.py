@@ -45,6 +45,7 @@ def smoke_rows():
     return networks.rows_of(ldm.get_config('smoke'))
 
 
+@pytest.mark.slow
 def test_rows_are_every_network_and_both_steps():
     rows = networks.rows_of(ldm.get_config('paper'))
     assert list(rows) == ROWS

@@ -16,7 +16,12 @@ from fluidjax.base.errors import UserError
 
 
 @pytest.mark.parametrize(
-    'variable', ['JAX_PLATFORMS=cuda', 'JAX_PLATFORMS=nonsense', 'JAX_NUM_CPU_DEVICES=many']
+    'variable',
+    [
+        'JAX_PLATFORMS=cuda',
+        pytest.param('JAX_PLATFORMS=nonsense', marks=pytest.mark.slow),
+        'JAX_NUM_CPU_DEVICES=many',
+    ],
 )
 def test_a_variable_that_does_not_fit_is_one_line(variable, smoke_run, checkout, tmp_path):
     """In a process of its own, because JAX reads its variables when it is imported."""

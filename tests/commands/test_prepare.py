@@ -216,6 +216,7 @@ def test_atlas_layout_is_recognised(tmp_path):
     assert case.scan.name.endswith('T1w.nii.gz') and 'lesion' in case.mask.name
 
 
+@pytest.mark.slow
 def test_workers_do_what_one_process_does(bids, tmp_path):
     source = NiftiSource(SMOKE, str(bids), registration='none')
     one, _ = preparation.prepare(source, tmp_path / 'one', Choice())

@@ -132,6 +132,7 @@ def test_bad_masks(head, mask, says):
         brain_extraction.extract(head[0], brain=Volume(mask, head[0].affine, 'm.nii'))
 
 
+@pytest.mark.slow
 def test_what_is_no_brain_is_refused(monkeypatch):
     monkeypatch.setenv('PATH', '')
     monkeypatch.setattr(atlas_extraction, 'STARTS', atlas_extraction.STARTS[:1])

@@ -39,7 +39,7 @@ def as_stored(codes: str) -> Volume:
     return volume_of(nib.Nifti1Image(data, np.diag([3.0, 3, 3, 1])), f'{codes}.nii')
 
 
-@pytest.mark.parametrize('codes', ['LPS', 'RIA'])
+@pytest.mark.parametrize('codes', [pytest.param('LPS', marks=pytest.mark.slow), 'RIA'])
 def test_a_wrong_header_is_named(codes):
     result = preprocess(as_stored(codes), DEMO)
     (fault,) = result.faults

@@ -39,7 +39,11 @@ def test_equal_intensities_are_told_as_such():
     [
         ('other_contrast/stroke_T2w.nii.gz', True),
         ('pathology_t1w/sub-ms26/anat/sub-ms26_T1w.nii.gz', False),
-        ('pathology_t1w/sub-glioma6692/anat/sub-glioma6692_T1w.nii.gz', False),
+        pytest.param(
+            'pathology_t1w/sub-glioma6692/anat/sub-glioma6692_T1w.nii.gz',
+            False,
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_contrast_of_real_scans(shared_dir, name, wrong):

@@ -55,8 +55,15 @@ def _total(P):
     return np.abs(P).reshape(len(P), -1).sum(axis=1, dtype=float)
 
 
-@pytest.mark.parametrize('settings', [MAP, KOREN], ids=['flow_map', 'koren'])
-@pytest.mark.parametrize('ndim', [2, 3])
+@pytest.mark.parametrize(
+    'ndim, settings',
+    [
+        pytest.param(2, MAP, id='2-flow_map'),
+        pytest.param(2, KOREN, id='2-koren'),
+        pytest.param(3, MAP, id='3-flow_map'),
+        pytest.param(3, KOREN, id='3-koren', marks=pytest.mark.slow),
+    ],
+)
 def test_the_same_lesion_at_two_resolutions(ndim, settings):
     coarse, fine = COARSE[ndim], FINE[ndim]
     P = _carried(coarse, settings, _lesion(coarse))

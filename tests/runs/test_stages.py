@@ -26,7 +26,7 @@ from fluidjax.methods.autoencoder import AutoencoderMethod
 from fluidjax.methods.pairs import PairMaker
 from fluidjax.models.discriminator import Discriminator
 from fluidjax.runs.cohort import model_grid
-from fluidjax.runs.stages import METHODS, build_stages, fluid_settings
+from fluidjax.runs.stages import METHODS, build_stages, fluid_settings, longest_stage
 from fluidjax.runs.train import _refuse_another_run
 from fluidjax.training.loop import state_template
 
@@ -76,7 +76,13 @@ def test_the_papers_size_has_its_parameters(method, groups):
     assert {name: count(params[name]) for name in groups} == groups
 
 
-@pytest.mark.parametrize('method', ['conddiff', 'fluidjax', 'vae', 'severity', 'inpainting'])
+@pytest.mark.parametrize(
+    'method',
+    [
+        pytest.param('conddiff', marks=pytest.mark.slow),
+        *('fluidjax', 'vae', 'severity', 'inpainting'),
+    ],
+)
 def test_loss_and_counterpart_have_their_shapes_at_the_papers_size(method):
     """At 160^3, without allocating anything; the other methods share the code of conddiff."""
     stages, params = paper(method)
@@ -141,15 +147,40 @@ def test_a_bridge_without_a_head_has_two_stages():
 
 
 def test_every_method_that_is_given_the_scan_can_have_a_head():
-    for method, stage in (('conddiff', 'diffusion'), ('cldm', 'diffusion'), ('icdm', 'diffusion')):
+    for method in ('conddiff', 'cldm', 'icdm', 'regression', 'severity'):
         config = config_of(method, 'smoke')
-        assert [each.method.stage for each in build_stages(config, model_grid(config))][1:] == [
-            stage
-        ]
+        without = build_stages(config, model_grid(config))
+        assert 'head' not in [each.method.stage for each in without]
         config.head.training.steps = 2
         stages = build_stages(config, model_grid(config))
-        assert stages[2].method.restorer == stages[1].method and stages[1].method.is_random
-    assert 'head' not in config_of('ldm', 'smoke')
+        assert stages[:-1] == without and stages[-1].method.restorer == without[-1].method
+        assert without[-1].method.is_random == (method not in ('regression', 'severity'))
+        assert longest_stage(stages) == without[-1]
+    for method in ('ldm', 'inpainting'):
+        assert 'head' not in config_of(method, 'smoke')
+
+
+def test_a_head_stands_on_a_method_of_images_too():
+    config = config_of('regression', 'smoke')
+    config.head.training.steps = 2
+    grid = model_grid(config)
+    restoration, head = (each.method for each in build_stages(config, grid))
+    assert head.autoencoder is None and head.num_counterparts == 1
+    params = jax.eval_shape(head.init, jax.random.key(0))
+    assert set(params) == {'unet', 'head', 'health'}
+    volume = jax.ShapeDtypeStruct((1, *grid.shape, 1), jnp.float32)
+    batch, key = {'image': volume, 'brain': volume}, jax.random.key(0)
+    for method in (restoration, head):
+        assert jax.eval_shape(method.loss, params, batch, key)[0].shape == ()
+    found = jax.eval_shape(head.probability, params, volume, volume)
+    assert found.shape == volume.shape
+
+
+@pytest.mark.parametrize('size', ['paper', '2mm'])
+def test_a_rival_has_no_head_at_any_size(size):
+    for method in ('conddiff', 'cldm', 'icdm', 'regression', 'severity'):
+        assert config_of(method, size).head.training.steps == 0
+    assert config_of('fluidjax', size).head.training.steps > 0
 
 
 def test_a_head_is_trained_on_lesions_of_its_own():
