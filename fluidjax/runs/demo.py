@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from fluidjax.base import cli
+from fluidjax.base import cli, environment
 from fluidjax.base.settings import changed_config
 
 FLAGS = cli.Flags()
@@ -25,11 +25,12 @@ WORKDIR = FLAGS.add_text(
     '-seedN for another seed.',
 )
 CONFIG = 'configs/ldm.py:demo'
-STEPS = 400  # of the diffusion stage, multiples of `checkpoint_every`
+STEPS = 500  # of the diffusion stage
 
 
 def main() -> None:
     """Read the flags, train and evaluate."""
+    environment.use_all_cores()
     from fluidjax.runs.evaluate import run_evaluation
     from fluidjax.runs.train import train
 
