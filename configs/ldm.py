@@ -18,7 +18,7 @@ The methods; their scores are in docs/results.md:
     ldm         unconditional latent diffusion
     fluidjax    our own: a bridge between the latents of the diseased and the healthy scan, then a
                 head that gives the probability of a lesion
-A demo takes about a quarter of an hour on 2 CPU cores.
+A training at the size of the demo takes some ten minutes on 2 CPU cores.
 
 At the paper's size conddiff samples as published, from a scan noised to step 250 of 1000. That
 keeps large lesions (docs/results.md, "Ablations"); sampling from pure noise does not:

@@ -23,6 +23,7 @@ from ml_collections import ConfigDict
 from data_pipelines import scan_images
 from data_pipelines.scan_images import Image, Scan
 from data_pipelines.volume_io import image_like
+from fluidjax.base import environment
 from fluidjax.base.environment import single_precision
 from fluidjax.base.errors import UserError
 from fluidjax.detect.evaluate import voxel_ml
@@ -154,6 +155,8 @@ def train(
 ) -> Model:
     """Train a configuration; a run that was interrupted goes on, a finished one is loaded.
 
+    On a CPU all cores are used if JAX was not in use before the call.
+
     Args:
         config: from a file in `configs`: `configs.ldm.get_config('demo,cohort=nifti')`.
         workdir: folder of the run.
@@ -165,6 +168,7 @@ def train(
     """
     path = Path(workdir).expanduser()
     config = config if isinstance(config, ConfigDict) else ConfigDict(dict(config))
+    environment.use_all_cores()
     training.train(config, path)
     model = load(path)
     if evaluate and not _is_evaluated(model):
