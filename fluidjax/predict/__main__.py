@@ -54,6 +54,12 @@ REGISTRATION = FLAGS.add_choice(
     ['affine', 'none'],
     'To MNI152; none for scans that are registered already. By default as the run was trained.',
 )
+COUNTERPART = FLAGS.add_choice(
+    'counterpart',
+    'filled',
+    ['filled', 'model'],
+    "The healthy image: the scan with its marked voxels filled, or the model's own image.",
+)
 QUALITY = FLAGS.add_switch('quality', True, 'Draw how the scan was brought onto the atlas.')
 
 
@@ -85,6 +91,7 @@ def main(scans: list[str]) -> None:
         THRESHOLD.value,
         Options(Steps(EXTRACTION.value, N4.value, REGISTRATION.value), BRAIN.value, QUALITY.value),
         jobs,
+        COUNTERPART.value,
     )
 
 

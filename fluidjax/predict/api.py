@@ -22,12 +22,21 @@ from ml_collections import ConfigDict
 
 from data_pipelines import scan_images
 from data_pipelines.scan_images import Image, Scan
-from data_pipelines.volume_io import image_like
+from data_pipelines.volume_io import Volume, image_like
 from fluidjax.base import environment
 from fluidjax.base.environment import single_precision
 from fluidjax.base.errors import UserError
+from fluidjax.base.subject import Preprocessed
 from fluidjax.detect.evaluate import voxel_ml
-from fluidjax.predict.on_scan import Steps, grid_of, on_model_grid, predicted_on_scan, subject_of
+from fluidjax.predict.on_scan import (
+    COUNTERPARTS,
+    Predicted,
+    Steps,
+    grid_of,
+    on_model_grid,
+    predicted_on_scan,
+    subject_of,
+)
 from fluidjax.runs import package, thresholds
 from fluidjax.runs import train as training
 from fluidjax.runs.detector import Detector
@@ -85,7 +94,11 @@ class Model:
 
     @single_precision
     def detect(
-        self, scans: Scan | Sequence[Scan], threshold: str | float = 'dice', steps: Steps = Steps()
+        self,
+        scans: Scan | Sequence[Scan],
+        threshold: str | float = 'dice',
+        steps: Steps = Steps(),
+        counterpart: str = 'filled',
     ) -> Detection | list[Detection]:
         """Find anomalies.
 
@@ -95,6 +108,8 @@ class Model:
                 'fpr_10' or 'healthy_1ml', chosen on validation subjects (`runs.thresholds`), or a
                 number.
             steps: of preprocessing.
+            counterpart: what `healthy` is, 'filled': the scan with its marked voxels replaced, or
+                'model': the model's own image.
 
         Returns:
             A Detection; a list of them for a list.
@@ -102,21 +117,61 @@ class Model:
         Raises:
             UserError: a scan that cannot be used, or no threshold of that name.
         """
+        if counterpart not in COUNTERPARTS:
+            raise UserError(f'counterpart: {counterpart!r} is not one of {", ".join(COUNTERPARTS)}')
         level = self._level(threshold)
         if isinstance(scans, (str, os.PathLike, Image)):
-            return self._detect_one(scans, level, steps)
-        return [self._detect_one(scan, level, steps) for scan in scans]
+            return self._detect_one(scans, level, steps, counterpart)
+        return [self._detect_one(scan, level, steps, counterpart) for scan in scans]
+
+    @single_precision
+    def fill(self, scan: Scan, lesion: Scan, steps: Steps = Steps()) -> nib.Nifti1Image:
+        """Replace a known lesion by healthy tissue (`fluidjax.detect.filling`).
+
+        Args:
+            scan: a T1w scan as a nibabel image or a file's path.
+            lesion: its mask on the same voxels, above 0 in the lesion.
+            steps: of preprocessing.
+
+        Returns:
+            The scan, equal to the given one but in the lesion and some mm around it.
+
+        Raises:
+            UserError: a scan or mask that cannot be used.
+        """
+        volume, mask = scan_images.read(scan), scan_images.read(lesion)
+        if mask.data.shape != volume.data.shape or not np.allclose(
+            mask.affine, volume.affine, atol=1e-3
+        ):
+            raise UserError(f'{mask.path}: the mask does not lie on the voxels of {volume.path}')
+        predicted, _ = self._predicted(volume, np.inf, steps, 'filled', mask.data > 0)
+        filled = np.where(predicted.brain, predicted.healthy_in_scan_units, volume.data)
+        return image_like(filled.astype(np.float32), volume)
+
+    def _predicted(
+        self,
+        volume: Volume,
+        threshold: float,
+        steps: Steps,
+        counterpart: str,
+        marked: np.ndarray | None = None,
+    ) -> tuple[Predicted, Preprocessed]:
+        preprocessed = on_model_grid(volume, grid_of(self.run), steps.of_run(self.run))
+        case = subject_of('scan', preprocessed)
+        output = self._detector.detect([case])
+        predicted = predicted_on_scan(case, output, 0, threshold, volume, counterpart, marked)
+        return predicted, preprocessed
 
     def _level(self, threshold: str | float) -> float:
         if isinstance(threshold, str):
             return thresholds.load(self.run, threshold)
         return float(threshold)
 
-    def _detect_one(self, scan: Scan, threshold: float, steps: Steps) -> Detection:
+    def _detect_one(
+        self, scan: Scan, threshold: float, steps: Steps, counterpart: str
+    ) -> Detection:
         volume = scan_images.read(scan)
-        preprocessed = on_model_grid(volume, grid_of(self.run), steps.of_run(self.run))
-        case = subject_of('scan', preprocessed)
-        predicted = predicted_on_scan(case, self._detector.detect([case]), 0, threshold, volume)
+        predicted, preprocessed = self._predicted(volume, threshold, steps, counterpart)
 
         def place(data: np.ndarray) -> nib.Nifti1Image:
             return image_like(data, volume)

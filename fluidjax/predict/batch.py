@@ -44,6 +44,7 @@ def predict(
     rule: str = 'dice',
     options: Options = Options(),
     jobs: int = 1,
+    counterpart: str = 'filled',
 ) -> None:
     """Write counterpart, maps, masks, table of regions, picture and page of each scan.
 
@@ -54,6 +55,7 @@ def predict(
         rule: which threshold of the run marks a voxel, see `runs.thresholds`.
         options: how scans are read.
         jobs: how many scans are preprocessed at once; the results do not depend on it.
+        counterpart: what is written as the healthy image, one of `on_scan.COUNTERPARTS`.
 
     Raises:
         UserError: no trained and evaluated run, or some scan failed (after all others are done).
@@ -71,7 +73,7 @@ def predict(
             'predict with a run of another method'
         )
     threshold = thresholds.load(run, rule)
-    source = Source(workdir.name, str(run.config.method), run.step, rule, threshold)
+    source = Source(workdir.name, str(run.config.method), run.step, rule, threshold, counterpart)
     options = options.of_run(run)
     detector = Detector(run, thresholds.load_choice(run))
     with contextlib.closing(read_scans(files, grid_of(run), options, jobs)) as scans:
@@ -204,7 +206,9 @@ def _usable(scans: Iterator[Scan | str], failures: list[str], bar: tqdm) -> Iter
 
 def _write(out: Path, scan: Scan, output: Output, number: int, source: Source) -> None:
     """Write one scan of a batch, and say so."""
-    predicted = predicted_on_scan(scan.case, output, number, source.threshold, scan.volume)
+    predicted = predicted_on_scan(
+        scan.case, output, number, source.threshold, scan.volume, source.counterpart
+    )
     summary, path = write_prediction(out, scan, predicted, source), shown(scan.file.path)
     for warning in scan.warnings:
         tqdm.write(f'{path}: {warning}', file=sys.stderr)

@@ -40,6 +40,13 @@ TABLE = 'desc-anomaly_lesions'
 MAP, UNCERTAINTY = 'desc-anomaly_probseg', 'desc-uncertainty_probseg'
 # Bytes that a scan's name may have, so that the longest of the names of its results is possible.
 ROOM = LONGEST - len(f'_{UNCERTAINTY}.nii.gz')
+HEALTHY = {
+    'filled': 'The scan with its marked voxels and an edge of some mm around them replaced by the '
+    'healthy counterpart, brought to the level and texture of the tissue around. Zero outside the '
+    'brain',
+    'model': 'Healthy counterpart on the intensity scale of the scan: slope * model + offset, so '
+    'that the medians of the brain and the background agree. Zero outside the brain',
+}
 OPTIONAL = (f'{UNCERTAINTY}.nii.gz', f'{UNCERTAINTY}.json', 'desc-quality.png')
 FORMER = tuple(  # names of fluidjax 0.1.0
     f'desc-{kind}_map{ending}'
@@ -58,6 +65,7 @@ class Source:
         step: of its checkpoint.
         rule: by which the threshold was chosen, see `runs.thresholds`.
         threshold: its value.
+        counterpart: what the healthy image is, one of `on_scan.COUNTERPARTS`.
     """
 
     run: str
@@ -65,6 +73,7 @@ class Source:
     step: int
     rule: str
     threshold: float
+    counterpart: str = 'filled'
 
 
 def check_folder(out: Path) -> None:
@@ -191,9 +200,7 @@ def _volumes(
         'desc-healthy_T1w': (
             predicted.healthy_in_scan_units,
             {
-                'Description': 'Healthy counterpart on the intensity scale of the scan: slope * '
-                'model + offset, so that the medians of the brain and the background agree. Zero '
-                'outside the brain',
+                'Description': HEALTHY[source.counterpart],
                 'SkullStripped': True,
                 'IntensitySlope': predicted.slope,
                 'IntensityOffset': predicted.offset,

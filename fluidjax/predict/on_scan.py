@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
+import nibabel as nib
 import numpy as np
 
 from data_pipelines.background import black_level
@@ -14,11 +15,15 @@ from data_pipelines.resampling import to_scan
 from data_pipelines.volume_io import Volume
 from fluidjax.base.errors import UserError
 from fluidjax.base.subject import Preprocessed, Subject
+from fluidjax.detect import filling
 
 if TYPE_CHECKING:  # JAX, which processes that only preprocess do without
     from fluidjax.runs.detector import Output
     from fluidjax.runs.load import Run
 
+# What is shown and written as the healthy counterpart: the scan with marked voxels replaced, or the
+# model's own.
+COUNTERPARTS = ('filled', 'model')
 _LEAST_WEIGHT = 0.25  # of brain in an interpolated value, for the value to count
 
 
@@ -87,16 +92,19 @@ class Predicted:
     Attributes:
         image: the scan in [0, 1] with its own detail, as the pictures show it.
         healthy: the counterpart in [0, 1], 0 outside the brain.
+        healthy_in_scan_units: the same on the scan's own scale of intensity; 'filled', it equals
+            the scan where nothing was replaced.
         anomaly_map: in the model's unit, 0 outside the brain; interpolated, so that no voxel
             exceeds the model's own.
         uncertainty: standard deviation of the map, or None where there is one counterpart.
         brain: bool.
-        mask: bool, where the map reaches the threshold within the brain.
+        mask: bool, where the map reaches the threshold within the brain, or the known mask there.
         slope, offset: the scan's intensity is about `slope * image + offset`.
     """
 
     image: np.ndarray
     healthy: np.ndarray
+    healthy_in_scan_units: np.ndarray
     anomaly_map: np.ndarray
     uncertainty: np.ndarray | None
     brain: np.ndarray
@@ -104,14 +112,15 @@ class Predicted:
     slope: float
     offset: float
 
-    @property
-    def healthy_in_scan_units(self) -> np.ndarray:
-        """The counterpart on the scan's own scale of intensity, 0 outside the brain."""
-        return np.where(self.brain, self.slope * self.healthy + self.offset, 0).astype(np.float32)
-
 
 def predicted_on_scan(
-    case: Subject, output: Output, number: int, threshold: float, scan: Volume
+    case: Subject,
+    output: Output,
+    number: int,
+    threshold: float,
+    scan: Volume,
+    counterpart: str = 'filled',
+    marked: np.ndarray | None = None,
 ) -> Predicted:
     """A detector's output for one scan on that scan's voxels.
 
@@ -121,6 +130,8 @@ def predicted_on_scan(
         number: of the scan in the batch.
         threshold: a voxel is marked where its map is at least this.
         scan: the scan's file.
+        counterpart: one of `COUNTERPARTS`.
+        marked: the mask (x, y, z), if it is known; the map and the threshold then mark nothing.
     """
     share = to_scan(case.brain.astype(np.float32), case.affine, scan)
     brain = share >= 0.5
@@ -135,13 +146,21 @@ def predicted_on_scan(
 
     slope, offset = intensity_scale(scan.data, within(case.image), brain)
     anomaly_map, spread = placed(output.maps[number]), output.uncertainty
+    image = np.clip((scan.data - offset) / slope, 0.0, 1.0)
+    mask = (anomaly_map >= threshold) & brain if marked is None else marked & brain
+    healthy, changed = within(output.counterparts[number]), brain
+    if counterpart == 'filled':
+        spacing = tuple(float(size) for size in nib.affines.voxel_sizes(scan.affine))
+        healthy, changed = filling.fill(image, healthy, mask, brain, spacing)
+    in_scan_units = np.where(changed, slope * healthy + offset, scan.data)
     return Predicted(
-        image=np.clip((scan.data - offset) / slope, 0.0, 1.0),
-        healthy=within(output.counterparts[number]),
+        image=image,
+        healthy=healthy,
+        healthy_in_scan_units=np.where(brain, in_scan_units, 0.0).astype(np.float32),
         anomaly_map=anomaly_map,
         uncertainty=None if spread is None else placed(spread[number]),
         brain=brain,
-        mask=(anomaly_map >= threshold) & brain,
+        mask=mask,
         slope=slope,
         offset=offset,
     )

@@ -9,6 +9,7 @@ import sys
 import nibabel as nib
 import numpy as np
 import pytest
+from scipy import ndimage
 
 import fluidjax
 from configs import ldm
@@ -91,6 +92,35 @@ def test_a_threshold_in_numbers(model, scan):
     assert not np.asarray(model.detect(scan, threshold=1e3).mask.dataobj).any()
     with pytest.raises(UserError, match='is not one of'):
         model.detect(scan, threshold='best')
+
+
+def test_a_lesion_is_filled_and_the_rest_of_the_head_is_the_scan(model, scan):
+    lesion = np.zeros(scan.shape, np.uint8)
+    lesion[8:11, 14:17, 11:14] = 1
+    data = np.asarray(scan.dataobj) + 50 * (np.asarray(scan.dataobj) == 0)  # a skull, so to say
+    brain = np.asarray(scan.dataobj) > 0
+    diseased = nib.Nifti1Image(np.where(brain & (lesion > 0), 0.3 * data, data), scan.affine)
+    filled = model.fill(diseased, nib.Nifti1Image(lesion, scan.affine)).get_fdata()
+    inside = brain & (lesion > 0)
+    far = np.ones(scan.shape, bool)
+    far[7:12, 13:18, 10:15] = False
+    np.testing.assert_allclose(filled[far], diseased.get_fdata()[far], rtol=1e-6)
+    assert np.abs(filled - diseased.get_fdata())[inside].min() > 0
+    with pytest.raises(UserError, match='does not lie on the voxels'):
+        model.fill(diseased, nib.Nifti1Image(lesion[1:], scan.affine))
+
+
+def test_the_counterpart_is_the_scan_or_the_models(model, found, scan):
+    plain = model.detect(scan, counterpart='model')
+    np.testing.assert_array_equal(plain.mask.dataobj, found.mask.dataobj)
+    marked = np.asarray(found.mask.dataobj) > 0
+    brain = np.asarray(found.brain_mask.dataobj) > 0
+    away = brain & ~ndimage.binary_dilation(marked, iterations=2)
+    of_scan = np.abs(found.healthy.get_fdata() - scan.get_fdata())
+    np.testing.assert_allclose(of_scan[away], 0.0, atol=1e-3)
+    assert np.abs(plain.healthy.get_fdata() - scan.get_fdata())[brain].mean() > 1.0
+    with pytest.raises(UserError, match="counterpart: 'both' is not one of filled, model"):
+        model.detect(scan, counterpart='both')
 
 
 def test_a_package_detects_as_its_run_does(smoke_run, found, scan, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from data_pipelines.grids import voxel_positions
 from data_pipelines.resampling import to_scan
@@ -49,25 +50,41 @@ def ball(positions) -> np.ndarray:
     return (np.linalg.norm(positions - [8, 8, 16], axis=-1) < 9).astype(float)
 
 
-@pytest.fixture
-def predicted():
+@pytest.fixture(params=['filled', 'model'])
+def predicted(request):
+    return _predicted(request.param)
+
+
+def _predicted(counterpart, marked=None):
     positions = voxel_positions(SHAPE, MODEL)
     brain, image = ball(positions) > 0, 0.5 + 0.01 * (positions[..., 0] - 8)
     case = Subject('a', (image * brain).astype(np.float32), brain, None, None, MODEL)
     scan = scan_of(lambda p: 20 + ball(p) * 400 * (0.5 + 0.01 * (p[..., 0] - 8)))
     anomaly = np.where(positions[..., 0] > 8, 1.0, 0.0)
     output = Output(anomaly[None], case.image[None], 0.0, 0.1 * anomaly[None])
-    return predicted_on_scan(case, output, 0, 0.5, scan), scan
+    return predicted_on_scan(case, output, 0, 0.5, scan, counterpart, marked), scan
 
 
-def test_the_counterpart_is_on_the_scans_scale(predicted):
-    found, scan = predicted
+def test_the_models_counterpart_is_on_the_scans_scale():
+    found, scan = _predicted('model')
     inside = found.brain & (scan.data > 20)
     assert found.offset == 20 and found.slope == pytest.approx(400, rel=0.03)
     error = np.abs(found.healthy_in_scan_units - scan.data)[inside]
     assert error.max() < 15  # its rim is as bright as its inside
     assert not found.healthy_in_scan_units[~found.brain].any()
     assert 0 <= found.image.min() and found.image.max() <= 1
+
+
+def test_outside_the_marked_voxels_the_filled_counterpart_is_the_scan():
+    found, scan = _predicted('filled')
+    distance = ndimage.distance_transform_edt(~found.mask, sampling=(1.5, 2.5, 3.0))
+    away = found.brain & (distance > 4.1)
+    assert away.any()
+    np.testing.assert_array_equal(found.healthy_in_scan_units[away], scan.data[away])
+    known, _ = _predicted('filled', marked=found.mask & False)
+    np.testing.assert_array_equal(
+        known.healthy_in_scan_units, np.where(found.brain, scan.data, 0.0).astype(np.float32)
+    )
 
 
 def test_the_mask_is_where_the_written_map_reaches_the_threshold(predicted):
