@@ -151,7 +151,9 @@ def predicted_on_scan(
     healthy, changed = within(output.counterparts[number]), brain
     if counterpart == 'filled':
         spacing = tuple(float(size) for size in nib.affines.voxel_sizes(scan.affine))
-        healthy, changed = filling.fill(image, healthy, mask, brain, spacing)
+        found = output.maps[number] >= threshold
+        mirrored = _mirrored(case, found, scan)
+        healthy, changed = filling.fill(image, healthy, mask, brain, spacing, mirrored)
     in_scan_units = np.where(changed, slope * healthy + offset, scan.data)
     return Predicted(
         image=image,
@@ -164,6 +166,14 @@ def predicted_on_scan(
         slope=slope,
         offset=offset,
     )
+
+
+def _mirrored(case: Subject, found: np.ndarray, scan: Volume) -> np.ndarray:
+    """The other side of the brain (x, y, z) on the scan's voxels, NaN where it is not healthy."""
+    usable = (case.brain & ~found)[::-1].astype(np.float32)
+    share = to_scan(usable, case.affine, scan)
+    values = to_scan(case.image[::-1] * usable, case.affine, scan)
+    return np.where(share >= 0.5, values / np.maximum(share, _LEAST_WEIGHT), np.nan)
 
 
 def intensity_scale(data: np.ndarray, image: np.ndarray, brain: np.ndarray) -> tuple[float, float]:

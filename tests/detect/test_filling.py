@@ -33,7 +33,8 @@ def case():
         ndimage.gaussian_filter(brain.astype(np.float32), 1.2), 0.2
     )
     counterpart = np.where(brain, smooth - 0.05, 0.0).astype(np.float32)
-    made = filling.fill(scan, counterpart, mask, brain, SPACING)
+    mirrored = np.where(brain[::-1] & ~mask[::-1], scan[::-1], np.nan)
+    made = filling.fill(scan, counterpart, mask, brain, SPACING, mirrored)
     return healthy, scan, counterpart, mask, brain, made
 
 
@@ -78,6 +79,17 @@ def test_there_is_no_step_at_the_border(case):
 
 def _border(region, axis):
     return np.diff(region.astype(np.int8), axis=axis) != 0
+
+
+def test_the_other_side_gives_the_level_where_the_model_is_wrong_inside(case):
+    healthy, scan, counterpart, mask, brain, _ = case
+    wrong = counterpart + 0.2 * mask
+    alone, level = (
+        filling.fill(scan, wrong, mask, brain, SPACING, mirrored).image[mask].mean()
+        for mirrored in (None, np.where(brain[::-1], healthy[::-1], np.nan))
+    )
+    expected = healthy[mask].mean()
+    assert abs(level - expected) < 0.7 * abs(alone - expected)
 
 
 def test_nothing_marked_is_the_scan_and_all_marked_is_the_model(case):
