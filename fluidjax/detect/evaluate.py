@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from nibabel.affines import voxel_sizes
 
 from fluidjax.base.files import write_text
 from fluidjax.base.subject import Subject
-from fluidjax.detect import lesions, metrics
+from fluidjax.detect import filling, lesions, metrics
 from fluidjax.detect.scores import COHORT_SCORES, SCORES
 
 MIN_LESION_ML = 0.1  # smaller predicted components are ignored
@@ -104,6 +105,27 @@ def score_counterpart(counterpart: np.ndarray, subject: Subject) -> Row:
     return row | _likeness(counterpart, healthy, brain) | {'contrast_removed': removed}
 
 
+def score_filling(counterpart: np.ndarray, marked: np.ndarray, subject: Subject) -> Row:
+    """How near to the healthy image the lesion comes, in the counterpart and by `filling.fill`.
+
+    Args:
+        counterpart: (x, y, z).
+        marked: bool, the voxels that are filled.
+        subject: one whose healthy image is known.
+    """
+    brain, scan = np.asarray(subject.brain).astype(bool), np.asarray(subject.image)
+    spacing = tuple(float(size) for size in voxel_sizes(subject.affine))
+    mirrored = filling.other_side(scan, brain & ~marked)
+    filled = filling.fill(scan, np.asarray(counterpart), marked, brain, spacing, mirrored).image
+    healthy, inside = np.asarray(subject.healthy), brain & np.asarray(subject.lesion).astype(bool)
+    images = {'inside': np.asarray(counterpart), 'filled': filled}
+    return {
+        f'{score}_{name}': value
+        for name, image in images.items()
+        for score, value in _likeness(image, healthy, inside).items()
+    }
+
+
 def _likeness(image: np.ndarray, reference: np.ndarray, region: np.ndarray) -> Row:
     return {
         score.__name__: score(image, reference, region)
@@ -146,7 +168,11 @@ def score_method(
         if subject.lesion is not None:
             row['lesion_ml'] = float(np.sum(subject.lesion > 0)) * voxel_ml(subject.affine)
             row |= score_map(anomaly_map, subject, threshold, min_lesion_ml)
-            row |= {} if counterpart is None else score_counterpart(counterpart, subject)
+            if counterpart is not None:
+                row |= score_counterpart(counterpart, subject)
+                if subject.healthy is not None and math.isfinite(threshold):
+                    marked = np.asarray(anomaly_map) >= threshold
+                    row |= score_filling(counterpart, marked, subject)
         rows.append(json_safe(row))
     return rows
 

@@ -80,6 +80,14 @@ def fill(
     return Filled(image, changed)
 
 
+def other_side(scan: np.ndarray, healthy: np.ndarray) -> np.ndarray:
+    """A scan (x, y, z) with left and right exchanged, NaN where `healthy` (bool) does not hold.
+
+    The first axis must run from left to right, symmetric about the middle of the brain.
+    """
+    return np.where(healthy, scan, np.nan)[::-1]
+
+
 class _Region(NamedTuple):
     """The volumes around the marked voxels; `distance` to these is in mm."""
 

@@ -160,6 +160,28 @@ SCORES: dict[str, Score] = {
         3,
         'Structural similarity to the scan outside the lesion, 1 is identical.',
     ),
+    'l1_inside': Score(
+        'L1 inside',
+        -1,
+        4,
+        'Mean absolute difference of the healthy counterpart to the healthy image within the '
+        'lesion. Only where the healthy image is known.',
+    ),
+    'psnr_inside': Score(
+        'PSNR inside (dB)', 1, 1, 'Peak signal-to-noise ratio of the same comparison.'
+    ),
+    'ssim_inside': Score('SSIM inside', 1, 3, 'Structural similarity of the same comparison.'),
+    'l1_filled': Score(
+        'L1 filled',
+        -1,
+        4,
+        'As L1 inside, of the scan whose marked voxels are filled with the counterpart, as predict '
+        'writes it. What is not marked keeps its lesion.',
+    ),
+    'psnr_filled': Score(
+        'PSNR filled (dB)', 1, 1, 'Peak signal-to-noise ratio of the same comparison.'
+    ),
+    'ssim_filled': Score('SSIM filled', 1, 3, 'Structural similarity of the same comparison.'),
     'sharpness': Score(
         'Sharpness',
         0,

@@ -41,8 +41,24 @@ def test_a_perfect_method(cases):
             assert row[score] == pytest.approx(1.0), score
         assert row['fpr'] == row['l1'] == row['l1_outside'] == row['healthy_changed'] == 0.0
         assert row['psnr_outside'] == pytest.approx(metrics.MAX_PSNR)
-        assert row['psnr'] == pytest.approx(metrics.MAX_PSNR)
+        assert row['psnr'] == row['psnr_inside'] == pytest.approx(metrics.MAX_PSNR)
     assert evaluate.summarise(rows)['seconds']['mean'] == 2.0
+
+
+def test_a_filled_scan_is_nearer_to_the_healthy_image_in_the_lesion(cases):
+    rows, unmarked, without = (
+        evaluate.score_method([found], [cases[0].healthy], cases[:1], threshold)[0]
+        for found, threshold in (
+            (perfect(cases[0]), 0.01),
+            (0.0 * cases[0].image, 0.01),
+            (perfect(cases[0]), None),
+        )
+    )
+    lesion = cases[0].brain & (cases[0].lesion > 0)
+    before = np.abs(cases[0].image - cases[0].healthy)[lesion].mean()
+    assert unmarked['l1_filled'] == pytest.approx(before, rel=1e-4)
+    assert rows['l1_filled'] < 0.5 * before and rows['psnr_filled'] > unmarked['psnr_filled'] + 5
+    assert without['l1_filled'] is None and without['l1_inside'] is None
 
 
 def test_scores_leave_the_background_out(cases):
@@ -253,6 +269,12 @@ def test_metrics_json(tmp_path, cases):
         'l1_outside',
         'psnr_outside',
         'ssim_outside',
+        'l1_inside',
+        'psnr_inside',
+        'ssim_inside',
+        'l1_filled',
+        'psnr_filled',
+        'ssim_filled',
         'sharpness',
         'contrast_removed',
         'healthy_changed',
