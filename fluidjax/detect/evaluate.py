@@ -105,24 +105,23 @@ def score_counterpart(counterpart: np.ndarray, subject: Subject) -> Row:
     return row | _likeness(counterpart, healthy, brain) | {'contrast_removed': removed}
 
 
-def score_filling(counterpart: np.ndarray, marked: np.ndarray, subject: Subject) -> Row:
-    """How near to the healthy image the lesion comes, in the counterpart and by `filling.fill`.
+def score_filling(counterpart: np.ndarray, subject: Subject) -> Row:
+    """How near the lesion comes to the healthy image, in the counterpart and filled by its mask.
 
     Args:
         counterpart: (x, y, z).
-        marked: bool, the voxels that are filled.
         subject: one whose healthy image is known.
     """
-    brain, scan = np.asarray(subject.brain).astype(bool), np.asarray(subject.image)
+    brain, lesion = (np.asarray(v).astype(bool) for v in (subject.brain, subject.lesion))
+    scan, healthy = np.asarray(subject.image), np.asarray(subject.healthy)
     spacing = tuple(float(size) for size in voxel_sizes(subject.affine))
-    mirrored = filling.other_side(scan, brain & ~marked)
-    filled = filling.fill(scan, np.asarray(counterpart), marked, brain, spacing, mirrored).image
-    healthy, inside = np.asarray(subject.healthy), brain & np.asarray(subject.lesion).astype(bool)
+    mirrored = filling.other_side(scan, brain & ~lesion)
+    filled = filling.fill(scan, np.asarray(counterpart), lesion, brain, spacing, mirrored).image
     images = {'inside': np.asarray(counterpart), 'filled': filled}
     return {
         f'{score}_{name}': value
         for name, image in images.items()
-        for score, value in _likeness(image, healthy, inside).items()
+        for score, value in _likeness(image, healthy, brain & lesion).items()
     }
 
 
@@ -170,9 +169,8 @@ def score_method(
             row |= score_map(anomaly_map, subject, threshold, min_lesion_ml)
             if counterpart is not None:
                 row |= score_counterpart(counterpart, subject)
-                if subject.healthy is not None and math.isfinite(threshold):
-                    marked = np.asarray(anomaly_map) >= threshold
-                    row |= score_filling(counterpart, marked, subject)
+                if subject.healthy is not None:
+                    row |= score_filling(counterpart, subject)
         rows.append(json_safe(row))
     return rows
 

@@ -175,8 +175,8 @@ SCORES: dict[str, Score] = {
         'L1 filled',
         -1,
         4,
-        'As L1 inside, of the scan whose marked voxels are filled with the counterpart, as predict '
-        'writes it. What is not marked keeps its lesion.',
+        'As L1 inside, of the scan whose lesion is filled by its true mask: the counterpart with '
+        'the level and the texture of the tissue around.',
     ),
     'psnr_filled': Score(
         'PSNR filled (dB)', 1, 1, 'Peak signal-to-noise ratio of the same comparison.'
