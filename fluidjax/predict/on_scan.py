@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import nibabel as nib
 import numpy as np
+from scipy import ndimage
 
 from data_pipelines.background import black_level
 from data_pipelines.grids import ModelGrid
@@ -151,8 +152,7 @@ def predicted_on_scan(
     healthy, changed = within(output.counterparts[number]), brain
     if counterpart == 'filled':
         spacing = tuple(float(size) for size in nib.affines.voxel_sizes(scan.affine))
-        found = output.maps[number] >= threshold
-        mirrored = _mirrored(case, found, scan)
+        mirrored = _other_side(case, mask, scan)
         healthy, changed = filling.fill(image, healthy, mask, brain, spacing, mirrored)
     in_scan_units = np.where(changed, slope * healthy + offset, scan.data)
     return Predicted(
@@ -168,12 +168,23 @@ def predicted_on_scan(
     )
 
 
-def _mirrored(case: Subject, found: np.ndarray, scan: Volume) -> np.ndarray:
-    """The other side of the brain (x, y, z) on the scan's voxels, NaN where it is not healthy."""
-    usable = (case.brain & ~found)[::-1].astype(np.float32)
-    share = to_scan(usable, case.affine, scan)
-    values = to_scan(case.image[::-1] * usable, case.affine, scan)
-    return np.where(share >= 0.5, values / np.maximum(share, _LEAST_WEIGHT), np.nan)
+def _other_side(case: Subject, mask: np.ndarray, scan: Volume) -> np.ndarray:
+    """The other side of the brain (x, y, z) on the scan's voxels, NaN where it is marked too.
+
+    Sides are exchanged on the model's grid, whose first axis is symmetric about the midline.
+    """
+    brain = case.brain[::-1].astype(np.float32)
+    share = to_scan(brain, case.affine, scan)
+    values = to_scan(case.image[::-1] * brain, case.affine, scan)
+    exchange = np.diag([-1.0, 1.0, 1.0, 1.0])
+    exchange[0, 3] = case.image.shape[0] - 1
+    to_grid = np.linalg.inv(case.affine) @ scan.affine
+    to_other = np.linalg.inv(to_grid) @ exchange @ to_grid
+    marked = ndimage.affine_transform(
+        mask.astype(np.uint8), to_other[:3, :3], to_other[:3, 3], order=0
+    )
+    known = (share >= 0.5) & (marked == 0)
+    return np.where(known, values / np.maximum(share, _LEAST_WEIGHT), np.nan)
 
 
 def intensity_scale(data: np.ndarray, image: np.ndarray, brain: np.ndarray) -> tuple[float, float]:

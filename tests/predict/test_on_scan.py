@@ -10,6 +10,7 @@ from data_pipelines.grids import voxel_positions
 from data_pipelines.resampling import to_scan
 from data_pipelines.volume_io import Volume
 from fluidjax.base.subject import Subject
+from fluidjax.predict import on_scan
 from fluidjax.predict.on_scan import intensity_scale, predicted_on_scan
 from fluidjax.runs.detector import Output
 
@@ -85,6 +86,15 @@ def test_outside_the_marked_voxels_the_filled_counterpart_is_the_scan():
     np.testing.assert_array_equal(
         known.healthy_in_scan_units, np.where(found.brain, scan.data, 0.0).astype(np.float32)
     )
+
+
+def test_the_other_side_is_unknown_where_it_is_marked_too():
+    rng = np.random.default_rng(0)
+    image, mask = rng.random(SHAPE).astype(np.float32), rng.random(SHAPE) < 0.3
+    case = Subject('a', image, np.ones(SHAPE, bool), None, None, MODEL)
+    other = on_scan._other_side(case, mask, Volume(image, MODEL, 'scan.nii'))
+    expected = np.where(mask[::-1], np.nan, image[::-1])
+    np.testing.assert_allclose(other, expected, atol=1e-5)
 
 
 def test_the_mask_is_where_the_written_map_reaches_the_threshold(predicted):
