@@ -152,7 +152,7 @@ def predicted_on_scan(
     healthy, changed = within(output.counterparts[number]), brain
     if counterpart == 'filled':
         spacing = tuple(float(size) for size in nib.affines.voxel_sizes(scan.affine))
-        mirrored = _other_side(case, mask, scan)
+        mirrored = _other_side(case, mask, scan) if mask.any() else None
         healthy, changed = filling.fill(image, healthy, mask, brain, spacing, mirrored)
     in_scan_units = np.where(changed, slope * healthy + offset, scan.data)
     return Predicted(
