@@ -25,7 +25,7 @@ WORKDIR = FLAGS.add_text(
     '-seedN for another seed.',
 )
 CONFIG = 'configs/ldm.py:demo'
-STEPS = 500  # of the diffusion stage
+STEPS = 600  # of the diffusion stage
 
 
 def main() -> None:
