@@ -14,6 +14,10 @@ HEAD_STEPS = 1300
 COMPARISON = {
     **{name: {'method': name} for name in ('fluidjax', 'conddiff')},
     'conddiff with head': {'method': 'conddiff', 'train': {'head.training.steps': HEAD_STEPS}},
+    'conddiff and regression with head': {
+        'method': 'conddiff',
+        'train': {'head.training.steps': HEAD_STEPS, 'restoration.training.steps': 1300},
+    },
     **{name: {'method': name} for name in ('cldm', 'ldm', 'icdm', 'vae')},
     'regression': {'method': 'regression'},
     'regression with head': {'method': 'regression', 'train': {'head.training.steps': HEAD_STEPS}},

@@ -141,12 +141,19 @@ def head(size: str) -> ConfigDict:
             # How its lesions differ from `config.fluid`: also faint ones, which a counterpart keeps
             # in part, and which the head can learn to see.
             'lesions': {'strength': (0.4, 1.0)},
+            # How its scans differ from `config.augment`: more, so that counterparts are wrong in
+            # the ways in which they are wrong for scans unlike those of the training, and the head
+            # learns not to mark what is only unusual.
+            'augment': {'gamma': 0.2, 'bias': 0.15, 'noise': 0.04},
             'training': training(20_000, 8, optimizer(1e-4, clip_norm=1.0)),
         }
     )
     if size == 'paper':
         return section
     section.network.update({'channels': (16, 32), 'dtype': 'float32', 'remat': False})
+    section.augment.update(
+        {'rotation_degrees': 5.0, 'scaling': 0.1, 'shear': 0.05, 'displacement_mm': 4.0}
+    )
     section.training = demo_training(1300, 2e-3)
     if size == 'smoke':
         section.network.channels = (8,)

@@ -27,7 +27,7 @@ keeps large lesions (docs/results.md, "Ablations"); sampling from pure noise doe
 
 from ml_collections import ConfigDict
 
-from configs import common, sizes
+from configs import common, restoration, sizes
 from fluidjax.base.settings import parse_argument
 
 CHOICES = common.CHOICES | {'method': ('conddiff', 'ldm', 'cldm', 'icdm', 'fluidjax')}
@@ -55,6 +55,7 @@ def get_config(argument: str = '') -> ConfigDict:
     else:
         config.diffusion = _diffusion(config.method, config.size)
     if config.method != 'ldm':  # it is not given the scan as a condition
+        config.restoration = restoration.section('regression', config.size)
         config.head = common.head(config.size)
     if config.method == 'icdm':
         config.corruptions = ConfigDict(
@@ -77,6 +78,8 @@ def get_config(argument: str = '') -> ConfigDict:
         if config.size == 'paper':  # the published map is made for another counterpart
             config.detect.map.update(common.PLAIN_MAP | {'smoothing_mm': 3.0})
     sizes.adapt(config)
+    if 'restoration' in config:
+        config.restoration.training.steps = 0  # no regression beside it
     if 'head' in config and config.method != 'fluidjax':
         config.head.training.steps = 0  # no head, as published
     return config

@@ -10,7 +10,18 @@ def restoration(method: str, argument: str) -> ConfigDict:
     """The configuration of a method that restores images, for a size and a cohort."""
     chosen = parse_argument(argument, common.CHOICES)
     config = common.common(method, chosen['size'], chosen['cohort'])
-    config.restoration = ConfigDict(
+    config.restoration = section(method, config.size)
+    if method in ('regression', 'severity'):
+        config.head = common.head(config.size)
+    sizes.adapt(config)
+    if 'head' in config:
+        config.head.training.steps = 0  # no head, as published
+    return config
+
+
+def section(method: str, size: str) -> ConfigDict:
+    """The section of a method that restores images: network, losses and training."""
+    made = ConfigDict(
         {
             'network': {
                 'channels': (32, 64, 128, 256),
@@ -25,27 +36,18 @@ def restoration(method: str, argument: str) -> ConfigDict:
         }
     )
     if method != 'inpainting':  # which is trained only where there is a lesion
-        config.restoration.losses.lesion_weight = 0.0 if config.size == 'paper' else 12.0
-    if method in ('regression', 'severity'):
+        made.losses.lesion_weight = 0.0 if size == 'paper' else 12.0
         # Whether the network predicts a correction of the scan instead of the healthy image.
-        config.restoration.identity = False
-        config.head = common.head(config.size)
+        made.identity = False
     if method == 'severity':
-        config.restoration.process = ConfigDict({'steps': 2 if config.size == 'smoke' else 5})
-    if config.size != 'paper':
-        _shrink(config)
-    if 'head' in config:
-        config.head.training.steps = 0  # no head, as published
-    return config
-
-
-def _shrink(config: ConfigDict) -> None:
-    # A step costs about as much as one of the latent methods.
-    config.restoration.network.update(
-        {'channels': (16, 32, 64), 'patch': 2, 'dtype': 'float32', 'remat': False}
-    )
-    config.restoration.training = common.demo_training(1300, 1e-3)
-    if config.size == 'smoke':
-        config.restoration.network.channels = (8, 16)
-        config.restoration.training.update(common.SMOKE_TRAINING)
-    sizes.adapt(config)
+        made.process = ConfigDict({'steps': 2 if size == 'smoke' else 5})
+    if size != 'paper':
+        # A step costs about as much as one of the latent methods.
+        made.network.update(
+            {'channels': (16, 32, 64), 'patch': 2, 'dtype': 'float32', 'remat': False}
+        )
+        made.training = common.demo_training(1300, 1e-3)
+    if size == 'smoke':
+        made.network.channels = (8, 16)
+        made.training.update(common.SMOKE_TRAINING)
+    return made

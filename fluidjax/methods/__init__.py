@@ -6,6 +6,7 @@ A method is a frozen dataclass with
     needs_mask          whether `reconstruct` takes the lesion's mask as a fourth argument
     is_random           whether its counterparts depend on the key
     num_counterparts    how many healthy counterparts of a scan it makes
+    separate            whether a head sees each of them, instead of their mean
     pairs               the `PairMaker` of its training pairs, or None
     autoencoder         the `AutoencoderMethod` whose latents it works on, or None
     init(key)                           parameter groups, by name
@@ -17,7 +18,7 @@ If it makes several counterparts, also
     counterparts(params, volumes, key)  all of them, along a leading axis
 If it also says where a lesion is (else None),
     probability(params, volumes, counterparts)  probability of a lesion in each voxel, in [0, 1], of
-                                                scans and what `reconstruct` makes of them
+                                                scans and all of their counterparts
 If it trains on latents, which the trainer can then keep and use several times (else both are None),
     examples(params, batch, key, share)         latents of new pairs, a tree of `(batch, ...)`
     example_loss(params, examples, key, share)  (loss, metrics) of such latents
@@ -33,6 +34,7 @@ class Method:
     needs_mask = False
     is_random = False
     num_counterparts = 1
+    separate = False
     examples = None
     example_loss = None
     probability = None

@@ -10,7 +10,8 @@ The network sees, all divided by the maximum of the scan and 0 where scan and co
 
     scan,  counterpart,  scan - counterpart,  scan mirrored left-right,  (scan - mean) / spread
 
-with mean and spread of the training scans, params['health'].
+with mean and spread of the training scans, params['health']. Of an ensemble it sees each
+counterpart, and its difference to the scan.
 """
 
 from __future__ import annotations
@@ -30,7 +31,6 @@ from fluidjax.methods.pairs import PairMaker, by_its_maximum
 from fluidjax.models.image_unet import ImageUNet, ImageUNetConfig
 
 Params = dict[str, Any]
-IN_CHANNELS = 5
 SMALLEST_SPREAD = 0.05  # of the training scans, in units of a scan's maximum
 LARGEST_Z_SCORE = 5.0
 LEAST_TISSUE = 0.1  # of a counterpart inside the brain, in units of the scan's maximum
@@ -59,8 +59,8 @@ class AnomalyHead(Method):
     """A lesion's probability in each voxel, beside the counterparts of a trained method.
 
     Attributes:
-        restorer: makes the counterparts; trained in the stage before this one.
-        network: sizes of the U-Net; `in_channels` is `IN_CHANNELS`.
+        restorer: makes the counterparts; trained in the stages before this one.
+        network: sizes of the U-Net; `in_channels` is that of `input_channels`.
         losses: weights.
         pairs: makes the training pairs.
     """
@@ -82,6 +82,11 @@ class AnomalyHead(Method):
     def num_counterparts(self) -> int:
         """Those of the restorer."""
         return self.restorer.num_counterparts
+
+    @property
+    def separate(self) -> bool:
+        """As for the restorer."""
+        return self.restorer.separate
 
     def init(self, key: jax.Array) -> Params:
         """Random parameters of restorer and head; scans neither centred nor scaled."""
@@ -114,8 +119,8 @@ class AnomalyHead(Method):
         """
         k_pairs, k_sampling = jax.random.split(key)
         pair = self.pairs(batch, k_pairs, share)
-        counterparts = self._fixed_counterparts(params, pair.diseased, k_sampling, share)
-        logits = self._logits(params, pair.diseased, counterparts)
+        views = self._fixed_views(params, pair.diseased, k_sampling, share)
+        logits = self._logits(params, pair.diseased, views)
         brain = ((pair.diseased > 0) | (pair.mask > 0)).astype(logits.dtype)
         lesion = pair.mask.astype(logits.dtype)
         entropy = -(
@@ -144,48 +149,56 @@ class AnomalyHead(Method):
         Args:
             params: all groups.
             volumes: scans `(batch, x, y, z, 1)`, 0 outside the brain.
-            counterparts: as `reconstruct` returns them, shaped alike.
+            counterparts: all of each scan, `(n, batch, x, y, z, 1)`.
         """
-        return jax.nn.sigmoid(self._logits(params, volumes, counterparts))
+        views = counterparts if self.separate else counterparts.mean(axis=0, keepdims=True)
+        return jax.nn.sigmoid(self._logits(params, volumes, views))
 
-    def _logits(self, params: Params, volumes: jax.Array, counterparts: jax.Array) -> jax.Array:
+    def _logits(self, params: Params, volumes: jax.Array, views: jax.Array) -> jax.Array:
         scans, peak = by_its_maximum(volumes)
-        seen = network_input(scans, counterparts / peak, params['health'])
+        seen = network_input(scans, views / peak, params['health'])
         return ImageUNet(self.network).apply({'params': params['head']}, seen) + PRIOR_LOGIT
 
-    def _fixed_counterparts(
+    def _views(self, params: Params, scans: jax.Array, key: jax.Array) -> jax.Array:
+        """The counterparts that the network sees, `(views, batch, x, y, z, 1)`."""
+        if self.separate:
+            return self.restorer.counterparts(params, scans, key)
+        return self.restorer.reconstruct(params, scans, key)[None]
+
+    def _fixed_views(
         self, params: Params, scans: jax.Array, key: jax.Array, share: Share
     ) -> jax.Array:
-        """Counterparts without gradients, with random numbers of each sample's own key."""
+        """The same without gradients, with random numbers of each sample's own key."""
         if not self.restorer.is_random:  # a whole batch is faster on CPUs
-            return jax.lax.stop_gradient(self.restorer.reconstruct(params, scans, key))
+            return jax.lax.stop_gradient(self._views(params, scans, key))
 
         def one(scan: jax.Array, key: jax.Array) -> jax.Array:
-            return self.restorer.reconstruct(params, scan[None], key)[0]
+            return self._views(params, scan[None], key)[:, 0]
 
-        return jax.lax.stop_gradient(jax.vmap(one)(scans, share.keys(key, len(scans))))
+        keys = share.keys(key, len(scans))
+        return jax.lax.stop_gradient(jax.vmap(one, out_axes=1)(scans, keys))
 
 
-def network_input(
-    scans: jax.Array, counterparts: jax.Array, health: dict[str, jax.Array]
-) -> jax.Array:
-    """What the network sees, `(batch, x, y, z, IN_CHANNELS)`; see the top of this file.
+def input_channels(restorer: Method) -> int:
+    """The number of volumes that a head sees of a scan and the counterparts of a method."""
+    return 3 + 2 * (restorer.num_counterparts if restorer.separate else 1)
+
+
+def network_input(scans: jax.Array, views: jax.Array, health: dict[str, jax.Array]) -> jax.Array:
+    """What the network sees, `(batch, x, y, z, channels)`; see the top of this file.
 
     Args:
         scans: `(batch, x, y, z, 1)`, each divided by its maximum.
-        counterparts: divided by the same numbers.
+        views: counterparts `(views, batch, x, y, z, 1)`, divided by the same numbers.
         health: mean and spread of the training scans, `(x, y, z, 1)`.
     """
     z_score = (scans - health['mean']) / health['spread']
-    channels = [
-        scans,
-        counterparts,
-        scans - counterparts,
-        scans[:, ::-1],
-        jnp.clip(z_score, -LARGEST_Z_SCORE, LARGEST_Z_SCORE),
-    ]
-    # A lesion may be as black as the background: there the counterpart shows that it is brain.
-    inside = (scans > 0) | (counterparts > LEAST_TISSUE)
+    channels = [scans]
+    for counterparts in views:
+        channels += [counterparts, scans - counterparts]
+    channels += [scans[:, ::-1], jnp.clip(z_score, -LARGEST_Z_SCORE, LARGEST_Z_SCORE)]
+    # A lesion may be as black as the background: there a counterpart shows that it is brain.
+    inside = (scans > 0) | (views.max(axis=0) > LEAST_TISSUE)
     return jnp.where(inside, jnp.concatenate(channels, axis=-1), 0.0)
 
 

@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
@@ -108,7 +109,9 @@ class Detector:
         head = getattr(method, 'probability', None)
         self._probability = None
         if head is not None:
-            self._probability = _one_by_one(lambda p, volumes, _, others: head(p, volumes, others))
+            self._probability = _one_by_one(
+                lambda p, volumes, _, *others: head(p, volumes, jnp.stack(others))
+            )
 
     def with_batch(self, size: int) -> Detector:
         """The detector with another number of scans per batch."""
@@ -149,8 +152,7 @@ class Detector:
 
     def _probabilities(self, cases: Sequence[Subject], counterparts: np.ndarray) -> np.ndarray:
         """The head's probability of a lesion `(n, x, y, z)`."""
-        mean = counterparts.mean(axis=0)
-        return self._batched(self._probability, cases, 'head', mean.astype(np.float32))
+        return self._batched(self._probability, cases, 'head', *counterparts.astype(np.float32))
 
     def autoencoder_evidence(self, cases: Sequence[Subject]) -> Evidence:
         """The evidence of a row whose counterpart is the scan encoded and decoded."""

@@ -22,7 +22,8 @@ from fluidjax.methods.augment import AugmentSettings
 from fluidjax.methods.autoencoder import AutoencoderLoss, AutoencoderMethod
 from fluidjax.methods.bridge import BridgeProcess, LatentBridge
 from fluidjax.methods.corruptions import CorruptionSettings
-from fluidjax.methods.head import IN_CHANNELS, AnomalyHead, HeadLoss
+from fluidjax.methods.ensemble import Ensemble
+from fluidjax.methods.head import AnomalyHead, HeadLoss, input_channels
 from fluidjax.methods.latent_diffusion import DiffusionProcess, LatentDiffusion
 from fluidjax.methods.pairs import PairMaker
 from fluidjax.methods.regression import Inpainting, Regression, RestorationLoss
@@ -170,21 +171,50 @@ def _bridge(config: ConfigDict, grid: Grid) -> tuple[Stage, ...]:
 
 
 def _with_head(config: ConfigDict, grid: Grid, *stages: Stage) -> tuple[Stage, ...]:
-    """The stages of a method, and a head if it has one; older runs do not."""
+    """The stages of a method, and a head if it has one; older runs do not.
+
+    A latent method with a head may have a regression beside it, which the head sees too.
+    """
     if 'head' not in config or config.head.training.steps == 0:
         return stages
-    return (*stages, _head(config, grid, stages[-1].method))
+    restorer = stages[-1].method
+    if restorer.autoencoder is not None and _has_regression(config):
+        beside = _regression_beside(config, grid)
+        stages = (*stages, beside)
+        restorer = Ensemble((restorer, beside.method))
+    return (*stages, _head(config, grid, restorer))
+
+
+def _has_regression(config: ConfigDict) -> bool:
+    return 'restoration' in config and config.restoration.training.steps > 0
+
+
+def _regression_beside(config: ConfigDict, grid: Grid) -> Stage:
+    section = config.restoration
+    network = {**section.network, 'in_channels': 1}
+    method = Regression(
+        network=settings_from(ImageUNetConfig, network, 'restoration.network'),
+        losses=settings_from(RestorationLoss, section.losses, 'restoration.losses'),
+        pairs=_pairs(config, grid, fluid_settings(config)),
+        identity=section.identity,
+        group='regression',
+    )
+    return _stage(method, section)
 
 
 def _head(config: ConfigDict, grid: Grid, restorer: Method) -> Stage:
     section = config.head
     lesions = {**config.fluid, **section.get('lesions', {})}
-    network = {**section.network, 'in_channels': IN_CHANNELS}
+    augment = {**config.augment, **section.get('augment', {})}
+    network = {**section.network, 'in_channels': input_channels(restorer)}
+    pairs = _pairs(config, grid, settings_from(FluidSettings, lesions, 'head.lesions'))
     method = AnomalyHead(
         restorer=restorer,
         network=settings_from(ImageUNetConfig, network, 'head.network'),
         losses=settings_from(HeadLoss, section.losses, 'head.losses'),
-        pairs=_pairs(config, grid, settings_from(FluidSettings, lesions, 'head.lesions')),
+        pairs=dataclasses.replace(
+            pairs, augment=settings_from(AugmentSettings, augment, 'head.augment')
+        ),
     )
     return _stage(method, section)
 

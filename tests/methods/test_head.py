@@ -15,12 +15,13 @@ from fluidjax.base.share import Share
 from fluidjax.fluid.grid import Grid
 from fluidjax.fluid.randomize import Randomized
 from fluidjax.methods.augment import AugmentSettings
+from fluidjax.methods.ensemble import Ensemble
 from fluidjax.methods.head import (
-    IN_CHANNELS,
     PRIOR_LOGIT,
     SMALLEST_SPREAD,
     AnomalyHead,
     HeadLoss,
+    input_channels,
     network_input,
 )
 from fluidjax.methods.pairs import PairMaker
@@ -38,6 +39,7 @@ class MeanBridge:
     noise: float = 0.0
     autoencoder = 'the autoencoder of the bridge'
     num_counterparts = 1
+    separate = False
 
     @property
     def is_random(self):
@@ -48,7 +50,7 @@ class MeanBridge:
 
     def reconstruct(self, params, volumes, key):
         eps = self.noise * jax.random.normal(key, volumes.shape)
-        return volumes.mean(axis=(1, 2, 3, 4), keepdims=True) * (1.0 + eps)
+        return volumes.mean(axis=(1, 2, 3, 4), keepdims=True) * (1.0 + eps + 0.0 * volumes)
 
 
 class GivenPairs(PairMaker):
@@ -59,7 +61,7 @@ class GivenPairs(PairMaker):
 
 
 def head_on(bridge) -> AnomalyHead:
-    network = ImageUNetConfig((8,), patch=2, in_channels=IN_CHANNELS)
+    network = ImageUNetConfig((8,), patch=2, in_channels=input_channels(bridge))
     return AnomalyHead(bridge, network, HeadLoss(), GivenPairs(GRID, AugmentSettings(), None))
 
 
@@ -120,7 +122,7 @@ def trained(started, batch):
 
 
 def test_it_starts_from_the_share_of_lesions(started, probability, batch):
-    found = probability(started, batch['image'], 0.5 * batch['image'])
+    found = probability(started, batch['image'], 0.5 * batch['image'][None])
     np.testing.assert_allclose(found, 1.0 / (1.0 + np.exp(-PRIOR_LOGIT)), rtol=1e-5)
     assert found.shape == batch['image'].shape and 0.02 < found.mean() < 0.1
 
@@ -130,7 +132,7 @@ def test_it_learns_where_the_lesions_are(trained, probability, batch):
     assert np.isfinite(losses).all() and losses[-1] < 0.5 * losses[0]
     pair = batch['pair']
     counterparts = METHOD.reconstruct(params, pair.diseased, jax.random.key(0))
-    found = np.asarray(probability(params, pair.diseased, counterparts))
+    found = np.asarray(probability(params, pair.diseased, counterparts[None]))
     assert found.min() >= 0.0 and found.max() <= 1.0
     lesion, brain = np.asarray(pair.mask) > 0, np.asarray(pair.healthy) > 0
     assert found[lesion].mean() > 0.5 > 0.2 > found[brain & ~lesion].mean()
@@ -138,7 +140,7 @@ def test_it_learns_where_the_lesions_are(trained, probability, batch):
 
 def test_a_scan_of_another_brightness_has_the_same_lesions(trained, probability, batch):
     _, params = trained
-    volumes, counterparts = batch['pair'].diseased, 0.8 * batch['image']
+    volumes, counterparts = batch['pair'].diseased, 0.8 * batch['image'][None]
     dim = probability(params, 0.5 * volumes, 0.5 * counterparts)
     np.testing.assert_allclose(dim, probability(params, volumes, counterparts), atol=1e-5)
 
@@ -146,9 +148,9 @@ def test_a_scan_of_another_brightness_has_the_same_lesions(trained, probability,
 def test_the_network_sees_five_channels_in_the_brain():
     volumes, health = scans(2), METHOD.prepare({}, scans(8))['health']
     health = {**health, 'mean': health['mean'].at[3, 4, 4].set(-9.0)}  # a z-score to be cut
-    seen = np.asarray(network_input(volumes, 0.5 * volumes, health))
+    seen = np.asarray(network_input(volumes, 0.5 * volumes[None], health))
     brain = volumes[..., 0] > 0
-    assert seen.shape == (*brain.shape, IN_CHANNELS) and not seen[~brain].any()
+    assert seen.shape == (*brain.shape, 5) and not seen[~brain].any()
     z_score = np.clip((volumes - health['mean']) / health['spread'], -5.0, 5.0)
     expected = [volumes, 0.5 * volumes, 0.5 * volumes, volumes[:, ::-1], z_score]
     for channel, volume in enumerate(expected):
@@ -158,11 +160,11 @@ def test_the_network_sees_five_channels_in_the_brain():
 
 def test_what_the_network_sees_is_mirrored_with_the_scan():
     """Left and right exchanged everywhere, each channel is exchanged, the mirrored one too."""
-    volumes, counterparts = scans(2), scans(4)[2:]
+    volumes, counterparts = scans(2), scans(4)[None, 2:]
     health = METHOD.prepare({}, scans(8))['health']
     turned = jax.tree.map(lambda volume: volume[::-1], health)
     seen = network_input(volumes, counterparts, health)
-    again = network_input(volumes[:, ::-1], counterparts[:, ::-1], turned)
+    again = network_input(volumes[:, ::-1], counterparts[:, :, ::-1], turned)
     np.testing.assert_allclose(again, seen[:, ::-1], atol=1e-6)
     assert np.abs(seen[..., 3] - seen[..., 0]).max() > 0.1  # the brains are not symmetric
 
@@ -213,6 +215,61 @@ def test_two_devices_have_the_loss_and_the_gradients_of_one(noise, started, batc
     scale = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(grads))
     for both, whole in zip(jax.tree.leaves(grads_of_each), jax.tree.leaves(grads), strict=True):
         np.testing.assert_allclose(both[0], whole, atol=1e-4 * scale)
+
+
+class Darker(MeanBridge):
+    """Its counterpart is half the scan's mean."""
+
+    def reconstruct(self, params, volumes, key):
+        return 0.5 * super().reconstruct(params, volumes, key)
+
+
+def test_of_several_samples_it_sees_the_mean(trained, probability, batch):
+    _, params = trained
+    volumes, counterpart = batch['pair'].diseased, batch['image']
+    several = jnp.stack([0.6 * counterpart, 1.0 * counterpart])
+    np.testing.assert_allclose(
+        jax.jit(METHOD.probability)(params, volumes, several),
+        probability(params, volumes, 0.8 * counterpart[None]),
+        atol=1e-5,
+    )
+
+
+def test_of_an_ensemble_it_sees_each_counterpart(started, batch):
+    both = Ensemble((MeanBridge(), Darker()))
+    method, volumes = head_on(both), batch['image']
+    assert method.network.in_channels == 7 and method.num_counterparts == 2
+    params = {**started, 'head': jax.jit(method.init)(jax.random.key(0))['head']}
+    counterparts = both.counterparts(params, volumes, jax.random.key(0))
+    mean = np.asarray(volumes.mean(axis=(1, 2, 3, 4), keepdims=True) + 0.0 * volumes)
+    np.testing.assert_allclose(counterparts, np.stack([mean, 0.5 * mean]), rtol=1e-6)
+    np.testing.assert_allclose(
+        both.reconstruct(params, volumes, jax.random.key(0)), 0.75 * mean, rtol=1e-6
+    )
+    seen = np.asarray(network_input(volumes, counterparts, started['health']))
+    brain = np.asarray(volumes[..., 0]) > 0
+    for channel, other in ((1, mean), (3, 0.5 * mean)):
+        shown = other[brain][:, 0]
+        np.testing.assert_allclose(seen[brain][:, channel], shown, rtol=1e-5)
+        difference = np.asarray(volumes)[brain][:, 0] - shown
+        np.testing.assert_allclose(seen[brain][:, channel + 1], difference, atol=1e-6)
+    # What it is trained on is what it is given later, of each restorer in its place.
+    trained_on = method._fixed_views(params, volumes, jax.random.key(0), Share())
+    np.testing.assert_allclose(trained_on, counterparts, rtol=1e-6)
+    loss = jax.jit(lambda p: method.loss(p, batch, jax.random.key(0))[0])(params)
+    assert np.isfinite(loss)
+
+
+def test_an_ensemble_that_samples_gives_each_scan_its_own_noise(started, batch):
+    method, volumes = head_on(Ensemble((MeanBridge(0.3), Darker()))), batch['image']
+    key, share = jax.random.key(7), Share()
+    views = method._fixed_views(started, volumes, key, share)
+    assert views.shape == (2, *volumes.shape)
+    own = [
+        MeanBridge(0.3).reconstruct(started, volumes[i : i + 1], each)[0]
+        for i, each in enumerate(share.keys(key, len(volumes)))
+    ]
+    np.testing.assert_allclose(views[0], jnp.stack(own), rtol=1e-6)
 
 
 def test_a_negative_weight_is_named():

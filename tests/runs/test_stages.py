@@ -95,7 +95,8 @@ def test_loss_and_counterpart_have_their_shapes_at_the_papers_size(method):
     counterpart = jax.eval_shape(trained.reconstruct, params, volume, key, *masks)
     assert counterpart.shape == volume.shape and counterpart.dtype == volume.dtype
     if trained.probability is not None:
-        found = jax.eval_shape(trained.probability, params, volume, counterpart)
+        several = jax.ShapeDtypeStruct((1, *counterpart.shape), counterpart.dtype)
+        found = jax.eval_shape(trained.probability, params, volume, several)
         assert found.shape == volume.shape and found.dtype == volume.dtype
 
 
@@ -172,14 +173,41 @@ def test_a_head_stands_on_a_method_of_images_too():
     batch, key = {'image': volume, 'brain': volume}, jax.random.key(0)
     for method in (restoration, head):
         assert jax.eval_shape(method.loss, params, batch, key)[0].shape == ()
-    found = jax.eval_shape(head.probability, params, volume, volume)
+    counterparts = jax.ShapeDtypeStruct((1, *volume.shape), jnp.float32)
+    found = jax.eval_shape(head.probability, params, volume, counterparts)
+    assert found.shape == volume.shape
+
+
+def test_a_latent_method_with_a_head_can_have_a_regression_beside_it():
+    config = config_of('conddiff', 'smoke')
+    config.restoration.training.steps = 2
+    grid = model_grid(config)
+    assert [each.method.stage for each in build_stages(config, grid)] == [
+        'autoencoder',
+        'diffusion',
+    ]  # without a head nothing joins the two
+    config.head.training.steps = 2
+    _, diffusion, beside, head = (each.method for each in build_stages(config, grid))
+    alone = config_of('regression', 'smoke')
+    regression = build_stages(alone, model_grid(alone))[0].method
+    assert dataclasses.replace(beside, group='unet') == regression
+    assert head.restorer.restorers == (diffusion, beside)
+    params = jax.eval_shape(head.init, jax.random.key(0))
+    assert set(params) == {'autoencoder', 'latent', 'unet', 'regression', 'head', 'health'}
+    volume = jax.ShapeDtypeStruct((1, *grid.shape, 1), jnp.float32)
+    views = jax.eval_shape(head.counterparts, params, volume, jax.random.key(0))
+    assert views.shape == (2, *volume.shape)
+    found = jax.eval_shape(head.probability, params, volume, views)
     assert found.shape == volume.shape
 
 
 @pytest.mark.parametrize('size', ['paper', '2mm'])
 def test_a_rival_has_no_head_at_any_size(size):
     for method in ('conddiff', 'cldm', 'icdm', 'regression', 'severity'):
-        assert config_of(method, size).head.training.steps == 0
+        config = config_of(method, size)
+        assert config.head.training.steps == 0
+        if method not in ('regression', 'severity'):
+            assert config.restoration.training.steps == 0
     assert config_of('fluidjax', size).head.training.steps > 0
 
 
@@ -188,6 +216,7 @@ def test_a_head_is_trained_on_lesions_of_its_own():
     bridge, head = (each.method for each in build_stages(config, model_grid(config))[1:])
     changed = dataclasses.replace(bridge.pairs.randomization, strength=(0.4, 1.0))
     assert bridge.pairs.randomization != changed == head.pairs.randomization
+    assert head.pairs.augment.gamma > bridge.pairs.augment.gamma
 
 
 @pytest.mark.parametrize(
