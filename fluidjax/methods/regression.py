@@ -57,27 +57,21 @@ class Regression(Method):
         pairs: how training pairs are made.
         identity: the network's output is added to the scan, so that an untrained network returns
             the scan (else a black image).
-        group: name of its parameters, for use beside another method.
     """
 
     network: ImageUNetConfig
     losses: RestorationLoss
     pairs: PairMaker
     identity: bool = False
-    group: str = 'unet'
 
     stage = 'restoration'
+    trainable = ('restoration',)
     autoencoder = None
-
-    @property
-    def trainable(self) -> tuple[str, ...]:
-        """The one group of parameters."""
-        return (self.group,)
 
     def init(self, key: jax.Array) -> Params:
         """Random parameters."""
         volume = jnp.zeros((1, *self.pairs.grid.shape, self.network.in_channels))
-        return {self.group: ImageUNet(self.network).init(key, volume)['params']}
+        return {'restoration': ImageUNet(self.network).init(key, volume)['params']}
 
     def prepare(self, params: Params, volumes: np.ndarray) -> Params:
         """Nothing is measured on the training scans."""
@@ -99,7 +93,7 @@ class Regression(Method):
 
     def _restore(self, params: Params, seen: jax.Array) -> jax.Array:
         """The healthy images `(batch, x, y, z, 1)` that the network expects."""
-        output = ImageUNet(self.network).apply({'params': params[self.group]}, seen)
+        output = ImageUNet(self.network).apply({'params': params['restoration']}, seen)
         return seen[..., :1] + output if self.identity else output
 
     def _compared(

@@ -197,7 +197,6 @@ def _regression_beside(config: ConfigDict, grid: Grid) -> Stage:
         losses=settings_from(RestorationLoss, section.losses, 'restoration.losses'),
         pairs=_pairs(config, grid, fluid_settings(config)),
         identity=section.identity,
-        group='regression',
     )
     return _stage(method, section)
 

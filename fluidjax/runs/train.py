@@ -18,6 +18,7 @@ from fluidjax.base.settings import differences, load_config, save_config, settin
 from fluidjax.detect.anomaly_map import MapSettings
 from fluidjax.fluid.grid import Grid
 from fluidjax.methods.latent_diffusion import LatentDiffusion
+from fluidjax.methods.regression import Regression
 from fluidjax.runs.cohort import (
     STAGE_PURPOSES,
     check_cohort_of,
@@ -133,9 +134,13 @@ def _config_so_far(workdir: Path) -> ConfigDict | None:
 
 
 def _seeds(config: ConfigDict, stages: tuple[Stage, ...]) -> list[int]:
-    """The seed of each stage."""
-    purposes = STAGE_PURPOSES[: len(stages)]
-    return [derived_seed(config.seed, purpose) for purpose in purposes]
+    """The seed of each stage; a regression beside other stages has that of one alone."""
+    purposes, seeds = iter(STAGE_PURPOSES), []
+    for stage in stages:
+        beside = stage.method.stage == Regression.stage
+        purpose = STAGE_PURPOSES[0] if beside and stage != stages[0] else next(purposes)
+        seeds.append(derived_seed(config.seed, purpose))
+    return seeds
 
 
 def _write_identity(plan: _Plan, workdir: Path) -> None:

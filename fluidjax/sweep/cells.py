@@ -5,7 +5,8 @@
     WORKDIR/scores/NAME/seedN.npz     slices of some cases, for the figures
 
 The cells of a seed share the stages that they have in common, which the first of them trains: all
-have the same autoencoder, and a method with a head starts from the same method without.
+have the same autoencoder, a method with a head starts from the same method without, and a
+regression beside another method is that of the cell of regression.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from fluidjax.base.settings import load_config
 from fluidjax.base.subject import Subject
 from fluidjax.detect import evaluate
 from fluidjax.detect.scores import COHORT_SCORES
+from fluidjax.methods.regression import Regression
 from fluidjax.runs.cases import Cases, scans_of, split_validation, with_simulated_lesions
 from fluidjax.runs.cohort import model_grid, open_cohort
 from fluidjax.runs.detector import Detector, Output
@@ -151,33 +153,44 @@ def judged_by(scale: str, seed: int) -> ConfigDict:
 
 
 def _take_shared_stages(config: ConfigDict, folder: Path, runs: Path) -> None:
-    """Start a new run with the first stages of the run that has most of them in common."""
+    """Start a new run with those of its stages that other runs of its seed have finished."""
     if (folder / 'checkpoints').is_dir():
         return
-    others = sorted(runs.glob(f'*/seed{config.seed}/config.json'))
-    shared = {path.parent: _shared_stages(config, path.parent) for path in others}
-    source = max(shared, key=lambda other: len(shared[other]), default=None)
-    if source is None or not shared[source]:
+    sources: dict[str, Path] = {}
+    for path in sorted(runs.glob(f'*/seed{config.seed}/config.json')):
+        for stage in _shared_stages(config, path.parent):
+            sources.setdefault(stage, path.parent)
+    if not sources:
         return
-    lines = (source / 'metrics.jsonl').read_text('utf-8').splitlines(keepends=True)
-    kept = [line for line in lines if json.loads(line)['stage'] in shared[source]]
+    kept = [line for stage, source in sources.items() for line in _metrics_of(source, stage)]
     write_text(folder / 'metrics.jsonl', ''.join(kept))
-    for stage in shared[source]:
+    for stage, source in sources.items():
         _copy_folder(source / 'checkpoints' / stage, folder / 'checkpoints' / stage)
 
 
 def _shared_stages(config: ConfigDict, other: Path) -> list[str]:
-    """The first stages that are the same in a configuration and a run, and finished there."""
+    """The stages that are the same in a configuration and a run, and finished there.
+
+    A stage stands on all that come before it, except for a regression, which stands on none.
+    """
     theirs = load_config(other / 'config.json')
     if theirs.cohort != config.cohort:
         return []
-    grid, names = model_grid(config), []
-    for ours, done in zip(build_stages(config, grid), build_stages(theirs, grid), strict=False):
-        name = ours.method.stage
-        if ours != done or not is_done(other / 'checkpoints' / name, done.training):
-            break
-        names.append(name)
+    grid = model_grid(config)
+    done, names, all_before = build_stages(theirs, grid), [], True
+    for stage in build_stages(config, grid):
+        name = stage.method.stage
+        same = stage in done and is_done(other / 'checkpoints' / name, stage.training)
+        if same and (all_before or name == Regression.stage):
+            names.append(name)
+        all_before = all_before and same
     return names
+
+
+def _metrics_of(run: Path, stage: str) -> list[str]:
+    """The lines of a stage in a run's metrics."""
+    lines = (run / 'metrics.jsonl').read_text('utf-8').splitlines(keepends=True)
+    return [line for line in lines if json.loads(line)['stage'] == stage]
 
 
 def _copy_folder(source: Path, target: Path) -> None:

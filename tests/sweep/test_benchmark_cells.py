@@ -13,7 +13,9 @@ from data_pipelines.grids import GRIDS
 from fluidjax.base.errors import UserError
 from fluidjax.base.settings import save_config
 from fluidjax.fluid.grid import Grid
+from fluidjax.runs.cohort import model_grid
 from fluidjax.runs.stages import build_stages
+from fluidjax.runs.train import _seeds
 from fluidjax.sweep import cells, results
 from fluidjax.training import checkpoint
 
@@ -150,12 +152,29 @@ def test_a_run_starts_with_the_stages_that_another_has_finished(tmp_path):
     assert stages == ['autoencoder', 'diffusion'] and not (taken / 'config.json').exists()
 
 
+def test_a_regression_beside_another_method_is_that_of_its_own_cell(tmp_path):
+    names = ('conddiff', 'regression', 'conddiff and regression with head')
+    conddiff, alone, both = (cells.cell_config(CELLS[name], 'smoke', 3) for name in names)
+    alone.restoration.training.steps = both.restoration.training.steps
+    runs = tmp_path / 'runs'
+    run_at(runs / 'conddiff' / 'seed3', conddiff, autoencoder=6)
+    run_at(runs / 'regression' / 'seed3', alone, restoration=both.restoration.training.steps)
+    cells._take_shared_stages(both, runs / 'both' / 'seed3', runs)
+    taken = {path.name for path in (runs / 'both' / 'seed3' / 'checkpoints').iterdir()}
+    assert taken == {'autoencoder', 'restoration'}
+    grid = model_grid(both)
+    first, _, beside, _ = _seeds(both, build_stages(both, grid))
+    assert beside == _seeds(alone, build_stages(alone, grid))[0] == first
+
+
 def test_only_the_same_stages_of_the_same_scans_are_shared(tmp_path):
     config = cells.cell_config(CELLS['conddiff'], 'smoke', 3)
     run_at(tmp_path / 'begun', config, autoencoder=6, diffusion=3)
     assert cells._shared_stages(config, tmp_path / 'begun') == ['autoencoder']
+    run_at(tmp_path / 'done', config, autoencoder=6, diffusion=6)
+    assert cells._shared_stages(config, tmp_path / 'done') == ['autoencoder', 'diffusion']
     longer = cells.cell_config({'method': 'conddiff'}, 'smoke', 3)
-    longer.autoencoder.training.steps = 12
-    assert cells._shared_stages(longer, tmp_path / 'begun') == []
+    longer.autoencoder.training.steps = 12  # the same diffusion on another autoencoder
+    assert cells._shared_stages(longer, tmp_path / 'done') == []
     masks = cells.cell_config(CELLS['conddiff: masks that flow'], 'smoke', 3, 'MASKS')
     assert cells._shared_stages(masks, tmp_path / 'begun') == []
