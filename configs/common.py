@@ -5,26 +5,34 @@ The argument after the colon of `--config=configs/FILE.py:ARGUMENT` is a comma-s
                               (configs/sizes.py), demo or 4mm (minutes on a CPU), or smoke (16^3 at
                               12 mm; seconds, for tests)
     cohort=template|nifti     the embedded cohort, or your own scans (set config.cohort.data_dir)
+    law=published|wide        what training shows: flowing lesions as published, or lesions of many
+                              kinds in healthy scans of many kinds, for use on scans of others
 """
+
+from collections.abc import Mapping
 
 from ml_collections import ConfigDict
 
-from configs import fluid, sizes
+from configs import fluid, sizes, wide
 
-CHOICES = {'size': sizes.NAMES, 'cohort': ('template', 'nifti')}
+CHOICES = {'size': sizes.NAMES, 'cohort': ('template', 'nifti'), 'law': ('published', 'wide')}
 # An anomaly map without the published erosion, shifts and median filter.
 PLAIN_MAP = {'erosion_mm': 0.0, 'max_shift_voxels': 0, 'median_voxels': 0}
 # Eight samples, so that tests on eight simulated devices can share the batch.
 SMOKE_TRAINING = {'steps': 6, 'batch_size': 8, 'log_every': 2, 'checkpoint_every': 3}
 
 
-def common(method: str, size: str, cohort: str) -> ConfigDict:
+def common(method: str, chosen: Mapping[str, str]) -> ConfigDict:
     """The shared sections.
 
     At the paper's size these are the settings of arXiv:2506.10233; where the paper and its code
     differ, those that the code intends.
+
+    Args:
+        method: its name.
+        chosen: one of each of `CHOICES`.
     """
-    size = sizes.SYNONYMS.get(size, size)
+    size, cohort = sizes.SYNONYMS.get(chosen['size'], chosen['size']), chosen['cohort']
     config = ConfigDict({'seed': 0, 'method': method, 'size': size})
     # Arrangement of 3-D convolutions: 'auto', 'direct' (XLA's own) or 'taps' (a sum of 2-D ones).
     config.convolution = 'auto'
@@ -77,6 +85,8 @@ def common(method: str, size: str, cohort: str) -> ConfigDict:
     )
     if size != 'paper':
         _shrink(config)
+    if chosen['law'] == 'wide':
+        wide.widen(config)
     return config
 
 

@@ -8,6 +8,7 @@ The argument after the colon is a comma-separated list of
                               (configs/sizes.py), demo or 4mm (minutes on a CPU), or smoke (16^3 at
                               12 mm; seconds, for tests)
     cohort=template|nifti     the embedded cohort, or your own scans (set config.cohort.data_dir)
+    law=published|wide        what training shows (configs/wide.py)
     method=NAME               conddiff by default
 Any field can be overridden: --config.seed=1 --config.diffusion.training.steps=2000.
 
@@ -48,7 +49,7 @@ SMALL_CONDITION = PUBLISHED_CONDITION | {'conddiff': 'both'}
 def get_config(argument: str = '') -> ConfigDict:
     """The configuration of a size, a cohort and a method."""
     chosen = parse_argument(argument, CHOICES)
-    config = common.common(chosen['method'], chosen['size'], chosen['cohort'])
+    config = common.common(chosen['method'], chosen)
     config.autoencoder = _autoencoder(config.size)
     if config.method == 'fluidjax':
         config.bridge = _bridge(config.size)

@@ -9,7 +9,7 @@ from fluidjax.base.settings import parse_argument
 def restoration(method: str, argument: str) -> ConfigDict:
     """The configuration of a method that restores images, for a size and a cohort."""
     chosen = parse_argument(argument, common.CHOICES)
-    config = common.common(method, chosen['size'], chosen['cohort'])
+    config = common.common(method, chosen)
     config.restoration = section(method, config.size)
     if method in ('regression', 'severity'):
         config.head = common.head(config.size)

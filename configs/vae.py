@@ -16,7 +16,7 @@ from fluidjax.base.settings import parse_argument
 def get_config(argument: str = '') -> ConfigDict:
     """The configuration of a size and a cohort."""
     chosen = parse_argument(argument, common.CHOICES)
-    config = common.common('vae', chosen['size'], chosen['cohort'])
+    config = common.common('vae', chosen)
     config.vae = ConfigDict(
         {
             'network': {

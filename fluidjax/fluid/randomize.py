@@ -125,6 +125,13 @@ def lesion_of(
     returned, whose maximum is always inside.
     """
     P0 = seed_map(draw.seeds, draw.count, brain, grid, settings, lesion_bank)
+    return carried(P0, draw, brain, grid, settings)
+
+
+def carried(
+    P0: jax.Array, draw: Draw, brain: jax.Array, grid: Grid, settings: FluidSettings
+) -> tuple[jax.Array, jax.Array]:
+    """The same of a given seed P0 (x, y (, z)), with the flow and the time of a draw."""
     P = jnp.where(brain, transport(P0, draw.key_flow, draw.time, grid, settings, brain), 0.0)
     seeded = jnp.where(brain, P0, 0.0)
     P = jnp.where(jnp.max(P) >= settings.min_peak * jnp.max(seeded), P, seeded)

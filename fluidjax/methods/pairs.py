@@ -17,8 +17,10 @@ from fluidjax.fluid.grid import Grid
 from fluidjax.fluid.painting import divide_by_maximum
 from fluidjax.fluid.randomize import Randomized, randomize_batch
 from fluidjax.fluid.settings import FluidSettings
+from fluidjax.fluid.wide import WideSettings, randomize_wide_batch
 from fluidjax.methods.augment import AugmentSettings, augment_batch
 from fluidjax.methods.corruptions import CorruptionSettings, corrupt_batch
+from fluidjax.methods.variants import VariantSettings, vary_batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,18 +30,20 @@ class PairMaker:
     Attributes:
         grid: shape and voxel size of the volumes.
         augment: of the training scans; both images of a pair share it.
-        randomization: fluid-driven lesions, the corruptions of ICDM, or None: both images are the
-            healthy one.
+        randomization: fluid-driven lesions, by the published law or a wider one, the corruptions
+            of ICDM, or None: both images are the healthy one.
         stored: 0 for new pairs at every step; n for the same n pairs of each scan again and again,
             as if they had been made once and stored (published).
         seed: of the stored pairs.
+        variants: further changes of the scans, after the augmentation, or None.
     """
 
     grid: Grid
     augment: AugmentSettings
-    randomization: FluidSettings | CorruptionSettings | None
+    randomization: FluidSettings | WideSettings | CorruptionSettings | None
     stored: int = 0
     seed: int = 0
+    variants: VariantSettings | None = None
 
     def __post_init__(self) -> None:
         check(self.stored >= 0, 'stored_pairs', self.stored, 'must be 0 or more')
@@ -88,6 +92,10 @@ class PairMaker:
             self.grid.spacing,
             self.augment,
         )
+        if self.variants is not None:
+            k_vary = jax.random.fold_in(k_augment, 1)
+            keys = share.keys(k_vary, count)
+            images, brains = vary_batch(keys, images, brains, self.grid.spacing, self.variants)
         settings = self.randomization
         if settings is None:
             images = jax.vmap(divide_by_maximum)(images)
@@ -97,9 +105,8 @@ class PairMaker:
         lesions = batch.get('lesions')
         if lesions is not None:  # every sample chooses among those of all
             lesions = share.everyones(lesions)
-        return randomize_batch(
-            share.keys(k_pairs, count), images, brains, self.grid, settings, lesions
-        )
+        paint = randomize_wide_batch if isinstance(settings, WideSettings) else randomize_batch
+        return paint(share.keys(k_pairs, count), images, brains, self.grid, settings, lesions)
 
 
 def by_its_maximum(volumes: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -17,6 +17,7 @@ from fluidjax.base.errors import UserError
 from fluidjax.base.settings import check, settings_from
 from fluidjax.fluid.grid import Grid
 from fluidjax.fluid.settings import FluidSettings
+from fluidjax.fluid.wide import WideSettings
 from fluidjax.methods import Method
 from fluidjax.methods.augment import AugmentSettings
 from fluidjax.methods.autoencoder import AutoencoderLoss, AutoencoderMethod
@@ -29,6 +30,7 @@ from fluidjax.methods.pairs import PairMaker
 from fluidjax.methods.regression import Inpainting, Regression, RestorationLoss
 from fluidjax.methods.severity import SeverityProcess, SeverityRestoration
 from fluidjax.methods.vae import VAELoss, VAEMethod
+from fluidjax.methods.variants import VariantSettings
 from fluidjax.models.autoencoder import AutoencoderConfig
 from fluidjax.models.image_unet import ImageUNetConfig
 from fluidjax.models.unet import UNetConfig
@@ -90,8 +92,14 @@ def _stage(method: Any, section: Section) -> Stage:
 def _pairs(config: ConfigDict, grid: Grid, randomization: Any) -> PairMaker:
     augment = settings_from(AugmentSettings, config.augment, 'augment')
     stored = config.get('stored_pairs', 0)
+    variants = None
+    if 'variants' in config:
+        variants = settings_from(VariantSettings, config.variants, 'variants')
+    if 'wide' in config and isinstance(randomization, FluidSettings):
+        wide = {**config.wide, 'fluid': dataclasses.asdict(randomization)}
+        randomization = settings_from(WideSettings, wide, 'wide')
     # Fresh pairs take their keys from the training step, so their method has no seed of its own.
-    return PairMaker(grid, augment, randomization, stored, config.seed if stored else 0)
+    return PairMaker(grid, augment, randomization, stored, config.seed if stored else 0, variants)
 
 
 def _autoencoder(config: ConfigDict, grid: Grid) -> Stage:

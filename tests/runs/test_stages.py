@@ -220,6 +220,28 @@ def test_a_head_is_trained_on_lesions_of_its_own():
 
 
 @pytest.mark.parametrize(
+    'method', ['conddiff', 'fluidjax', 'regression', 'inpainting', 'ldm', 'vae']
+)
+def test_the_wide_law_is_for_every_method(method):
+    config = config_of(method, 'smoke,law=wide')
+    config.wide.count = (1, 2)
+    grid = model_grid(config)
+    volume = jax.ShapeDtypeStruct((1, *grid.shape, 1), jnp.float32)
+    batch, key = {'image': volume, 'brain': volume}, jax.random.key(0)
+    for stage in build_stages(config, grid):
+        pairs = stage.method.pairs
+        if pairs is None:  # the autoencoder
+            continue
+        assert pairs.variants.share == 0.5
+        if pairs.randomization is not None:
+            assert pairs.randomization.count == (1, 2)
+        params = jax.eval_shape(stage.method.init, key)
+        assert jax.eval_shape(stage.method.loss, params, batch, key)[0].shape == ()
+    del config.wide, config.variants
+    assert build_stages(config, grid) == build_stages(config_of(method, 'smoke'), grid)
+
+
+@pytest.mark.parametrize(
     'change,message',
     [
         ({'diffusion': {'process': {'sampler': 'euler'}}}, 'sampler'),

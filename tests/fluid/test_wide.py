@@ -1,0 +1,158 @@
+"""The wide law of lesions."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from fluidjax.base.errors import UserError
+from fluidjax.fluid import wide
+from fluidjax.fluid.grid import Grid
+from fluidjax.fluid.settings import FluidSettings
+from fluidjax.fluid.wide import Look, WideSettings
+
+GRID = Grid((40, 48, 40), (4.0, 4.0, 4.0))
+ALWAYS = WideSettings(fluid=FluidSettings(diseased_probability=1.0), size_ml=(0.5, 60.0))
+PLAIN = Look(
+    shift=-0.5, spread=0.0, flattened=0.0, softness=0.02, core=2.0, fluid=0.2, rim=0.0, smooth=True
+)
+
+
+@pytest.fixture(scope='module')
+def head():
+    """A brain of two intensities, and its mask."""
+    axes = [np.linspace(-1, 1, n) for n in GRID.shape]
+    x, y, z = np.meshgrid(*axes, indexing='ij')
+    brain = x**2 + y**2 + z**2 < 0.8
+    image = brain * np.where(np.sin(9 * x) * np.sin(9 * y) > 0, 0.8, 0.6)
+    return jnp.asarray(image, jnp.float32), jnp.asarray(brain, jnp.float32)
+
+
+@pytest.fixture(scope='module')
+def pairs(head):
+    """Pairs of forty keys."""
+    image, brain = head
+    one = jax.jit(lambda key: wide.randomize_wide(key, image, brain, GRID, ALWAYS))
+    return [jax.tree.map(np.asarray, one(jax.random.key(i))) for i in range(40)]
+
+
+def test_pairs_differ_only_in_the_lesion(head, pairs):
+    image, brain = (np.asarray(volume) for volume in head)
+    peak = image.max()
+    for pair in pairs:
+        np.testing.assert_allclose(pair.healthy, image / peak, atol=1e-6)
+        assert set(np.unique(pair.mask)) == {0.0, 1.0}
+        assert not pair.mask[brain == 0].any() and not pair.diseased[brain == 0].any()
+        assert pair.diseased.min() >= 0.0 and pair.diseased.max() <= 1.0
+        outside = (pair.mask == 0) & (brain > 0)
+        ratio = pair.diseased[outside] / pair.healthy[outside]
+        np.testing.assert_allclose(ratio, ratio[0], rtol=1e-5)  # divided by another maximum
+
+
+def test_lesions_are_of_all_sizes_and_numbers(pairs):
+    volumes = np.array([pair.mask.sum() * GRID.voxel_ml for pair in pairs])
+    assert volumes.min() < 2.0 and volumes.max() > 20.0 and volumes.max() < 100.0
+    numbers = {ndimage.label(pair.mask)[1] for pair in pairs}
+    assert 1 in numbers and max(numbers) >= 4
+
+
+def test_seeds_have_their_volumes_and_their_places(head):
+    _, brain = head
+    single = dataclasses.replace(ALWAYS, count=(1, 1), size_ml=(20.0, 20.0))
+    made = jax.jit(lambda key: wide.seeds(key, brain > 0, GRID, single))
+    inside = np.asarray(brain) > 0
+    distance = wide.from_ventricles(GRID.shape, GRID.spacing, single.centre)[0]
+    depth = ndimage.distance_transform_edt(inside, GRID.spacing)
+    volumes, deep, near, shallow = [], 0, 0, 0
+    for number in range(40):
+        P0 = np.asarray(made(jax.random.key(number)))
+        assert P0.max() == pytest.approx(1.0)
+        middle = np.unravel_index(P0.argmax(), P0.shape)
+        volumes.append((P0 >= single.fluid.threshold).sum() * GRID.voxel_ml)
+        near += distance[middle] < 16
+        shallow += depth[middle] < 12
+        deep += distance[middle] >= 16 and depth[middle] >= 12
+    assert np.median(volumes) == pytest.approx(20.0, rel=0.3)
+    assert near >= 8 and shallow >= 8 and deep >= 2
+
+
+def test_looks_have_their_shares():
+    looks = jax.vmap(lambda key: wide.draw_look(key, ALWAYS))(
+        jax.random.split(jax.random.key(0), 2000)
+    )
+    shift = np.asarray(looks.shift)
+    assert np.mean(shift > 0) == pytest.approx(ALWAYS.bright, abs=0.03)
+    assert np.mean(shift == 0) == pytest.approx(ALWAYS.alike, abs=0.03)
+    assert np.mean(np.asarray(looks.core) < 1) == pytest.approx(0.9 * ALWAYS.core, abs=0.03)
+    assert np.mean(np.asarray(looks.rim) != 0) == pytest.approx(ALWAYS.rim, abs=0.03)
+    assert -1.0 <= shift.min() < -0.9 and np.asarray(looks.softness).max() <= 0.8
+
+
+def painted(head, look, P):
+    image, brain = head
+    mask = (P >= 0.2).astype(np.float32)
+    made = wide.paint_look(
+        jax.random.key(0), image, brain > 0, jnp.asarray(P), mask, look, GRID, 0.2
+    )
+    return np.asarray(made), mask > 0
+
+
+@pytest.fixture(scope='module')
+def ball():
+    """P of a ball of 24 mm: 1 in its middle, 0.2 at its edge."""
+    at = np.stack(np.meshgrid(*[np.arange(n) * 4.0 for n in GRID.shape], indexing='ij'), axis=-1)
+    distance = np.linalg.norm(at - [80.0, 92.0, 80.0], axis=-1) / 24.0
+    return np.where(distance <= 1, 1 - 0.8 * distance, 0.0).astype(np.float32)
+
+
+def test_looks_do_what_they_say(head, ball):
+    image = np.asarray(head[0])
+    made, mask = painted(head, PLAIN, ball)
+    mean = image[mask].mean()
+    inner = ball > 0.25
+    np.testing.assert_allclose((made - image)[inner], -0.5 * mean, atol=1e-5)
+    np.testing.assert_array_equal(made[~mask], image[~mask])
+    soft, _ = painted(head, PLAIN._replace(softness=0.8), ball)
+    change = (image - soft)[mask]
+    assert np.corrcoef(change, ball[mask])[0, 1] > 0.9  # it fades towards its edge
+    flat, _ = painted(head, PLAIN._replace(shift=0.0, flattened=1.0), ball)
+    np.testing.assert_allclose(flat[inner], mean, atol=1e-5)
+    cored, _ = painted(head, PLAIN._replace(core=0.5), ball)
+    assert cored[ball > 0.65].max() < 0.25 and np.allclose(
+        cored[inner & (ball < 0.5)], made[inner & (ball < 0.5)]
+    )
+    rimmed, _ = painted(head, PLAIN._replace(rim=0.4), ball)
+    assert rimmed[np.abs(ball - 0.3) < 0.05].mean() > made[np.abs(ball - 0.3) < 0.05].mean() + 0.15
+    np.testing.assert_allclose(rimmed[ball > 0.8], made[ball > 0.8], atol=1e-3)
+
+
+def test_the_bank_is_used(head):
+    image, brain = head
+    bank = np.zeros((2, *GRID.shape), np.uint8)
+    bank[:, 24:28, 20:30, 18:22] = 1
+    still = FluidSettings(
+        diseased_probability=1.0,
+        bank_probability=1.0,
+        transport_time=(0.0, 0.0),
+        bank_shift_mm=0.0,
+        bank_rotation_degrees=0.0,
+        bank_scale=(1.0, 1.0),
+    )
+    settings = WideSettings(fluid=still)
+    pair = wide.randomize_wide(jax.random.key(1), image, brain, GRID, settings, bank)
+    mask = np.asarray(pair.mask) > 0
+    assert any((mask == side).all() for side in (bank[0] > 0, bank[0, ::-1] > 0))
+
+
+@pytest.mark.parametrize(
+    'change',
+    [{'count': (0, 3)}, {'size_ml': (5.0, 1.0)}, {'bright': 0.8, 'alike': 0.5}, {'core': 2.0}],
+)
+def test_bad_settings_are_named(change):
+    with pytest.raises(UserError, match=f'wide.{list(change)[-1]}'):
+        WideSettings(**change)
