@@ -319,6 +319,24 @@ def curve_figure(
     return to_png(figure, dpi)
 
 
+def reliability_figure(bins: Sequence[Mapping[str, float]], dpi: int = 90) -> bytes:
+    """PNG of a reliability diagram: the share of lesion beside the probability that was predicted.
+
+    Args:
+      bins: of `reliability.diagram`.
+      dpi: resolution.
+    """
+    figure = Figure(figsize=(4.2, 4.0), layout='constrained')
+    axes = figure.subplots()
+    predicted, observed = ([one[name] for one in bins] for name in ('predicted', 'observed'))
+    axes.plot([0, 1], [0, 1], color='#9aa5b1', lw=1, ls='--')
+    axes.plot(predicted, observed, 'o-', ms=5, lw=1.5)
+    axes.set(xlim=(0, 1), ylim=(0, 1), xlabel='predicted probability', ylabel='share of lesion')
+    axes.grid(color='#e3e8ef', lw=0.6)
+    axes.spines[['top', 'right']].set_visible(False)
+    return to_png(figure, dpi)
+
+
 def _index_at(curve: Mapping[str, np.ndarray], threshold: float | None) -> int | None:
     """The curve's point at a threshold: the last with at least that threshold (they fall); None
     where nothing is marked at it."""

@@ -21,6 +21,14 @@ FULL_CONNECTIVITY = np.ones((3, 3, 3), bool)  # 26 neighbours
 SWEEP = 40  # thresholds of `sweep_thresholds`
 SWEEP_SHARES = (1e-4, 0.5)  # of all voxels that the highest and the lowest threshold mark
 HIT_SHARE = 0.1  # see `lesion_counts`; as in nnDetection and PI-CAI
+# Classes of lesions by volume: the least and the greatest ml.
+SIZE_CLASSES = {
+    'below_1ml': (0.0, 1.0),
+    '1_to_5ml': (1.0, 5.0),
+    '5_to_20ml': (5.0, 20.0),
+    'above_20ml': (20.0, float('inf')),
+}
+CORE_MM = 4.0  # deeper voxels of a lesion of the largest class are its core
 
 
 class LesionCounts(NamedTuple):
@@ -65,6 +73,22 @@ def _counts(
     min_lesion_ml: float,
     min_hit_share: float,
 ) -> LesionCounts:
+    reached, false = _matched(
+        predicted, true_labels, true_number, voxel_ml, min_lesion_ml, min_hit_share
+    )
+    found = int(reached.sum())
+    return LesionCounts(found, true_number - found, false)
+
+
+def _matched(
+    predicted: np.ndarray,
+    true_labels: np.ndarray,
+    true_number: int,
+    voxel_ml: float,
+    min_lesion_ml: float,
+    min_hit_share: float,
+) -> tuple[np.ndarray, int]:
+    """Whether each true lesion is found, `(true_number,)` bool, and the number of false regions."""
     labels, number = ndimage.label(predicted, FULL_CONNECTIVITY)
     marked = labels[predicted]  # only the marked voxels matter, which are far fewer
     under = true_labels[predicted]
@@ -75,8 +99,65 @@ def _counts(
     hit = large & (inside > 0) & (inside >= min_hit_share * size)
     reached = np.zeros(true_number + 1, bool)
     reached[under[hit[marked]]] = True
-    found = int(reached[1:].sum())
-    return LesionCounts(found, true_number - found, int(large.sum() - hit.sum()))
+    return reached[1:], int(large.sum() - hit.sum())
+
+
+class SizedLesions:
+    """The lesions of a test set by their volume, found and missed at a threshold.
+
+    A lesion is found by the rule of `lesion_counts` with `HIT_SHARE`.
+    """
+
+    def __init__(self) -> None:
+        self._ml: list[np.ndarray] = []
+        self._found: list[np.ndarray] = []
+        self._false: list[int] = []
+        self._core = np.zeros(2, int)  # marked, all
+
+    def add(
+        self,
+        predicted: np.ndarray,
+        truth: np.ndarray,
+        spacing: Sequence[float],
+        min_lesion_ml: float = 0.0,
+    ) -> None:
+        """Add a scan.
+
+        Args:
+          predicted, truth: (x, y, z) bool, the marked voxels and the lesions.
+          spacing: voxel size, mm.
+          min_lesion_ml: marked regions below this volume are removed beforehand.
+        """
+        voxel_ml = float(np.prod(spacing)) / 1000.0
+        labels, number = ndimage.label(truth, FULL_CONNECTIVITY)
+        found, false = _matched(predicted, labels, number, voxel_ml, min_lesion_ml, HIT_SHARE)
+        ml = np.bincount(labels.ravel(), minlength=number + 1)[1:] * voxel_ml
+        self._ml.append(ml)
+        self._found.append(found)
+        self._false.append(false)
+        large = np.isin(labels, 1 + np.flatnonzero(ml >= SIZE_CLASSES['above_20ml'][0]))
+        if large.any():
+            core = ndimage.distance_transform_edt(large, spacing) > CORE_MM
+            self._core += [int((core & predicted).sum()), int(core.sum())]
+
+    def scores(self) -> dict[str, tuple[float, int]]:
+        """Each score with the number that it is taken over: lesions, voxels, or scans.
+
+        Returns:
+          found_CLASS: share of the lesions of each of `SIZE_CLASSES` that are found; core_found:
+          share of the voxels in the cores of the largest ones that are marked; false_regions: mean
+          number of false regions in a scan. NaN where there is none to count.
+        """
+        ml, found = (np.concatenate(v) if v else np.zeros(0) for v in (self._ml, self._found))
+        scores = {}
+        for name, (least, most) in SIZE_CLASSES.items():
+            chosen = found[(ml >= least) & (ml < most)]
+            scores[f'found_{name}'] = float(np.mean(chosen)) if chosen.size else NAN, chosen.size
+        marked, voxels = (int(n) for n in self._core)
+        scores['core_found'] = marked / voxels if voxels else NAN, voxels
+        scans = len(self._false)
+        scores['false_regions'] = float(np.mean(self._false)) if scans else NAN, scans
+        return scores
 
 
 def lesion_scores(

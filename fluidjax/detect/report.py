@@ -73,6 +73,7 @@ def _cohort_section(
     verdicts: Mapping[str, str],
     curves: Mapping[str, Mapping],
     thresholds: Mapping[str, float | None],
+    reliability: Sequence[Mapping[str, float]],
 ) -> str:
     """Tables, bars and curves of one cohort; the scores beyond the headline are folded."""
     counts = [
@@ -87,6 +88,9 @@ def _cohort_section(
     if any(curves.values()):
         picture = image(figures.curve_figure(curves, thresholds), 'curves of ' + cohort)
         lines = filled(HERE, 'curves.html', picture=picture)
+    if reliability:
+        picture = image(figures.reliability_figure(reliability), 'reliability in ' + cohort)
+        lines += filled(HERE, 'reliability.html', picture=picture)
     return filled(
         HERE,
         'cohort.html',
@@ -182,6 +186,7 @@ def write_report(
     curves: Mapping[str, Mapping[str, Mapping]] | None = None,
     verdicts: Mapping[str, Mapping[str, str]] | None = None,
     recipes: Mapping[str, str] | None = None,
+    reliability: Mapping[str, Sequence[Mapping[str, float]]] | None = None,
 ) -> None:
     """Write the report; the page loads nothing from elsewhere.
 
@@ -197,11 +202,17 @@ def write_report(
       curves: {cohort: {method: `curves.curves_of`}}, drawn below the tables.
       verdicts: {cohort: {method: a word or two, or ''}}, beside the method's name.
       recipes: {method: how its maps are made, in words}.
+      reliability: {cohort: `reliability.diagram` of the run's own row}.
     """
-    verdicts, curves = verdicts or {}, curves or {}
+    verdicts, curves, reliability = verdicts or {}, curves or {}, reliability or {}
     cohorts = [
         _cohort_section(
-            cohort, methods, verdicts.get(cohort, {}), curves.get(cohort, {}), thresholds
+            cohort,
+            methods,
+            verdicts.get(cohort, {}),
+            curves.get(cohort, {}),
+            thresholds,
+            reliability.get(cohort, ()),
         )
         for cohort, methods in metrics.items()
     ]

@@ -14,6 +14,13 @@ COHORT_SCORES = (  # of a whole test set, not of a subject
     'healthy_ml_90',
     'strict_ml',
     'strict_ml_90',
+    'found_below_1ml',
+    'found_1_to_5ml',
+    'found_5_to_20ml',
+    'found_above_20ml',
+    'core_found',
+    'false_regions',
+    'calibration_error',
 )
 # A lesion with over nine tenths of its contrast left looks as in the scan.
 COPY_CONTRAST = 0.1
@@ -114,6 +121,37 @@ SCORES: dict[str, Score] = {
         'Share of all true lesions of the test set that are found where the threshold allows one '
         'false region per scan on average. A region counts as a hit if a tenth of it or more is '
         'lesion. Optimistic like the global Dice: the threshold is chosen with the truth.',
+    ),
+    'found_below_1ml': Score(
+        'Found below 1 ml',
+        1,
+        2,
+        'Share of the true lesions below 1 ml that are found at the validated threshold: a marked '
+        'region touches them of which a tenth or more is lesion.',
+    ),
+    'found_1_to_5ml': Score('Found 1 to 5 ml', 1, 2, 'The same of lesions of 1 to 5 ml.'),
+    'found_5_to_20ml': Score('Found 5 to 20 ml', 1, 2, 'The same of lesions of 5 to 20 ml.'),
+    'found_above_20ml': Score('Found above 20 ml', 1, 2, 'The same of lesions above 20 ml.'),
+    'core_found': Score(
+        'Core found',
+        1,
+        2,
+        'Share of the voxels in lesions above 20 ml that lie more than 4 mm below their surface '
+        'and are marked at the validated threshold.',
+    ),
+    'false_regions': Score(
+        'False regions',
+        -1,
+        2,
+        'Marked regions per scan of which less than a tenth is lesion, at the validated threshold.',
+    ),
+    'calibration_error': Score(
+        'Calibration error',
+        -1,
+        3,
+        'Mean difference between the probability of a lesion that the map stands for, chosen on '
+        'validation cases, and the share of lesion among voxels with it, over tenths of the '
+        'probability. In the reliability diagram, the distance from the diagonal.',
     ),
     'healthy_ml': Score(
         'Marked in healthy scans (ml)',

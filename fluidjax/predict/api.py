@@ -54,6 +54,8 @@ class Detection:
             the brain.
         anomaly_map: float32, in the unit of the model's recipe (intensity, in which white matter
             is near 0.82, or the spread of healthy scans); 0 outside the brain.
+        probability: of a lesion in each voxel, by the value of the map, where lesions are as
+            frequent as in the validation scans; None where the model does not know it.
         uncertainty: standard deviation of the map, or None where the model makes one counterpart.
         mask: uint8, where the map reaches the threshold within the brain.
         brain_mask: uint8.
@@ -66,6 +68,7 @@ class Detection:
 
     healthy: nib.Nifti1Image
     anomaly_map: nib.Nifti1Image
+    probability: nib.Nifti1Image | None
     uncertainty: nib.Nifti1Image | None
     mask: nib.Nifti1Image
     brain_mask: nib.Nifti1Image
@@ -91,6 +94,7 @@ class Model:
             )
         self.run, self.path = run, path
         self._detector = Detector(run, thresholds.load_choice(run))
+        self._probability = thresholds.load_certainty(run).probability
 
     @single_precision
     def detect(
@@ -176,10 +180,15 @@ class Model:
         def place(data: np.ndarray) -> nib.Nifti1Image:
             return image_like(data, volume)
 
-        spread = predicted.uncertainty
+        spread, probability = predicted.uncertainty, None
+        if self._probability is not None:
+            probability = place(
+                np.float32(predicted.brain * self._probability(predicted.anomaly_map))
+            )
         return Detection(
             healthy=place(predicted.healthy_in_scan_units),
             anomaly_map=place(predicted.anomaly_map),
+            probability=probability,
             uncertainty=None if spread is None else place(spread),
             mask=place(predicted.mask),
             brain_mask=place(predicted.brain),

@@ -73,7 +73,10 @@ def predict(
             'predict with a run of another method'
         )
     threshold = thresholds.load(run, rule)
-    source = Source(workdir.name, str(run.config.method), run.step, rule, threshold, counterpart)
+    certainty = thresholds.load_certainty(run)
+    source = Source(
+        workdir.name, str(run.config.method), run.step, rule, threshold, counterpart, certainty
+    )
     options = options.of_run(run)
     detector = Detector(run, thresholds.load_choice(run))
     with contextlib.closing(read_scans(files, grid_of(run), options, jobs)) as scans:

@@ -32,12 +32,14 @@ from fluidjax.predict.on_scan import Predicted
 from fluidjax.predict.reading import Scan
 from fluidjax.predict.regions import Region
 from fluidjax.predict.scans import ScanFile
+from fluidjax.runs.thresholds import Certainty
 
 BIDS_VERSION = '1.10.0'
 DESCRIPTION = 'dataset_description.json'
 TABLE = 'desc-anomaly_lesions'
 # BIDS has no suffix for anomaly maps; of those it has, a soft segmentation comes closest.
 MAP, UNCERTAINTY = 'desc-anomaly_probseg', 'desc-uncertainty_probseg'
+PROBABILITY = 'desc-probability_probseg'
 # Bytes that a scan's name may have, so that the longest of the names of its results is possible.
 ROOM = LONGEST - len(f'_{UNCERTAINTY}.nii.gz')
 HEALTHY = {
@@ -47,7 +49,10 @@ HEALTHY = {
     'model': 'Healthy counterpart on the intensity scale of the scan: slope * model + offset, so '
     'that the medians of the brain and the background agree. Zero outside the brain',
 }
-OPTIONAL = (f'{UNCERTAINTY}.nii.gz', f'{UNCERTAINTY}.json', 'desc-quality.png')
+OPTIONAL = (
+    *(f'{kind}{ending}' for kind in (UNCERTAINTY, PROBABILITY) for ending in ('.nii.gz', '.json')),
+    'desc-quality.png',
+)
 FORMER = tuple(  # names of fluidjax 0.1.0
     f'desc-{kind}_map{ending}'
     for kind in ('anomaly', 'uncertainty')
@@ -66,6 +71,7 @@ class Source:
         rule: by which the threshold was chosen, see `runs.thresholds`.
         threshold: its value.
         counterpart: what the healthy image is, one of `on_scan.COUNTERPARTS`.
+        certainty: what the map means.
     """
 
     run: str
@@ -74,6 +80,7 @@ class Source:
     rule: str
     threshold: float
     counterpart: str = 'filled'
+    certainty: Certainty = Certainty()
 
 
 def check_folder(out: Path) -> None:
@@ -129,6 +136,7 @@ def write_prediction(out: Path, scan: Scan, predicted: Predicted, source: Source
             scan.volume.affine,
             scan.mni_from_world,
             source.threshold,
+            confidence=source.certainty.confidence,
         )
         summary = _summary_of(scan, predicted, marked, source)
         start = f'{scan.file.name}_'
@@ -139,7 +147,7 @@ def write_prediction(out: Path, scan: Scan, predicted: Predicted, source: Source
         write_json(
             folder / f'{start}{TABLE}.json',
             {
-                **regions.COLUMNS,
+                **regions.columns(source.certainty.confidence),
                 'Summary': summary,
                 'Lesions': [dataclasses.asdict(region) for region in marked],
             },
@@ -228,6 +236,14 @@ def _volumes(
             predicted.brain,
             {'Description': 'The brain that was searched', 'Type': 'Brain'},
         ),
+        PROBABILITY: (
+            _probability(predicted, source),
+            {
+                'Description': 'Probability of a lesion in each voxel, by the value of the anomaly '
+                'map, from validation scans with simulated lesions; where lesions are rarer it is '
+                'too high. Zero outside the brain'
+            },
+        ),
         UNCERTAINTY: (
             predicted.uncertainty,
             {
@@ -242,6 +258,14 @@ def _volumes(
         for kind, (data, sidecar) in volumes.items()
         if data is not None
     }
+
+
+def _probability(predicted: Predicted, source: Source) -> np.ndarray | None:
+    """The probability of a lesion (x, y, z), where the model knows it."""
+    probability = source.certainty.probability
+    if probability is None:
+        return None
+    return np.where(predicted.brain, probability(predicted.anomaly_map), 0.0).astype(np.float32)
 
 
 def _write_pictures(

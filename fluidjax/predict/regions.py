@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from scipy import ndimage
 
 from fluidjax.detect.evaluate import MIN_LESION_ML, voxel_ml
 from fluidjax.detect.lesions import FULL_CONNECTIVITY
+from fluidjax.detect.reliability import Rising
 
 MIDLINE_MM = 5.0
 COLUMNS = {
@@ -29,11 +31,19 @@ COLUMNS = {
     'peak': {'Description': 'Highest value of the anomaly map in the region'},
     'mean': {'Description': 'Mean of the anomaly map in the region'},
     'confidence': {
-        'Description': '1 - threshold / peak: 0 where the peak just reaches the '
-        'threshold, 0.5 where it is twice that. It ranks regions; it is '
-        'not the probability of a lesion'
+        'Description': 'Share of the marked regions with such a peak that lie on a lesion, in '
+        'validation scans with simulated lesions'
     },
 }
+RANK = (
+    '1 - threshold / peak: 0 where the peak just reaches the threshold, 0.5 where it is twice '
+    'that. It ranks regions; it is not the probability of a lesion, which this model does not know'
+)
+
+
+def columns(confidence: Rising | None) -> dict[str, Any]:
+    """The columns and what they are, of a model that knows the confidence, or only a rank."""
+    return COLUMNS if confidence else COLUMNS | {'confidence': {'Description': RANK}}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +71,7 @@ def regions_of(
     mni_from_world: np.ndarray,
     threshold: float,
     min_ml: float = MIN_LESION_ML,
+    confidence: Rising | None = None,
 ) -> list[Region]:
     """The 26-connected pieces of a mask, the largest first.
 
@@ -71,6 +82,7 @@ def regions_of(
         mni_from_world: the scan's world -> MNI152, mm: (4, 4).
         threshold: of the mask.
         min_ml: smaller pieces are left out.
+        confidence: of a region, by its peak; None for a rank (`RANK`).
     """
     boxes = ndimage.find_objects(mask.astype(np.uint8))
     if not boxes or boxes[0] is None:
@@ -84,6 +96,7 @@ def regions_of(
         return []
     centres = np.array(ndimage.center_of_mass(labels > 0, labels, chosen)) + corner
     peaks, means = (f(values, labels, chosen) for f in (ndimage.maximum, ndimage.mean))
+    sure = confidence or (lambda peak: 1.0 - threshold / max(peak, 1e-12))
     return [
         _region(
             index,
@@ -92,7 +105,7 @@ def regions_of(
             mni_from_world,
             float(peak),
             float(mean),
-            threshold,
+            min(max(float(sure(peak)), 0.0), 1.0),
         )
         for index, (piece, centre, peak, mean) in enumerate(zip(chosen, centres, peaks, means), 1)
     ]
@@ -105,12 +118,11 @@ def _region(
     mni_from_world: np.ndarray,
     peak: float,
     mean: float,
-    threshold: float,
+    confidence: float,
 ) -> Region:
     mni = mni_from_world @ world
     side = 'midline' if abs(mni[0]) <= MIDLINE_MM else 'right' if mni[0] > 0 else 'left'
     places = (round(float(v), 1) for v in (*world[:3], *mni[:3]))
-    confidence = min(max(1 - threshold / peak, 0.0), 1.0) if peak > 0 else 0.0
     return Region(
         index, round(volume, 3), *places, side, round(peak, 5), round(mean, 5), round(confidence, 3)
     )

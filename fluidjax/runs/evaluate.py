@@ -86,6 +86,7 @@ def run_evaluation(
         ]
         summary = {name: {row: one.summary() for row, one in scores.items()}}
         curves = {name: {row: one.curve() for row, one in scores.items()}}
+        reliability = {name: scores[run.name].reliability()}
     evaluate.write_metrics(folder / 'metrics.json', summary)
     evaluate.write_subjects_csv(folder / 'subjects.csv', table)
     facts = {
@@ -107,6 +108,7 @@ def run_evaluation(
         curves,
         {name: {row: verdict(scores) for row, scores in summary[name].items()}},
         {row: one.choice.recipe.in_words() for row, one in chosen.items()},
+        reliability,
     )
     print(scores_text(summary))
     return folder / 'report.html'
@@ -120,6 +122,7 @@ def _save_choices(folder: Path, run: Run, chosen: Mapping[str, Calibrated]) -> N
         {row: one.thresholds for row, one in chosen.items()},
         {row: one.choice for row, one in chosen.items()},
         {run.name: chosen[run.name].validation},
+        chosen[run.name].certainty,
     )
 
 

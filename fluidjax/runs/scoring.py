@@ -13,17 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from nibabel.affines import voxel_sizes
 from tqdm import tqdm
 
 from fluidjax.base.subject import Subject
-from fluidjax.detect import curves, evaluate, pooled
+from fluidjax.detect import curves, evaluate, lesions, pooled
 from fluidjax.detect.calibrate import marked_ml
 from fluidjax.detect.pooled import Pooled
 from fluidjax.detect.recipe import first_few
+from fluidjax.detect.reliability import calibration_error, diagram, region_confidence
 from fluidjax.runs.cases import Split, batches
 from fluidjax.runs.detector import Choice, Detector, Output
 from fluidjax.runs.rows import Row, choose, output
-from fluidjax.runs.thresholds import Rules
+from fluidjax.runs.thresholds import Certainty, Rules
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,11 +36,13 @@ class Calibrated:
         choice: its recipe.
         thresholds: by rule.
         validation: its scores there, by which runs are compared.
+        certainty: what its map means.
     """
 
     choice: Choice
     thresholds: dict[str, float]
     validation: dict[str, float]
+    certainty: Certainty = Certainty()
 
 
 def calibrated(
@@ -59,9 +63,11 @@ def calibrated(
     """
     left = iter(split.validation)
     few, choices, rules = first_few(left), {}, {name: Rules() for name in rows}
+    first: dict[str, np.ndarray] = {}
     for name, row in tqdm(rows.items(), desc='recipes', unit='row', leave=False):
         choices[name], known = choose(row, few, training, detector, search)
-        rules[name].add(detector.maps(known, few, choices[name]).mean(axis=0), few)
+        first[name] = detector.maps(known, few, choices[name]).mean(axis=0)
+        rules[name].add(first[name], few)
         del known  # before the next row's
     for batch, outputs in outputs_of(rows, choices, left, detector, 'thresholds'):
         for name, made in outputs.items():
@@ -69,10 +75,13 @@ def calibrated(
     for batch, outputs in outputs_of(rows, choices, split.healthy, detector, 'healthy scans'):
         for name, made in outputs.items():
             rules[name].add_healthy(made.maps, batch)
-    return {
-        name: Calibrated(choices[name], rules[name].thresholds(), rules[name].scores())
-        for name in rows
-    }
+    found = {}
+    for name, own in rules.items():
+        thresholds = own.thresholds()
+        confidence = region_confidence(first[name], few, thresholds['dice'])
+        certainty = Certainty(own.probability(), confidence)
+        found[name] = Calibrated(choices[name], thresholds, own.scores(), certainty)
+    return found
 
 
 def outputs_of(
@@ -101,15 +110,17 @@ class RowScores:
     """The scores of a row, from its results for the test cases, which are not kept.
 
     Args:
-        rules: the row's thresholds.
+        chosen: what the row chose.
         folder: for a temporary file, see `Pooled`.
     """
 
-    def __init__(self, rules: Mapping[str, float], folder: Path | None = None) -> None:
-        self._rules = rules
+    def __init__(self, chosen: Calibrated, folder: Path | None = None) -> None:
+        self._rules = chosen.thresholds
+        self._probability = chosen.certainty.probability
         self._lines: list[evaluate.Row] = []
         self._seconds = 0.0
         self._pooled = Pooled(folder)
+        self._sized = lesions.SizedLesions()
         self._marked: dict[str, list[float]] = {'dice': [], 'healthy_1ml': []}
 
     def __enter__(self) -> RowScores:
@@ -125,6 +136,10 @@ class RowScores:
         self._lines += evaluate.score_method(maps, counterparts, cases, threshold)
         self._seconds += made.seconds * len(cases)
         self._pooled.add(maps, cases)
+        for one, truth, region, case in evaluate.scorable(maps, cases):
+            if np.isfinite(threshold):
+                marked, spacing = (one >= threshold) & region, voxel_sizes(case.affine)
+                self._sized.add(marked, truth, spacing, evaluate.MIN_LESION_ML)
 
     def add_healthy(self, made: Output, healthy: Sequence[Subject]) -> None:
         """Add the row's results for some healthy test scans (`healthy_of`)."""
@@ -142,17 +157,26 @@ class RowScores:
 
     def summary(self) -> dict[str, Any]:
         """The scores over all cases."""
+        bins = self.reliability()
         of_cohort = {
             'dice_global': pooled.global_dice(self._pooled),
             'sensitivity_1fp': pooled.sensitivity_at_fp(self._pooled),
             **self._transfer(),
             **self._false_alarms(),
+            **{name: _number(*score) for name, score in self._sized.scores().items()},
+            'calibration_error': _number(calibration_error(bins), len(bins)),
         }
         return evaluate.summarise(self.lines(), of_cohort)
 
     def curve(self) -> curves.Curve:
         """See `curves.curve_of`."""
         return curves.curve_of(self._pooled.tally)
+
+    def reliability(self) -> list[dict[str, float]]:
+        """The reliability diagram of the map's probability on these cases; empty without one."""
+        if self._probability is None:
+            return []
+        return diagram(self._pooled.tally, self._probability)
 
     def _transfer(self) -> dict[str, evaluate.Entry]:
         """The best mean Dice with one threshold, and what the validated threshold loses to it."""
@@ -179,10 +203,7 @@ def scores_of(
 ) -> Iterator[dict[str, RowScores]]:
     """`RowScores` of all rows, without their temporary files at the end."""
     with contextlib.ExitStack() as stack:
-        yield {
-            name: stack.enter_context(RowScores(one.thresholds, folder))
-            for name, one in chosen.items()
-        }
+        yield {name: stack.enter_context(RowScores(one, folder)) for name, one in chosen.items()}
 
 
 def scored(

@@ -26,6 +26,7 @@ from fluidjax.detect import calibrate, metrics
 from fluidjax.detect.evaluate import json_safe
 from fluidjax.detect.histogram import Tally
 from fluidjax.detect.recipe import Recipe, Spread
+from fluidjax.detect.reliability import Rising, voxel_probability
 from fluidjax.runs.detector import Choice, configured
 from fluidjax.runs.load import Run
 
@@ -61,6 +62,10 @@ class Rules:
         healthy = calibrate.healthy_threshold(self._smallest)
         return calibrate.thresholds(self._tally) | {'healthy_1ml': healthy}
 
+    def probability(self) -> Rising | None:
+        """The probability of a lesion by the value of the map."""
+        return voxel_probability(self._tally)
+
     def scores(self) -> dict[str, float]:
         """Scores on the validation cases, by which runs are compared.
 
@@ -72,12 +77,26 @@ class Rules:
         return {'ap': precision, 'dice': self._tally.best_mean().dice}
 
 
+@dataclasses.dataclass(frozen=True)
+class Certainty:
+    """What the run's map means, each None where it is not known.
+
+    Attributes:
+        probability: of a lesion, by the value of the map (`reliability.voxel_probability`).
+        confidence: of a region, by its peak (`reliability.region_confidence`).
+    """
+
+    probability: Rising | None = None
+    confidence: Rising | None = None
+
+
 def save(
     folder: Path,
     run: Run,
     calibration: Calibration,
     choices: Mapping[str, Choice],
     validation: Mapping[str, Mapping[str, float]] | None = None,
+    certainty: Certainty = Certainty(),
 ) -> None:
     """Write `calibration.json` and, where the run's recipe needs it, `healthy_residual.json`.
 
@@ -87,6 +106,7 @@ def save(
         calibration: thresholds of every row.
         choices: the recipe of every row.
         validation: `Rules.scores` of rows.
+        certainty: of the run's own row.
     """
     spreads = choices[run.name].spreads
     residual = folder / HEALTHY_FILE
@@ -100,6 +120,7 @@ def save(
         'recipes': {row: dataclasses.asdict(choice.recipe) for row, choice in choices.items()},
         'thresholds': calibration,
         'validation': validation or {},
+        'certainty': dataclasses.asdict(certainty),
     }
     write_json(folder / 'calibration.json', json_safe(content))
 
@@ -148,6 +169,22 @@ def load_choice(run: Run) -> Choice:
     except TypeError as error:
         raise UserError(f'{where}: recipes.{run.name}: {error}; {_again(run)}') from error
     return Choice(recipe, _healthy_residual(run) if recipe.unit == 'spread' else {})
+
+
+def load_certainty(run: Run) -> Certainty:
+    """What the run's map means; nothing is known of runs that older versions evaluated.
+
+    Raises:
+        UserError: as for `load`, or it is damaged.
+    """
+    if run.text('calibration.json') is None:
+        return Certainty()
+    stored = _read(run).get('certainty') or {}
+    try:
+        return Certainty(**{name: Rising.of(curve) for name, curve in stored.items()})
+    except (KeyError, TypeError) as error:
+        where = run.path / 'calibration.json'
+        raise UserError(f'{where}: certainty: {error}; {_again(run)}') from error
 
 
 def _again(run: Run) -> str:

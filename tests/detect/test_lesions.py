@@ -100,3 +100,34 @@ def test_sweep_counts_equal_the_counts_one_by_one():
     assert counts[:, 2].max() > 0 and counts[:, 0].max() > 0
     nowhere = lesions.sweep_counts(scores, truth, region & ~region, thresholds, 1.0)
     assert nowhere.shape == (5, 3) and not nowhere.any()
+
+
+def test_lesions_are_counted_by_their_size():
+    spacing = (2.0, 2.0, 2.0)  # 0.008 ml
+    truth = np.zeros((60, 60, 60), bool)
+    truth[2:4, 2:4, 2:4] = True  # 0.064 ml
+    truth[10:20, 10:20, 10:20] = True  # 8 ml
+    truth[30:50, 30:50, 30:50] = True  # 64 ml
+    marked = np.zeros_like(truth)
+    marked[12:15, 12:15, 12:15] = True
+    marked[30:50, 30:50, 30:45] = True
+    marked[55:58, 2:5, 2:5] = True  # on nothing
+    sized = lesions.SizedLesions()
+    sized.add(marked, truth, spacing)
+    sized.add(np.zeros_like(truth), truth[::-1], spacing)
+    scores = sized.scores()
+    assert scores['found_below_1ml'] == (0.0, 2)
+    assert scores['found_5_to_20ml'] == (0.5, 2) and scores['found_above_20ml'] == (0.5, 2)
+    assert math.isnan(scores['found_1_to_5ml'][0]) and scores['found_1_to_5ml'][1] == 0
+    assert scores['false_regions'] == (0.5, 2)
+    # Voxels deeper than 4 mm: 16 of each 20; marked up to the 45th of the 30th to 50th.
+    assert scores['core_found'] == (16 * 16 * 13 / (2 * 16**3), 2 * 16**3)
+
+
+def test_a_region_that_covers_everything_finds_nothing():
+    truth = np.zeros((20, 20, 20), bool)
+    truth[5:7, 5:7, 5:7] = True
+    sized = lesions.SizedLesions()
+    sized.add(np.ones_like(truth), truth, (4.0, 4.0, 4.0))
+    assert sized.scores()['found_below_1ml'] == (0.0, 1)
+    assert sized.scores()['false_regions'] == (1.0, 1)

@@ -9,7 +9,8 @@ import io
 import numpy as np
 import pytest
 
-from fluidjax.predict.regions import COLUMNS, Region, as_tsv, regions_of
+from fluidjax.detect.reliability import Rising
+from fluidjax.predict.regions import COLUMNS, Region, as_tsv, columns, regions_of
 
 AFFINE = np.array([[-2.0, 0, 0, 40], [0, 2.0, 0, -30], [0, 0, 2.0, 10], [0, 0, 0, 1]])
 MNI = np.array([[1.0, 0, 0, 5], [0, 1, 0, -1], [0, 0, 1, 2], [0, 0, 0, 1]])  # from the world
@@ -35,6 +36,14 @@ def test_regions_are_placed_sized_and_ranked():
     assert (right.mni_x, right.mni_y, right.mni_z) == (39, -9, 34)
     assert right.peak == 0.8 and right.confidence == 0.75
     assert right.mean == pytest.approx((26 * 0.3 + 0.8) / 27, abs=1e-5)
+
+
+def test_the_confidence_is_that_of_the_peak_where_it_is_known():
+    known = Rising((0.25, 0.5, 1.0), (0.1, 0.6, 0.9))
+    regions = regions_of(a_map() >= 0.2, a_map(), AFFINE, MNI, 0.2, confidence=known)
+    assert [r.confidence for r in regions] == [0.1, 0.78, 0.4]  # of peaks 0.25, 0.8 and 0.4
+    assert 'Share of' in columns(known)['confidence']['Description']
+    assert 'ranks' in columns(None)['confidence']['Description']
 
 
 def test_specks_and_empty_masks_are_no_regions():
