@@ -36,6 +36,8 @@ def common(method: str, chosen: Mapping[str, str]) -> ConfigDict:
     config = ConfigDict({'seed': 0, 'method': method, 'size': size})
     # Arrangement of 3-D convolutions: 'auto', 'direct' (XLA's own) or 'taps' (a sum of 2-D ones).
     config.convolution = 'auto'
+    # A run's folder or a model package whose parameters the training starts from; '': random ones.
+    config.start = ''
     # 0: new pairs at every step; n: n fixed pairs per scan, as in the published code.
     config.stored_pairs = 0
     # embedded: number of subjects of the embedded cohort to train on in addition to your own scans.
@@ -161,9 +163,6 @@ def head(size: str) -> ConfigDict:
     if size == 'paper':
         return section
     section.network.update({'channels': (16, 32), 'dtype': 'float32', 'remat': False})
-    section.augment.update(
-        {'rotation_degrees': 5.0, 'scaling': 0.1, 'shear': 0.05, 'displacement_mm': 4.0}
-    )
     section.training = demo_training(1300, 2e-3)
     if size == 'smoke':
         section.network.channels = (8,)

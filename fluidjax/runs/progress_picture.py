@@ -42,16 +42,22 @@ def painter(
     randomize = jax.jit(lambda image, brain: randomize_batch(key, image, brain, grid, always))
     pair = randomize(image[None, ..., None], brain[None, ..., None].astype(np.float32))
     masks = [pair.mask] if method.needs_mask else []
-    reconstruct = jax.jit(lambda params: method.reconstruct(params, pair.diseased, key, *masks))
+
+    @jax.jit
+    def counterparts_of(params: Params) -> jax.Array:
+        if method.separate:
+            return method.counterparts(params, pair.diseased, key)
+        return method.reconstruct(params, pair.diseased, key, *masks)[None]
 
     probability = None if method.probability is None else jax.jit(method.probability)
 
     def paint(params: Params) -> np.ndarray:
-        counterpart = reconstruct(params)
+        counterparts = counterparts_of(params)
+        counterpart = counterparts.mean(axis=0)
         rows = [pair.diseased, counterpart, jnp.abs(pair.diseased - counterpart) / SHOWN_DIFFERENCE]
         if probability is not None:
             brain = pair.diseased > 0
-            rows.append(brain * probability(params, pair.diseased, counterpart))
+            rows.append(brain * probability(params, pair.diseased, counterparts))
         return montage([np.asarray(row[0, ..., 0]) for row in rows])
 
     return paint

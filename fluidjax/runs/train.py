@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from fluidjax.base import cli, environment, files
@@ -29,6 +30,7 @@ from fluidjax.runs.cohort import (
 )
 from fluidjax.runs.feed import Feed, some_volumes
 from fluidjax.runs.length import Change, changes, go_on, in_steps, with_steered
+from fluidjax.runs.load import load_run
 from fluidjax.runs.progress_picture import painter
 from fluidjax.runs.stages import Stage, build_stages, fluid_settings
 from fluidjax.training import parallel
@@ -50,6 +52,7 @@ class _Plan:
         feeds: the batches of each stage.
         cohort: of `data_pipelines.input_pipeline`.
         changed: stages that are trained for another time than in the run so far.
+        start: parameter groups that the training starts from (`config.start`); may be empty.
     """
 
     config: ConfigDict
@@ -57,6 +60,7 @@ class _Plan:
     feeds: list[Feed]
     cohort: Any
     changed: list[Change]
+    start: Params
 
 
 def train(
@@ -100,7 +104,7 @@ def train(
             names = [stage.method.stage for stage in plan.stages]
             mirror = opened.enter_context(mirrored(wandb_project, workdir, plan.config, names))
         watch = Watch(mirror=mirror, profile=profile, tell=_tell, saved=saved)
-        _train_stages(plan.stages, plan.feeds, plan.cohort, plan.config, workdir, stop, watch)
+        _train_stages(plan, workdir, stop, watch)
 
 
 def _tell(line: str) -> None:
@@ -124,7 +128,34 @@ def _open_run(config: ConfigDict, workdir: Path) -> _Plan:
     old = _config_so_far(workdir) if parallel.is_first() else None
     changed = changes(workdir, build_stages(old, grid), stages) if old is not None else []
     feeds = [Feed(cohort, layout, seed) for layout, seed in zip(layouts, _seeds(config, stages))]
-    return _Plan(config, stages, feeds, cohort, changed)
+    return _Plan(config, stages, feeds, cohort, changed, _start_of(config, stages))
+
+
+def _start_of(config: ConfigDict, stages: tuple[Stage, ...]) -> Params:
+    """The parameter groups that the stages start from; older runs have no such field.
+
+    Raises:
+        UserError: they are not those of the same method and size.
+    """
+    where = config.get('start', '')
+    if not where:
+        return {}
+    run, used = load_run(Path(where).expanduser()), {}
+    if run.config.method != config.method:
+        raise UserError(
+            f'config.start: {where} is of the method {run.config.method}, not {config.method}'
+        )
+    for stage in stages:
+        template = jax.eval_shape(stage.method.init, jax.random.key(0))
+        for name in set(template) & set(run.params):
+            ours, theirs = (jax.tree.map(jnp.shape, tree[name]) for tree in (template, run.params))
+            if ours != theirs:
+                raise UserError(
+                    f'config.start: the {name} of {where} has other sizes; start from a run with '
+                    'the same size and networks'
+                )
+            used[name] = run.params[name]
+    return used
 
 
 def _config_so_far(workdir: Path) -> ConfigDict | None:
@@ -204,15 +235,8 @@ def _devices(layout: parallel.Layout) -> str:
     return words
 
 
-def _train_stages(
-    stages: tuple[Stage, ...],
-    feeds: list[Feed],
-    cohort: Any,
-    config: ConfigDict,
-    workdir: Path,
-    stop: StopRequest,
-    watch: Watch,
-) -> None:
+def _train_stages(plan: _Plan, workdir: Path, stop: StopRequest, watch: Watch) -> None:
+    stages, cohort, config = plan.stages, plan.cohort, plan.config
     last = stages[-1]
     with parallel.together():
         folder = workdir / 'checkpoints' / last.method.stage
@@ -221,12 +245,15 @@ def _train_stages(
         _tell(f'{workdir}: all stages are done')
         return
     trained: Params = {}
-    for stage, feed, seed in zip(stages, feeds, _seeds(config, stages), strict=True):
+    for stage, feed, seed in zip(stages, plan.feeds, _seeds(config, stages), strict=True):
         method = stage.method
 
         def prepare(params: Params) -> Params:
             shared = {name: group for name, group in trained.items() if name in params}
-            return method.prepare({**params, **shared}, some_volumes(cohort))
+            made = method.prepare({**params, **shared}, some_volumes(cohort))
+            # What the start was measured on belongs to its parameters, so it is kept with them.
+            kept = {n: group for n, group in plan.start.items() if n in made and n not in shared}
+            return {**made, **kept}
 
         shown = dataclasses.replace(
             watch, validation=feed.validation, picture=_picture(stage, config, cohort)

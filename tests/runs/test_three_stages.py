@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import types
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from configs import ldm
+from fluidjax.base.errors import UserError
 from fluidjax.base.settings import save_config
 from fluidjax.methods.autoencoder import AutoencoderMethod
 from fluidjax.methods.bridge import LatentBridge
@@ -57,7 +59,8 @@ def test_each_stage_starts_from_all_that_was_trained_before(tmp_path, monkeypatc
     for method, measured in ((AutoencoderMethod, {}), (LatentBridge, {'latent': 'measured'})):
         monkeypatch.setattr(method, 'prepare', lambda *given, more=measured: {**given[1], **more})
     feeds = [types.SimpleNamespace(validation=None, layout=None)] * len(STAGES)
-    train._train_stages(STAGES, feeds, None, CONFIG, tmp_path, None, Watch())
+    plan = train._Plan(CONFIG, STAGES, feeds, None, [], {})
+    train._train_stages(plan, tmp_path, None, Watch())
     assert list(calls) == list(groups)
     assert len({seed for seed, _ in calls.values()}) == len(STAGES)
     _, prepared = calls['head']
@@ -68,6 +71,35 @@ def test_each_stage_starts_from_all_that_was_trained_before(tmp_path, monkeypatc
         'latent': 'measured',
         'head': 'new',
     }
+    start = {'unet': 'theirs', 'latent': 'measured by them', 'autoencoder': 'theirs'}
+    train._train_stages(dataclasses.replace(plan, start=start), tmp_path, None, Watch())
+    assert calls['autoencoder'][1] == {'autoencoder': 'theirs', 'discriminator': 'new'}
+    assert calls['bridge'][1] == {
+        'autoencoder': 'trained autoencoder',
+        'unet': 'theirs',
+        'latent': 'measured by them',
+    }
+    assert calls['head'][1]['unet'] == 'trained bridge' and calls['head'][1]['head'] == 'new'
+
+
+def test_a_training_starts_from_another_run(untrained, tmp_path):
+    folder, params = untrained
+    config = CONFIG.copy_and_resolve_references()
+    assert train._start_of(config, STAGES) == {}
+    config.start = str(folder)
+    found = train._start_of(config, STAGES)
+    assert set(found) == {'autoencoder', 'unet', 'latent', 'head', 'health'}
+    np.testing.assert_array_equal(found['latent']['mean'], params['latent']['mean'])
+    other = ldm.get_config('smoke')
+    other.start = str(folder)
+    with pytest.raises(UserError, match='config.start: .* is of the method fluidjax, not conddiff'):
+        train._start_of(other, build_stages(other, model_grid(other)))
+    config.bridge.network.channels = (16,)
+    with pytest.raises(UserError, match='config.start: the unet of .* has other sizes'):
+        train._start_of(config, build_stages(config, model_grid(config)))
+    config.start = str(tmp_path / 'nowhere')
+    with pytest.raises(UserError, match='nowhere'):
+        train._start_of(config, STAGES)
 
 
 @pytest.fixture(scope='module')
