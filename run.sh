@@ -78,12 +78,17 @@ setup() {
   echo "$wanted" >"$MARK"
 }
 
-# uv fetches packages side by side, in a fifth of pip's time. It does not read pip's settings, so
-# where those name an index, and where uv fails, pip does the same and says what is wrong.
+# uv fetches packages side by side, in a fifth of pip's time. It does not read pip's settings: it is
+# given their constraints, and where they name another index, or uv fails, pip does it. (All that
+# fluidjax needs is on PyPI, so additional indices do not matter.)
 with_uv() {
-  ! "$PYTHON" -m pip config list 2>/dev/null | grep -q '[.]index-url=' || return 1
+  local settings constraint
+  settings=$("$PYTHON" -m pip config list 2>/dev/null || true)
+  ! grep -Eq "[.](index-url|no-index)=" <<<"$settings" || return 1
+  constraint=$(sed -nE "s/^.*[.]constraint='([^ ]*)'$/\1/p" <<<"$settings" | tail -n 1)
   { "$PYTHON" -m pip install --quiet --quiet --disable-pip-version-check uv &&
-    "$PYTHON" -m uv pip install --quiet --python "$PYTHON" --editable "$1"; } >/dev/null 2>&1
+    "$PYTHON" -m uv pip install --quiet --python "$PYTHON" \
+      ${constraint:+--constraint "$constraint"} --editable "$1"; } >/dev/null 2>&1
 }
 
 lint() {

@@ -26,7 +26,7 @@ def widen(config: ConfigDict) -> None:
     config.variants = ConfigDict(
         {
             'share': 0.5,
-            'ventricle_mm': 8.0,
+            'ventricle_mm': 12.0,
             'sulci_mm': 1.5,
             'slice_mm': 6.0,
             'shading': 0.35,

@@ -126,14 +126,15 @@ class SizedLesions:
         Args:
           predicted, truth: (x, y, z) bool, the marked voxels and the lesions.
           spacing: voxel size, mm.
-          min_lesion_ml: marked regions below this volume are removed beforehand.
+          min_lesion_ml: marked regions below this volume are removed beforehand, and true ones,
+            which they cannot find, do not count.
         """
         voxel_ml = float(np.prod(spacing)) / 1000.0
         labels, number = ndimage.label(truth, FULL_CONNECTIVITY)
         found, false = _matched(predicted, labels, number, voxel_ml, min_lesion_ml, HIT_SHARE)
         ml = np.bincount(labels.ravel(), minlength=number + 1)[1:] * voxel_ml
-        self._ml.append(ml)
-        self._found.append(found)
+        self._ml.append(ml[ml >= min_lesion_ml])
+        self._found.append(found[ml >= min_lesion_ml])
         self._false.append(false)
         large = np.isin(labels, 1 + np.flatnonzero(ml >= SIZE_CLASSES['above_20ml'][0]))
         if large.any():

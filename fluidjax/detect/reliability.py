@@ -9,20 +9,20 @@ that they were counted on, simulated ones, each scan with a lesion.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from scipy import ndimage
 from sklearn.isotonic import IsotonicRegression
 
-from fluidjax.base.subject import Subject
-from fluidjax.detect.evaluate import MIN_LESION_ML, scorable, voxel_ml
+from fluidjax.detect.evaluate import MIN_LESION_ML
 from fluidjax.detect.histogram import Tally
 from fluidjax.detect.lesions import FULL_CONNECTIVITY, HIT_SHARE
+from fluidjax.detect.pooled import Pooled
 
 FEWEST_REGIONS = 20  # from which a confidence is fitted
-KNOTS = 64  # of a stored curve, at most
+KNOTS = 200  # of a stored curve, about
 BINS = 10  # of a reliability diagram
 FEWEST_VOXELS = 100  # of a bin that is shown
 
@@ -53,9 +53,10 @@ def _fitted(values: np.ndarray, shares: np.ndarray, weights: np.ndarray) -> Risi
     regression = IsotonicRegression(y_min=0.0, y_max=1.0, out_of_bounds='clip')
     regression.fit(values, shares, weights)
     at, share = regression.X_thresholds_, regression.y_thresholds_
-    if len(at) > KNOTS:  # those where the share rises most evenly, and the ends
-        wanted = np.linspace(share[0], share[-1], KNOTS)
-        chosen = np.unique(np.r_[0, np.searchsorted(share, wanted[1:-1]), len(at) - 1])
+    if len(at) > KNOTS:  # evenly in the logit, as most voxels have small shares; and the ends
+        logit = np.log(np.clip(share, 1e-4, None)) - np.log(np.clip(1.0 - share, 1e-4, None))
+        steps = np.searchsorted(logit, np.linspace(logit[0], logit[-1], KNOTS // 2)[1:-1])
+        chosen = np.unique(np.r_[0, steps, np.maximum(steps - 1, 0), len(at) - 1])
         at, share = at[chosen], share[chosen]
     # Nine digits give a float32 back as it was.
     return Rising(*(tuple(float(f'{v:.9g}') for v in values) for values in (at, share)))
@@ -70,18 +71,15 @@ def voxel_probability(tally: Tally) -> Rising | None:
 
 
 def region_confidence(
-    maps: Iterable[np.ndarray],
-    cases: Iterable[Subject],
-    threshold: float,
-    min_ml: float = MIN_LESION_ML,
+    pooled: Pooled, threshold: float, min_ml: float = MIN_LESION_ML
 ) -> Rising | None:
     """The share of marked regions that lie on a lesion, by their peak.
 
-    A region lies on a lesion if `HIT_SHARE` of it does.
+    A region lies on a lesion if `HIT_SHARE` of it does. The share is never surer than n regions
+    allow, from 1 / (n + 2) to 1 - 1 / (n + 2).
 
     Args:
-      maps: an anomaly map (x, y, z) per case.
-      cases: with lesion masks; others are left out.
+      pooled: the maps of validation cases.
       threshold: at which voxels are marked; NaN where there is none.
       min_ml: smaller regions are left out.
 
@@ -92,16 +90,18 @@ def region_confidence(
         return None
     peaks: list[float] = []
     hits: list[float] = []
-    for one, lesion, region, case in scorable(maps, cases):
+    for one, lesion, region, ml in pooled:
         labels, number = ndimage.label((one >= threshold) & region, FULL_CONNECTIVITY)
         sizes = np.bincount(labels.ravel(), minlength=number + 1)
-        numbers = 1 + np.flatnonzero(sizes[1:] * voxel_ml(case.affine) >= min_ml)
+        numbers = 1 + np.flatnonzero(sizes[1:] * ml >= min_ml)
         if numbers.size:
             peaks += list(ndimage.maximum(one, labels, numbers))
             hits += list(ndimage.mean(lesion, labels, numbers) >= HIT_SHARE)
     if len(peaks) < FEWEST_REGIONS:
         return None
-    return _fitted(np.asarray(peaks), np.asarray(hits, float), np.ones(len(peaks)))
+    found = _fitted(np.asarray(peaks), np.asarray(hits, float), np.ones(len(peaks)))
+    least = 1.0 / (len(peaks) + 2)
+    return Rising(found.at, tuple(float(s) for s in np.clip(found.share, least, 1.0 - least)))
 
 
 def diagram(tally: Tally, probability: Rising) -> list[dict[str, float]]:

@@ -126,8 +126,8 @@ SCORES: dict[str, Score] = {
         'Found below 1 ml',
         1,
         2,
-        'Share of the true lesions below 1 ml that are found at the validated threshold: a marked '
-        'region touches them of which a tenth or more is lesion.',
+        'Share of the true lesions of 0.1 to 1 ml that are found at the validated threshold: a '
+        'marked region touches them of which a tenth or more is lesion.',
     ),
     'found_1_to_5ml': Score('Found 1 to 5 ml', 1, 2, 'The same of lesions of 1 to 5 ml.'),
     'found_5_to_20ml': Score('Found 5 to 20 ml', 1, 2, 'The same of lesions of 5 to 20 ml.'),

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import functools
-
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 CENTRE_MM = (0.0, -17.0, 5.0)  # of the model's grids, MNI152
@@ -26,28 +26,29 @@ WALL_MM = 5.0  # from the middle line to the ventricle's wall, about
 _MIDLINE_MM = 8.0  # tissue nearer to the midline moves less to the side
 
 
-@functools.lru_cache(maxsize=4)
 def from_ventricles(
     shape: tuple[int, ...], spacing: tuple[float, ...], centre: tuple[float, float, float]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """For each voxel: mm from the nearest middle line, the direction from it, and -1 to 1 by side.
 
     The direction is a unit vector (x, y, z, 3), less its part to the side near the midline.
     """
     axes = [
-        (np.arange(n) - (n - 1) / 2) * h + c for n, h, c in zip(shape, spacing, centre, strict=True)
+        (jnp.arange(n) - (n - 1) / 2) * h + c
+        for n, h, c in zip(shape, spacing, centre, strict=True)
     ]
-    at = np.stack(np.meshgrid(*axes, indexing='ij'), axis=-1)
-    right = np.concatenate([np.abs(at[..., :1]), at[..., 1:]], axis=-1)
-    line = np.asarray(_VENTRICLE, float)
-    nearest, least = np.zeros_like(right), np.full(right.shape[:-1], np.inf)
+    x, y, z = jnp.meshgrid(*axes, indexing='ij')
+    right = jnp.stack([jnp.abs(x), y, z], axis=-1)
+    line = np.asarray(_VENTRICLE, np.float32)
+    nearest, least = jnp.zeros_like(right), jnp.full(shape, jnp.inf)
     for a, b in zip(line[:-1], line[1:], strict=True):
-        along = np.clip((right - a) @ (b - a) / ((b - a) @ (b - a)), 0.0, 1.0)
-        point = a + along[..., None] * (b - a)
-        apart = np.linalg.norm(right - point, axis=-1)
-        nearest = np.where((apart < least)[..., None], point, nearest)
-        least = np.minimum(apart, least)
-    outward = (right - nearest) / np.maximum(least, 1e-3)[..., None]
-    outward[..., 0] *= np.sign(at[..., 0]) * np.minimum(1.0, np.abs(at[..., 0]) / _MIDLINE_MM)
-    side = np.tanh(at[..., 0] / _MIDLINE_MM)
-    return least.astype(np.float32), outward.astype(np.float32), side.astype(np.float32)
+        # Sums of products, not a matrix product, which accelerators round.
+        along = jnp.sum((right - a) * (b - a), axis=-1) / ((b - a) ** 2).sum()
+        point = a + jnp.clip(along, 0.0, 1.0)[..., None] * (b - a)
+        apart = jnp.linalg.norm(right - point, axis=-1)
+        nearest = jnp.where((apart < least)[..., None], point, nearest)
+        least = jnp.minimum(apart, least)
+    outward = (right - nearest) / jnp.maximum(least, 1e-3)[..., None]
+    sideways = jnp.sign(x) * jnp.minimum(1.0, jnp.abs(x) / _MIDLINE_MM)
+    outward = outward.at[..., 0].multiply(sideways)
+    return least, outward, jnp.tanh(x / _MIDLINE_MM)

@@ -32,6 +32,7 @@ _BUMPS = 0.8  # its size, in units of the logarithm of a seed's radius
 _LONG = 0.3  # standard deviation of the logarithm of a seed's semi-axes
 _BESIDE_MM = (4.0, 16.0)  # of periventricular seats, from the middle line of a ventricle
 _CORTEX_MM = 6.0  # depth of cortical seats, about
+_RAMP_MM = 6.0  # over which the probability of a mask of the bank rises from its edge
 _TEXTURE_MM = 8.0
 _WHITE = 0.25  # share of the brain, from above, whose least intensity stands for white matter
 _FLUID = (0.1, 0.4)  # intensity of fluid, in units of that of white matter
@@ -44,8 +45,9 @@ class WideSettings:
     """The wide law; hashable, static under `jax.jit`.
 
     Attributes:
-        fluid: the flow, the share of diseased pairs, the lesion bank and the mask's threshold; its
-            painting law, its strength and its sizes are not used.
+        fluid: the flow, the share of diseased pairs, the lesion bank with the sizes of its masks,
+            and the mask's threshold. Its painting law, its strength and its mass effect, and what
+            concerns Perlin seeds, are not used.
         count: least and greatest number of lesions.
         size_ml: least and greatest volume of a scan's largest lesion, log-uniform; the others are
             log-uniform between the least and that. All together are at most the greatest.
@@ -182,7 +184,8 @@ def _ellipsoid(
     lengths = radius * lengths / jnp.prod(lengths) ** (1.0 / 3.0)
     angles = jax.random.uniform(k_turn, (3,), minval=-np.pi, maxval=np.pi)
     to_unit = turn(angles, 3) / jnp.maximum(lengths, 1e-3)[:, None]
-    distance = jnp.linalg.norm((positions - middle) @ to_unit.T, axis=-1) * bumps
+    turned = jnp.matmul(positions - middle, to_unit.T, precision=jax.lax.Precision.HIGHEST)
+    distance = jnp.linalg.norm(turned, axis=-1) * bumps
     # A lesion smaller than a voxel still has one voxel.
     distance = jnp.where(jnp.all(positions == middle, axis=-1), 0.0, distance)
     falling = jnp.clip(1.0 - (1.0 - settings.fluid.threshold) * distance, 0.0, 1.0)
@@ -278,8 +281,14 @@ def randomize_wide(
 def _real(
     draw: Draw, brain: jax.Array, grid: Grid, settings: WideSettings, bank: jax.Array
 ) -> jax.Array:
+    """A mask of the bank as P0, which rises from its edge to its middle as that of an ellipsoid."""
     seed = jax.tree.map(lambda field: field[0], draw.seeds)
-    return place_mask(seed, jnp.asarray(bank)[seed.bank_index] > 0, brain, grid, settings.fluid)
+    mask = jnp.asarray(bank)[seed.bank_index] > 0
+    placed = place_mask(seed, mask, brain, grid, settings.fluid)
+    inner = blurred(placed, grid, voxel_fractions(grid), _RAMP_MM)
+    inner = jnp.where(placed > 0, inner, 0.0)
+    edge = settings.fluid.threshold
+    return jnp.where(placed > 0, edge + (1.0 - edge) * inner / jnp.maximum(inner.max(), 1e-6), 0.0)
 
 
 def randomize_wide_batch(

@@ -16,6 +16,7 @@ from fluidjax.base.share import WHOLE, Share
 from fluidjax.fluid.grid import Grid
 from fluidjax.methods import Method
 from fluidjax.methods.augment import AugmentSettings, augment_batch
+from fluidjax.methods.variants import VariantSettings, vary_batch
 from fluidjax.models import perceptual
 from fluidjax.models.autoencoder import Autoencoder, AutoencoderConfig
 from fluidjax.models.conv import arranged
@@ -93,12 +94,14 @@ class AutoencoderMethod(Method):
         network: sizes.
         losses: weights.
         augment: of the training scans.
+        variants: further changes of them, or None.
     """
 
     grid: Grid
     network: AutoencoderConfig
     losses: AutoencoderLoss
     augment: AugmentSettings
+    variants: VariantSettings | None = None
 
     stage = 'autoencoder'
     trainable = ('autoencoder', 'discriminator')
@@ -183,13 +186,13 @@ class AutoencoderMethod(Method):
         consists of the gradients of the two losses.
         """
         k_augment, k_eps = jax.random.split(key)
-        x, _ = augment_batch(
-            share.keys(k_augment, len(batch['image'])),
-            batch['image'],
-            batch['brain'],
-            self.grid.spacing,
-            self.augment,
+        count, spacing = len(batch['image']), self.grid.spacing
+        x, brains = augment_batch(
+            share.keys(k_augment, count), batch['image'], batch['brain'], spacing, self.augment
         )
+        if self.variants is not None:
+            keys = share.keys(jax.random.fold_in(key, 2), count)
+            x, _ = vary_batch(keys, x, brains, spacing, self.variants)
         eps = share.normal(k_eps, (x.shape[0], *self.latent_shape))
         x_hat, z_mu, z_log_var = self._network.apply({'params': params['autoencoder']}, x, eps)
         # 1. reconstruction

@@ -93,8 +93,8 @@ class PairMaker:
             self.augment,
         )
         if self.variants is not None:
-            k_vary = jax.random.fold_in(k_augment, 1)
-            keys = share.keys(k_vary, count)
+            # Not a number that `split` uses: a key that is used twice ties two draws together.
+            keys = share.keys(jax.random.fold_in(key, 2), count)
             images, brains = vary_batch(keys, images, brains, self.grid.spacing, self.variants)
         settings = self.randomization
         if settings is None:

@@ -18,6 +18,7 @@ from fluidjax.base.share import sample_keys
 from fluidjax.fluid.anatomy import CENTRE_MM, WALL_MM, from_ventricles
 
 Spacing = tuple[float, float, float]
+_PRECISION = jax.lax.Precision.HIGHEST  # else TPUs and GPUs round every image
 _REACH_MM = 30.0  # from the wall to tissue that no longer moves
 _SURFACE_MM = 8.0  # depth of the cortex whose sulci are widened
 _CEREBELLUM_MM = (-10.0, -50.0)  # height, MNI, between which the steep fall of a coil goes on
@@ -31,7 +32,7 @@ class VariantSettings:
 
     Attributes:
         share: probability of each variant, independently of the others.
-        ventricle_mm: largest outward movement of the wall of the lateral ventricles.
+        ventricle_mm: largest outward movement of the wall of the lateral ventricles, at most 15.
         sulci_mm: largest widening of the sulci, on either side.
         slice_mm: largest thickness of the slices, along one random axis.
         shading: largest standard deviation of the logarithm of a smooth shading.
@@ -42,7 +43,7 @@ class VariantSettings:
     """
 
     share: float = 0.0
-    ventricle_mm: float = 8.0
+    ventricle_mm: float = 12.0
     sulci_mm: float = 1.5
     slice_mm: float = 6.0
     shading: float = 0.35
@@ -57,7 +58,9 @@ class VariantSettings:
             value = getattr(self, field.name)
             if field.name != 'centre':
                 check(value >= 0, f'variants.{field.name}', value, 'must be 0 or more')
-        check(self.share <= 1, 'variants.share', self.share, 'must be at most 1')
+        for name, most in (('share', 1), ('ventricle_mm', 15)):
+            value = getattr(self, name)
+            check(value <= most, f'variants.{name}', value, f'must be at most {most}')
 
 
 def vary_batch(
@@ -112,20 +115,20 @@ def widen_ventricles(
 
     What lies within the wall is stretched, the tissue around it compressed over `_REACH_MM`. Where
     the ventricle of the scan is thinner than the template's, tissue is stretched too, so within the
-    new wall all that is brighter than fluid becomes fluid. Left and right differ by up to a half,
-    and the movement varies along the ventricle.
+    new wall all that is brighter than fluid becomes fluid. Left and right differ, and the movement
+    varies along the ventricle, from a sixth of the largest to all of it.
 
     Args:
         key: of what differs.
         image: in MNI152 space, 0 outside the brain.
-        moved_mm: mean movement of the wall.
+        moved_mm: largest movement of the wall.
         spacing: voxel size, mm.
         centre: position of the middle of the grid, mm.
     """
     distance, outward, side = from_ventricles(image.shape, spacing, centre)
     k_side, k_field, k_fluid = jax.random.split(key, 3)
-    uneven = 1.0 + 0.5 * side * jax.random.uniform(k_side, minval=-1.0)
-    field = jax.random.uniform(k_field, (4, 4, 4), minval=0.7, maxval=1.3)
+    uneven = (1.0 + 0.5 * side * jax.random.uniform(k_side, minval=-1.0)) / 1.5
+    field = jax.random.uniform(k_field, (4, 4, 4), minval=0.5)
     moved = moved_mm * uneven * jax.image.resize(field, image.shape, 'linear')
     wall, end = WALL_MM + moved, WALL_MM + _REACH_MM
     within = distance * WALL_MM / wall
@@ -173,7 +176,11 @@ def _less_resolved(
     thickness = sliced * jax.random.uniform(k_slice, maxval=settings.slice_mm)
     blur = (on & ~sliced) * jax.random.uniform(k_blur, maxval=settings.blur_mm)
     matrices = [
-        slice_matrix(n, h, jnp.where(axis == i, thickness, 0.0)) @ blur_matrix(n, h, blur / 2.355)
+        jnp.matmul(
+            slice_matrix(n, h, jnp.where(axis == i, thickness, 0.0)),
+            blur_matrix(n, h, blur / 2.355),
+            precision=_PRECISION,
+        )
         for i, (n, h) in enumerate(zip(image.shape, spacing))
     ]
     return _within(image, brain, matrices)
@@ -191,7 +198,8 @@ def slice_matrix(n: int, spacing: float, thickness: jax.Array) -> jax.Array:
     average = overlap / jnp.maximum(overlap.sum(axis=1, keepdims=True), 1e-6)
     count = jnp.ceil(n / ratio)
     place = jnp.clip((voxel + 0.5) / ratio - 0.5, 0.0, count - 1.0)[:, None]
-    return jnp.maximum(0.0, 1.0 - jnp.abs(place - number.T)) @ average
+    between = jnp.maximum(0.0, 1.0 - jnp.abs(place - number.T))
+    return jnp.matmul(between, average, precision=_PRECISION)
 
 
 def blur_matrix(n: int, spacing: float, sigma_mm: jax.Array) -> jax.Array:
@@ -211,7 +219,8 @@ def _smoothed(volume: jax.Array, sigmas_mm: list[float], spacing: Spacing) -> ja
 def _applied(volume: jax.Array, matrices: list[jax.Array]) -> jax.Array:
     """A volume `(x, y, z)` times a matrix along each axis."""
     for axis, matrix in enumerate(matrices):
-        volume = jnp.moveaxis(jnp.tensordot(matrix, volume, axes=(1, axis)), 0, axis)
+        product = jnp.tensordot(matrix, volume, axes=(1, axis), precision=_PRECISION)
+        volume = jnp.moveaxis(product, 0, axis)
     return volume
 
 

@@ -234,17 +234,16 @@ def train(
     config = config if isinstance(config, ConfigDict) else ConfigDict(dict(config))
     environment.use_all_cores()
     training.train(config, path)
-    model = load(path)
-    if evaluate and not _is_evaluated(model):
+    if evaluate and not _is_evaluated(path):
         from fluidjax.runs.evaluate import run_evaluation
 
         run_evaluation(path, save_volumes=False)
-    return model
+    return load(path)
 
 
-def _is_evaluated(model: Model) -> bool:
+def _is_evaluated(path: Path) -> bool:
     try:
-        thresholds.load(model.run)
+        thresholds.load(load_run(path))
     except UserError:
         return False
     return True

@@ -117,6 +117,8 @@ def without_folders(config: ConfigDict) -> ConfigDict:
     """The configuration without the folders of the machine that it was made on."""
     shared = ConfigDict(config.to_dict())
     shared.cohort.update({name: '' for name in _FOLDERS if name in shared.cohort})
+    if shared.get('start'):
+        shared.start = Path(shared.start).name
     losses = shared.get('autoencoder', {}).get('losses', {})
     if losses.get('perceptual_weights'):
         losses['perceptual_weights'] = tuple(

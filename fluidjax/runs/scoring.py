@@ -36,7 +36,7 @@ class Calibrated:
         choice: its recipe.
         thresholds: by rule.
         validation: its scores there, by which runs are compared.
-        certainty: what its map means.
+        certainty: what its map means; the confidence of regions only for the run's own row.
     """
 
     choice: Choice
@@ -63,24 +63,30 @@ def calibrated(
     """
     left = iter(split.validation)
     few, choices, rules = first_few(left), {}, {name: Rules() for name in rows}
-    first: dict[str, np.ndarray] = {}
+    own = Pooled()  # the maps of the run itself wait until its threshold is known
     for name, row in tqdm(rows.items(), desc='recipes', unit='row', leave=False):
         choices[name], known = choose(row, few, training, detector, search)
-        first[name] = detector.maps(known, few, choices[name]).mean(axis=0)
-        rules[name].add(first[name], few)
-        del known  # before the next row's
+        maps = detector.maps(known, few, choices[name]).mean(axis=0)
+        rules[name].add(maps, few)
+        if name == detector.run.name:
+            own.add(maps, few)
+        del known, maps  # before the next row's
     for batch, outputs in outputs_of(rows, choices, left, detector, 'thresholds'):
         for name, made in outputs.items():
             rules[name].add(made.maps, batch)
+            if name == detector.run.name:
+                own.add(made.maps, batch)
     for batch, outputs in outputs_of(rows, choices, split.healthy, detector, 'healthy scans'):
         for name, made in outputs.items():
             rules[name].add_healthy(made.maps, batch)
     found = {}
-    for name, own in rules.items():
-        thresholds = own.thresholds()
-        confidence = region_confidence(first[name], few, thresholds['dice'])
-        certainty = Certainty(own.probability(), confidence)
-        found[name] = Calibrated(choices[name], thresholds, own.scores(), certainty)
+    with own:
+        for name, rule in rules.items():
+            thresholds, confidence = rule.thresholds(), None
+            if name == detector.run.name:
+                confidence = region_confidence(own, thresholds['dice'])
+            certainty = Certainty(rule.probability(), confidence)
+            found[name] = Calibrated(choices[name], thresholds, rule.scores(), certainty)
     return found
 
 

@@ -92,14 +92,18 @@ def _stage(method: Any, section: Section) -> Stage:
 def _pairs(config: ConfigDict, grid: Grid, randomization: Any) -> PairMaker:
     augment = settings_from(AugmentSettings, config.augment, 'augment')
     stored = config.get('stored_pairs', 0)
-    variants = None
-    if 'variants' in config:
-        variants = settings_from(VariantSettings, config.variants, 'variants')
     if 'wide' in config and isinstance(randomization, FluidSettings):
         wide = {**config.wide, 'fluid': dataclasses.asdict(randomization)}
         randomization = settings_from(WideSettings, wide, 'wide')
     # Fresh pairs take their keys from the training step, so their method has no seed of its own.
-    return PairMaker(grid, augment, randomization, stored, config.seed if stored else 0, variants)
+    seed = config.seed if stored else 0
+    return PairMaker(grid, augment, randomization, stored, seed, _variants(config))
+
+
+def _variants(config: ConfigDict) -> VariantSettings | None:
+    if 'variants' not in config:
+        return None
+    return settings_from(VariantSettings, config.variants, 'variants')
 
 
 def _autoencoder(config: ConfigDict, grid: Grid) -> Stage:
@@ -109,6 +113,7 @@ def _autoencoder(config: ConfigDict, grid: Grid) -> Stage:
         network=settings_from(AutoencoderConfig, section.network, 'autoencoder.network'),
         losses=settings_from(AutoencoderLoss, section.losses, 'autoencoder.losses'),
         augment=settings_from(AugmentSettings, config.augment, 'augment'),
+        variants=_variants(config),
     )
     return _stage(method, section)
 
@@ -183,9 +188,13 @@ def _with_head(config: ConfigDict, grid: Grid, *stages: Stage) -> tuple[Stage, .
 
     A latent method with a head may have a regression beside it, which the head sees too.
     """
-    if 'head' not in config or config.head.training.steps == 0:
-        return stages
     restorer = stages[-1].method
+    if 'head' not in config or config.head.training.steps == 0:
+        if restorer.autoencoder is not None and _has_regression(config):
+            steps = config.restoration.training.steps
+            advice = 'needs a head, which sees both; set config.head.training.steps too'
+            check(False, 'restoration.training.steps', steps, advice)
+        return stages
     if restorer.autoencoder is not None and _has_regression(config):
         beside = _regression_beside(config, grid)
         stages = (*stages, beside)

@@ -40,6 +40,7 @@ from fluidjax.training.stopping import StopRequest
 
 Params = dict[str, Any]
 FEW_STEPS = 1000
+OUTSIDE = ('seed', 'size', 'cohort', 'start')  # what no stage knows, but its parameters depend on
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +129,12 @@ def _open_run(config: ConfigDict, workdir: Path) -> _Plan:
     old = _config_so_far(workdir) if parallel.is_first() else None
     changed = changes(workdir, build_stages(old, grid), stages) if old is not None else []
     feeds = [Feed(cohort, layout, seed) for layout, seed in zip(layouts, _seeds(config, stages))]
-    return _Plan(config, stages, feeds, cohort, changed, _start_of(config, stages))
+    start = {}
+    if parallel.is_first() and not all(
+        is_done(workdir / 'checkpoints' / stage.method.stage, stage.training) for stage in stages
+    ):
+        start = _start_of(config, stages)
+    return _Plan(config, stages, feeds, cohort, changed, start)
 
 
 def _start_of(config: ConfigDict, stages: tuple[Stage, ...]) -> Params:
@@ -297,7 +303,9 @@ def _refuse_another_run(
         return
     old = with_steered(old, new, differences(old, new))
     changed = [name for name in differences(old, new) if not name.startswith('detect.')]
-    outside = [name for name in changed if name.partition('.')[0] in ('seed', 'size', 'cohort')]
+    outside = [name for name in changed if name.partition('.')[0] in OUTSIDE]
+    if not old.get('start', '') and not new.get('start', ''):  # older runs have no such field
+        outside = [name for name in outside if name != 'start']
     if not changed:
         return
     with contextlib.suppress(UserError):  # the old configuration cannot be built any more

@@ -174,7 +174,7 @@ def _shared_stages(config: ConfigDict, other: Path) -> list[str]:
     A stage stands on all that come before it, except for a regression, which stands on none.
     """
     theirs = load_config(other / 'config.json')
-    if theirs.cohort != config.cohort:
+    if theirs.cohort != config.cohort or theirs.get('start', '') != config.get('start', ''):
         return []
     grid = model_grid(config)
     done, names, all_before = build_stages(theirs, grid), [], True

@@ -12,6 +12,7 @@ from scipy import ndimage
 from fluidjax.base.subject import Subject
 from fluidjax.detect import reliability
 from fluidjax.detect.histogram import Tally
+from fluidjax.detect.pooled import Pooled
 from fluidjax.detect.reliability import Rising
 
 
@@ -27,11 +28,28 @@ def test_the_probability_is_the_share_of_lesion():
     probability = reliability.voxel_probability(tally_of(np.random.default_rng(0)))
     at = np.linspace(0.05, 0.95, 10)
     np.testing.assert_allclose(probability(at), 0.5 * at, atol=0.03)
-    assert len(probability.at) <= reliability.KNOTS
+    assert len(probability.at) <= reliability.KNOTS + 2
     assert np.all(np.diff(probability.at) > 0) and np.all(np.diff(probability.share) >= 0)
     assert probability(-1.0) == probability.share[0] and probability(9.0) == probability.share[-1]
     stored = json.loads(json.dumps(dataclasses.asdict(probability)))
     assert Rising.of(stored) == probability and Rising.of(None) is None
+
+
+def test_small_probabilities_are_kept_where_most_voxels_are():
+    """Healthy voxels around 0.04, lesions around 0.25: the curve is steep and starts near 0."""
+    rng = np.random.default_rng(3)
+    lesion = rng.uniform(size=600_000) < 0.03
+    scores = np.where(
+        lesion, rng.normal(0.25, 0.12, lesion.shape), rng.normal(0, 0.04, lesion.shape)
+    )
+    scores = np.abs(scores).astype(np.float32)
+    tally = Tally()
+    tally.add(scores, lesion)
+    probability = reliability.voxel_probability(tally)
+    assert probability(scores).sum() == pytest.approx(lesion.sum(), rel=0.03)
+    for low, high in ((0.02, 0.05), (0.05, 0.08), (0.1, 0.15), (0.2, 0.3)):
+        some = (scores >= low) & (scores < high)
+        assert probability(scores[some]).mean() == pytest.approx(lesion[some].mean(), rel=0.2)
 
 
 def test_without_a_lesion_there_is_no_probability():
@@ -67,9 +85,13 @@ def cases_of(rng, count):
 
 def test_the_confidence_of_a_region_is_the_share_that_lie_on_a_lesion():
     maps, cases = zip(*cases_of(np.random.default_rng(2), 100), strict=True)
-    confidence = reliability.region_confidence(maps, cases, 0.1)
+    assert ndimage.label(maps[0] >= 0.1)[1] == 4
+    with Pooled() as pooled:
+        pooled.add(maps[:2], cases[:2])
+        assert reliability.region_confidence(pooled, 0.1) is None  # too few
+        pooled.add(maps[2:], cases[2:])
+        confidence = reliability.region_confidence(pooled, 0.1)
+        assert reliability.region_confidence(pooled, float('nan')) is None
     for peak in (0.3, 0.6, 0.9):
         assert confidence(peak) == pytest.approx(peak, abs=0.15)
-    assert ndimage.label(maps[0] >= 0.1)[1] == 4
-    assert reliability.region_confidence(maps[:2], cases[:2], 0.1) is None  # too few
-    assert reliability.region_confidence(maps, cases, float('nan')) is None
+    assert 1 / 402 <= min(confidence.share) and max(confidence.share) <= 401 / 402

@@ -66,7 +66,7 @@ def test_seeds_have_their_volumes_and_their_places(head):
     single = dataclasses.replace(ALWAYS, count=(1, 1), size_ml=(20.0, 20.0))
     made = jax.jit(lambda key: wide.seeds(key, brain > 0, GRID, single))
     inside = np.asarray(brain) > 0
-    distance = wide.from_ventricles(GRID.shape, GRID.spacing, single.centre)[0]
+    distance = np.asarray(wide.from_ventricles(GRID.shape, GRID.spacing, single.centre)[0])
     depth = ndimage.distance_transform_edt(inside, GRID.spacing)
     volumes, deep, near, shallow = [], 0, 0, 0
     for number in range(40):
@@ -147,6 +147,8 @@ def test_the_bank_is_used(head):
     pair = wide.randomize_wide(jax.random.key(1), image, brain, GRID, settings, bank)
     mask = np.asarray(pair.mask) > 0
     assert any((mask == side).all() for side in (bank[0] > 0, bank[0, ::-1] > 0))
+    inner = np.asarray(pair.probability)[mask]  # it rises to its middle, as an ellipsoid does
+    assert inner.max() == pytest.approx(1.0, abs=1e-4) and inner.min() < 0.7
 
 
 @pytest.mark.parametrize(

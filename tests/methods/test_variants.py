@@ -12,10 +12,13 @@ from scipy import ndimage
 
 from fluidjax.base.errors import UserError
 from fluidjax.fluid.anatomy import CENTRE_MM, WALL_MM, from_ventricles
-from fluidjax.methods import variants
+from fluidjax.fluid.grid import Grid
+from fluidjax.methods import pairs, variants
+from fluidjax.methods.augment import AugmentSettings
 from fluidjax.methods.variants import VariantSettings
 
 SHAPE, SPACING = (40, 48, 40), (4.0, 4.0, 4.0)
+GRID = Grid((8, 8, 8), (12.0, 12.0, 12.0))
 OFF = {
     f.name: 0.0 for f in dataclasses.fields(VariantSettings) if f.name not in ('share', 'centre')
 }
@@ -38,7 +41,8 @@ def vary():
 
 
 def test_the_ventricles_are_left_and_right_of_the_midline():
-    distance, outward, side = from_ventricles(SHAPE, SPACING, CENTRE_MM)
+    found = from_ventricles(SHAPE, SPACING, CENTRE_MM)
+    distance, outward, side = (np.asarray(volume) for volume in found)
     np.testing.assert_allclose(distance, distance[::-1], atol=1e-5)
     np.testing.assert_allclose(outward[..., 0], -outward[::-1, ..., 0], atol=1e-5)
     np.testing.assert_allclose(side, -side[::-1], atol=1e-6)
@@ -77,7 +81,7 @@ def test_walls_of_the_ventricles_move_outwards(scan):
     )
     dark = lambda v: float(((np.asarray(v) < 0.45) & (np.asarray(image) > 0)).sum())
     before = dark(image)
-    volumes = [dark(widen(jax.random.key(0), jnp.float32(moved))) for moved in (0.0, 4.0, 8.0)]
+    volumes = [dark(widen(jax.random.key(0), jnp.float32(moved))) for moved in (0.0, 6.0, 12.0)]
     assert volumes[0] == before and 1.5 * before < volumes[1] and 1.5 * volumes[1] < volumes[2]
     out, distance = (
         widen(jax.random.key(0), jnp.float32(8.0)),
@@ -140,7 +144,33 @@ def test_a_mask_is_cut_by_the_distance(scan):
     assert seen == {'tight', 'wide'}
 
 
-@pytest.mark.parametrize('change', [{'share': 1.5}, {'blur_mm': -1.0}])
+@pytest.mark.parametrize('change', [{'share': 1.5}, {'blur_mm': -1.0}, {'ventricle_mm': 16.0}])
 def test_bad_settings_are_named(change):
     with pytest.raises(UserError, match=f'variants.{next(iter(change))}'):
         VariantSettings(**change)
+
+
+def test_variants_do_not_follow_the_augmentation():
+    """Keys that are used twice would tie the two together."""
+    seen = []
+
+    def note(keys, *given):
+        seen.append(np.asarray(jax.random.key_data(keys)))
+        return given[0], given[1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pairs, 'augment_batch', note)
+        patch.setattr(pairs, 'vary_batch', note)
+        maker = pairs.PairMaker(GRID, AugmentSettings(), None, variants=VariantSettings(share=1.0))
+        volume = jnp.zeros((4, *GRID.shape, 1))
+        maker({'image': volume, 'brain': volume}, jax.random.key(0))
+    augmented, varied = seen
+    children = np.asarray(
+        jax.random.key_data(
+            jax.vmap(lambda k: jax.random.split(k, 4))(
+                jax.random.wrap_key_data(jnp.asarray(augmented))
+            )
+        )
+    )
+    known = {tuple(key) for key in np.concatenate([augmented, children.reshape(-1, 2)])}
+    assert not known & {tuple(key) for key in varied}

@@ -182,10 +182,8 @@ def test_a_latent_method_with_a_head_can_have_a_regression_beside_it():
     config = config_of('conddiff', 'smoke')
     config.restoration.training.steps = 2
     grid = model_grid(config)
-    assert [each.method.stage for each in build_stages(config, grid)] == [
-        'autoencoder',
-        'diffusion',
-    ]  # without a head nothing joins the two
+    with pytest.raises(UserError, match='restoration.training.steps.*needs a head'):
+        build_stages(config, grid)
     config.head.training.steps = 2
     _, diffusion, beside, head = (each.method for each in build_stages(config, grid))
     alone = config_of('regression', 'smoke')
@@ -231,6 +229,7 @@ def test_the_wide_law_is_for_every_method(method):
     for stage in build_stages(config, grid):
         pairs = stage.method.pairs
         if pairs is None:  # the autoencoder
+            assert stage.method.variants.share == 0.5
             continue
         assert pairs.variants.share == 0.5
         if pairs.randomization is not None:

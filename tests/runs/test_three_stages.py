@@ -117,6 +117,26 @@ def untrained(tmp_path_factory):
     return folder, params
 
 
+def test_another_start_is_another_run(tmp_path):
+    (tmp_path / 'checkpoints').mkdir()
+    grid, other = model_grid(CONFIG), CONFIG.copy_and_resolve_references()
+    other.start = 'model.zip'
+    for old, new in ((CONFIG, other), (other, CONFIG)):
+        save_config(tmp_path / 'config.json', old)
+        with pytest.raises(UserError, match=r'another configuration \(it differs in start'):
+            train._refuse_another_run(new, STAGES, tmp_path, grid)
+    older = CONFIG.copy_and_resolve_references()
+    del older.start
+    save_config(tmp_path / 'config.json', older)
+    train._refuse_another_run(CONFIG, STAGES, tmp_path, grid)
+
+
+def test_a_package_does_not_name_the_folder_that_it_started_from():
+    config = CONFIG.copy_and_resolve_references()
+    config.start = '/home/anna/patients/model.zip'
+    assert export.without_folders(config).start == 'model.zip'
+
+
 def test_run_and_package_hold_the_groups_of_all_stages(untrained, tmp_path):
     folder, params = untrained
     export.export(folder, tmp_path / 'model.zip')
