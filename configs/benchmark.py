@@ -14,10 +14,6 @@ HEAD_STEPS = 1300
 COMPARISON = {
     **{name: {'method': name} for name in ('fluidjax', 'conddiff')},
     'conddiff with head': {'method': 'conddiff', 'train': {'head.training.steps': HEAD_STEPS}},
-    'conddiff and regression with head': {
-        'method': 'conddiff',
-        'train': {'head.training.steps': HEAD_STEPS, 'restoration.training.steps': 1300},
-    },
     **{name: {'method': name} for name in ('cldm', 'ldm', 'icdm', 'vae')},
     'regression': {'method': 'regression'},
     'regression with head': {'method': 'regression', 'train': {'head.training.steps': HEAD_STEPS}},
@@ -111,6 +107,10 @@ ABLATIONS = {
     'conddiff: as many steps as with a head': _conddiff(
         {'diffusion.training.steps': STEPS_WITH_HEAD}
     ),
+    'conddiff and regression with head': {
+        'method': 'conddiff',
+        'train': {'head.training.steps': HEAD_STEPS, 'restoration.training.steps': 1300},
+    },
     'conddiff with head: head alone': {
         'method': 'conddiff',
         'train': {'head.training.steps': HEAD_STEPS},

@@ -47,7 +47,7 @@ TISSUE = (
     'seconds',
 )
 TESTED = ('dice_validated', 'ap')
-REFERENCES = ('conddiff with head', 'fluidjax', 'conddiff')
+REFERENCES = ('regression with head', 'conddiff with head', 'fluidjax', 'conddiff')
 NOTES = {'inpainting': 'inpainting (is given the lesion mask: an upper bound, not a detector)'}
 
 
