@@ -148,22 +148,17 @@ class Model:
             mask.affine, volume.affine, atol=1e-3
         ):
             raise UserError(f'{mask.path}: the mask does not lie on the voxels of {volume.path}')
-        predicted, _ = self._predicted(volume, np.inf, steps, 'filled', mask.data > 0)
+        predicted, _ = self._predicted(volume, mask.data > 0, steps, 'filled')
         filled = np.where(predicted.brain, predicted.healthy_in_scan_units, volume.data)
         return image_like(filled.astype(np.float32), volume)
 
     def _predicted(
-        self,
-        volume: Volume,
-        threshold: float,
-        steps: Steps,
-        counterpart: str,
-        marked: np.ndarray | None = None,
+        self, volume: Volume, marked: float | np.ndarray, steps: Steps, counterpart: str
     ) -> tuple[Predicted, Preprocessed]:
         preprocessed = on_model_grid(volume, grid_of(self.run), steps.of_run(self.run))
         case = subject_of('scan', preprocessed)
         output = self._detector.detect([case])
-        predicted = predicted_on_scan(case, output, 0, threshold, volume, counterpart, marked)
+        predicted = predicted_on_scan(case, output, 0, marked, volume, counterpart)
         return predicted, preprocessed
 
     def _level(self, threshold: str | float) -> float:

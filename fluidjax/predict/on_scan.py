@@ -118,10 +118,9 @@ def predicted_on_scan(
     case: Subject,
     output: Output,
     number: int,
-    threshold: float,
+    marked: float | np.ndarray,
     scan: Volume,
     counterpart: str = 'filled',
-    marked: np.ndarray | None = None,
 ) -> Predicted:
     """A detector's output for one scan on that scan's voxels.
 
@@ -129,10 +128,10 @@ def predicted_on_scan(
         case: the scan on the model's grid.
         output: of the detector, for a batch of scans.
         number: of the scan in the batch.
-        threshold: a voxel is marked where its map is at least this.
+        marked: a threshold, that a voxel is marked where its map is at least this; or the mask
+            (x, y, z) on the scan's voxels, where it is known.
         scan: the scan's file.
         counterpart: one of `COUNTERPARTS`.
-        marked: the mask (x, y, z), if it is known; the map and the threshold then mark nothing.
     """
     share = to_scan(case.brain.astype(np.float32), case.affine, scan)
     brain = share >= 0.5
@@ -148,7 +147,7 @@ def predicted_on_scan(
     slope, offset = intensity_scale(scan.data, within(case.image), brain)
     anomaly_map, spread = placed(output.maps[number]), output.uncertainty
     image = np.clip((scan.data - offset) / slope, 0.0, 1.0)
-    mask = (anomaly_map >= threshold) & brain if marked is None else marked & brain
+    mask = brain & (marked if isinstance(marked, np.ndarray) else anomaly_map >= marked)
     healthy, changed = within(output.counterparts[number]), brain
     if counterpart == 'filled':
         spacing = tuple(float(size) for size in nib.affines.voxel_sizes(scan.affine))

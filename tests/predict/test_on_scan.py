@@ -56,14 +56,14 @@ def predicted(request):
     return _predicted(request.param)
 
 
-def _predicted(counterpart, marked=None):
+def _predicted(counterpart, marked=0.5):
     positions = voxel_positions(SHAPE, MODEL)
     brain, image = ball(positions) > 0, 0.5 + 0.01 * (positions[..., 0] - 8)
     case = Subject('a', (image * brain).astype(np.float32), brain, None, None, MODEL)
     scan = scan_of(lambda p: 20 + ball(p) * 400 * (0.5 + 0.01 * (p[..., 0] - 8)))
     anomaly = np.where(positions[..., 0] > 8, 1.0, 0.0)
     output = Output(anomaly[None], case.image[None], 0.0, 0.1 * anomaly[None])
-    return predicted_on_scan(case, output, 0, 0.5, scan, counterpart, marked), scan
+    return predicted_on_scan(case, output, 0, marked, scan, counterpart), scan
 
 
 def test_the_models_counterpart_is_on_the_scans_scale():
