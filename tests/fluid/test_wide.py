@@ -144,7 +144,8 @@ def test_the_bank_is_used(head):
         bank_scale=(1.0, 1.0),
     )
     settings = WideSettings(fluid=still)
-    pair = wide.randomize_wide(jax.random.key(1), image, brain, GRID, settings, bank)
+    made = jax.jit(lambda key, bank: wide.randomize_wide(key, image, brain, GRID, settings, bank))
+    pair = made(jax.random.key(1), bank)
     mask = np.asarray(pair.mask) > 0
     assert any((mask == side).all() for side in (bank[0] > 0, bank[0, ::-1] > 0))
     inner = np.asarray(pair.probability)[mask]  # it rises to its middle, as an ellipsoid does
