@@ -78,7 +78,7 @@ setup() {
   echo "$wanted" >"$MARK"
 }
 
-# uv fetches packages side by side, in a fifth of pip's time. It does not read pip's settings: it is
+# uv fetches packages side by side, in half of pip's time. It does not read pip's settings: it is
 # given their constraints, and where they name another index, or uv fails, pip does it. (All that
 # fluidjax needs is on PyPI, so additional indices do not matter.)
 with_uv() {
@@ -88,7 +88,7 @@ with_uv() {
   constraint=$(sed -nE "s/^.*[.]constraint='([^ ]*)'$/\1/p" <<<"$settings" | tail -n 1)
   { "$PYTHON" -m pip install --quiet --quiet --disable-pip-version-check uv &&
     "$PYTHON" -m uv pip install --quiet --python "$PYTHON" \
-      ${constraint:+--constraint "$constraint"} --editable "$1"; } >/dev/null 2>&1
+      --compile-bytecode ${constraint:+--constraint "$constraint"} --editable "$1"; } >/dev/null 2>&1
 }
 
 lint() {
