@@ -154,7 +154,14 @@ def randomize_drawn(
     _check_shapes(image, brain, grid, lesion_bank)
     P, mask = lesion_of(draw, brain, grid, settings, lesion_bank)
     painted = paint_drawn(draw, image, brain, P, mask, grid, settings)
-    diseased = draw.diseased & jnp.any(mask > 0.0)
+    return pair_of(draw.diseased, image, painted, P, mask)
+
+
+def pair_of(
+    diseased: jax.Array, image: jax.Array, painted: jax.Array, P: jax.Array, mask: jax.Array
+) -> Randomized:
+    """The pair of an image and the painted one; healthy twice where not diseased or unmarked."""
+    diseased = diseased & jnp.any(mask > 0.0)
     return Randomized(
         healthy=painting.divide_by_maximum(image),
         diseased=painting.divide_by_maximum(jnp.where(diseased, painted, image)),

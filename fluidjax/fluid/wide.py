@@ -23,7 +23,7 @@ from fluidjax.fluid.draws import Draw, draw_pair
 from fluidjax.fluid.flow import blurred
 from fluidjax.fluid.grid import Grid
 from fluidjax.fluid.noise import perlin_noise, voxel_fractions
-from fluidjax.fluid.randomize import Randomized, carried
+from fluidjax.fluid.randomize import Randomized, carried, pair_of
 from fluidjax.fluid.seeds import upper_threshold
 from fluidjax.fluid.settings import FluidSettings, is_count, is_range
 
@@ -269,13 +269,7 @@ def randomize_wide(
     look = draw_look(k_look, settings)
     threshold = settings.fluid.threshold
     painted = paint_look(draw.key_texture, image, brain, P, mask, look, grid, threshold)
-    diseased = draw.diseased & jnp.any(mask > 0.0)
-    return Randomized(
-        healthy=painting.divide_by_maximum(image),
-        diseased=painting.divide_by_maximum(jnp.where(diseased, painted, image)),
-        mask=jnp.where(diseased, mask, 0.0),
-        probability=jnp.where(diseased, P, 0.0),
-    )
+    return pair_of(draw.diseased, image, painted, P, mask)
 
 
 def _real(

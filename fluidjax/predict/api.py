@@ -94,7 +94,7 @@ class Model:
             )
         self.run, self.path = run, path
         self._detector = Detector(run, thresholds.load_choice(run))
-        self._probability = thresholds.load_certainty(run).probability
+        self._certainty = thresholds.load_certainty(run)
 
     @single_precision
     def detect(
@@ -175,15 +175,12 @@ class Model:
         def place(data: np.ndarray) -> nib.Nifti1Image:
             return image_like(data, volume)
 
-        spread, probability = predicted.uncertainty, None
-        if self._probability is not None:
-            probability = place(
-                np.float32(predicted.brain * self._probability(predicted.anomaly_map))
-            )
+        spread = predicted.uncertainty
+        probability = self._certainty.probability_of(predicted.anomaly_map, predicted.brain)
         return Detection(
             healthy=place(predicted.healthy_in_scan_units),
             anomaly_map=place(predicted.anomaly_map),
-            probability=probability,
+            probability=None if probability is None else place(probability),
             uncertainty=None if spread is None else place(spread),
             mask=place(predicted.mask),
             brain_mask=place(predicted.brain),

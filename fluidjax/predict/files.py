@@ -237,7 +237,7 @@ def _volumes(
             {'Description': 'The brain that was searched', 'Type': 'Brain'},
         ),
         PROBABILITY: (
-            _probability(predicted, source),
+            source.certainty.probability_of(predicted.anomaly_map, predicted.brain),
             {
                 'Description': 'Probability of a lesion in each voxel, by the value of the anomaly '
                 'map, from validation scans with simulated lesions; where lesions are rarer it is '
@@ -258,14 +258,6 @@ def _volumes(
         for kind, (data, sidecar) in volumes.items()
         if data is not None
     }
-
-
-def _probability(predicted: Predicted, source: Source) -> np.ndarray | None:
-    """The probability of a lesion (x, y, z), where the model knows it."""
-    probability = source.certainty.probability
-    if probability is None:
-        return None
-    return np.where(predicted.brain, probability(predicted.anomaly_map), 0.0).astype(np.float32)
 
 
 def _write_pictures(

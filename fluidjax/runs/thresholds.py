@@ -89,6 +89,12 @@ class Certainty:
     probability: Rising | None = None
     confidence: Rising | None = None
 
+    def probability_of(self, anomaly_map: np.ndarray, brain: np.ndarray) -> np.ndarray | None:
+        """The probability of a lesion (x, y, z), 0 outside the brain; None where not known."""
+        if self.probability is None:
+            return None
+        return np.where(brain, self.probability(anomaly_map), 0.0).astype(np.float32)
+
 
 def save(
     folder: Path,
