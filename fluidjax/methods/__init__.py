@@ -38,3 +38,9 @@ class Method:
     examples = None
     example_loss = None
     probability = None
+
+    def views(self, params, volumes, key, *masks):
+        """The counterparts that a head sees, `(n, batch, x, y, z, 1)`: all, or their mean."""
+        if self.separate:
+            return self.counterparts(params, volumes, key)
+        return self.reconstruct(params, volumes, key, *masks)[None]

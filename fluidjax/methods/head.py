@@ -159,21 +159,15 @@ class AnomalyHead(Method):
         seen = network_input(scans, views / peak, params['health'])
         return ImageUNet(self.network).apply({'params': params['head']}, seen) + PRIOR_LOGIT
 
-    def _views(self, params: Params, scans: jax.Array, key: jax.Array) -> jax.Array:
-        """The counterparts that the network sees, `(views, batch, x, y, z, 1)`."""
-        if self.separate:
-            return self.restorer.counterparts(params, scans, key)
-        return self.restorer.reconstruct(params, scans, key)[None]
-
     def _fixed_views(
         self, params: Params, scans: jax.Array, key: jax.Array, share: Share
     ) -> jax.Array:
-        """The same without gradients, with random numbers of each sample's own key."""
+        """What the network sees, without gradients; with random numbers of each sample's key."""
         if not self.restorer.is_random:  # a whole batch is faster on CPUs
-            return jax.lax.stop_gradient(self._views(params, scans, key))
+            return jax.lax.stop_gradient(self.views(params, scans, key))
 
         def one(scan: jax.Array, key: jax.Array) -> jax.Array:
-            return self._views(params, scan[None], key)[:, 0]
+            return self.views(params, scan[None], key)[:, 0]
 
         keys = share.keys(key, len(scans))
         return jax.lax.stop_gradient(jax.vmap(one, out_axes=1)(scans, keys))

@@ -42,17 +42,12 @@ def painter(
     randomize = jax.jit(lambda image, brain: randomize_batch(key, image, brain, grid, always))
     pair = randomize(image[None, ..., None], brain[None, ..., None].astype(np.float32))
     masks = [pair.mask] if method.needs_mask else []
-
-    @jax.jit
-    def counterparts_of(params: Params) -> jax.Array:
-        if method.separate:
-            return method.counterparts(params, pair.diseased, key)
-        return method.reconstruct(params, pair.diseased, key, *masks)[None]
+    views = jax.jit(lambda params: method.views(params, pair.diseased, key, *masks))
 
     probability = None if method.probability is None else jax.jit(method.probability)
 
     def paint(params: Params) -> np.ndarray:
-        counterparts = counterparts_of(params)
+        counterparts = views(params)
         counterpart = counterparts.mean(axis=0)
         rows = [pair.diseased, counterpart, jnp.abs(pair.diseased - counterpart) / SHOWN_DIFFERENCE]
         if probability is not None:
