@@ -12,6 +12,7 @@
     fluidjax bench memory --config=configs/ldm.py:paper    what training needs, what fits a card
     fluidjax bench code --config=configs/ldm.py:demo       PSNR and sharpness of its autoencoder
     fluidjax bench evaluation --scans 4 20 60              memory of an evaluation at 160^3
+    fluidjax bench robustness --healthy SCANS              what it marks in changed healthy scans
     fluidjax bench rehearsal --config=configs/ldm.py:2mm   three steps of all: train, eval, predict
 
 Times are medians, without compilation. With --aot nothing is run, and no TPU is needed.
@@ -69,6 +70,11 @@ SCANS = FLAGS.add_words(
 STEPS = FLAGS.add_integer('steps', 3, 'rehearsal: training steps of each stage.', least=1)
 SCAN = FLAGS.add_text('scan', '', 'rehearsal: the scan to predict; by default a simulated one.')
 KEEP = FLAGS.add_text('keep', '', 'rehearsal: folder in which scans and run are kept.')
+HEALTHY = FLAGS.add_words('healthy', [], 'robustness: files and folders of healthy T1w scans.')
+MODEL = FLAGS.add_text(
+    'model', '', 'robustness: a run or a package; by default the one that comes with fluidjax.'
+)
+DRAWS = FLAGS.add_integer('draws', 5, 'robustness: random draws of a change per scan.', least=1)
 QUICK = FLAGS.add_switch('quick', False, 'fluid: only three of the schemes.')
 
 
@@ -216,6 +222,19 @@ def _evaluation() -> dict:
     return evaluation.measure(counts, _chosen_shape() or (160, 160, 160))
 
 
+def _robustness() -> dict:
+    from fluidjax.base import environment
+
+    if not HEALTHY.value:
+        raise cli.UserError('bench robustness needs --healthy SCAN_OR_FOLDER ..., healthy scans')
+    environment.use_all_cores()
+    from fluidjax.bench import robustness
+    from fluidjax.runs import package
+
+    model = Path(MODEL.value).expanduser() if MODEL.value else package.BUNDLED
+    return robustness.measure(model, HEALTHY.value, DRAWS.value)
+
+
 def _code() -> dict:
     from fluidjax.base import environment
 
@@ -242,6 +261,7 @@ SUBJECTS = {
     'cpu': _cpu,
     'memory': _memory,
     'rehearsal': _rehearsal,
+    'robustness': _robustness,
     'code': _code,
     'evaluation': _evaluation,
 }

@@ -169,16 +169,37 @@ def _less_resolved(
     spacing: Spacing,
     settings: VariantSettings,
 ) -> jax.Array:
-    """Thick slices along a random axis, or a blur in all directions; within the brain."""
+    """Thick slices along a random axis, or a blur in all directions."""
     k_kind, k_axis, k_slice, k_blur = jax.random.split(key, 4)
     sliced = on & jax.random.bernoulli(k_kind)
     axis = jax.random.randint(k_axis, (), 0, 3)
     thickness = sliced * jax.random.uniform(k_slice, maxval=settings.slice_mm)
     blur = (on & ~sliced) * jax.random.uniform(k_blur, maxval=settings.blur_mm)
+    return less_resolved(image, brain, axis, thickness, blur, spacing)
+
+
+def less_resolved(
+    image: jax.Array,
+    brain: jax.Array,
+    axis: jax.Array | int,
+    slice_mm: jax.Array | float,
+    blur_mm: jax.Array | float,
+    spacing: Spacing,
+) -> jax.Array:
+    """The scan `(x, y, z)` with thick slices along an axis, and blurred; within the brain.
+
+    Args:
+        image: the scan.
+        brain: 1 in the brain, whose surroundings are not mixed into it.
+        axis: 0, 1 or 2.
+        slice_mm: thickness of the slices; no thicker than voxels changes nothing.
+        blur_mm: full width at half maximum of the blur; 0 changes nothing.
+        spacing: voxel size, mm.
+    """
     matrices = [
         jnp.matmul(
-            slice_matrix(n, h, jnp.where(axis == i, thickness, 0.0)),
-            blur_matrix(n, h, blur / 2.355),
+            slice_matrix(n, h, jnp.where(axis == i, slice_mm, 0.0)),
+            blur_matrix(n, h, jnp.float32(blur_mm) / 2.355),
             precision=_PRECISION,
         )
         for i, (n, h) in enumerate(zip(image.shape, spacing))
@@ -238,20 +259,34 @@ def _shaded(
     spacing: Spacing,
     settings: VariantSettings,
 ) -> jax.Array:
-    """A smooth shading, or a steep fall towards the cerebellum; the mean in the brain is kept."""
+    """A smooth shading, or that with a steep fall towards the cerebellum."""
     k_size, k_field, k_fall, k_kind = jax.random.split(key, 4)
-    points = jax.random.normal(k_field, (3, 3, 3))
-    field = jax.image.resize(points, image.shape, 'cubic')
     level = settings.shading * jax.random.uniform(k_size)
-    top, bottom = _CEREBELLUM_MM
-    n, h = image.shape[2], spacing[2]
-    height = (np.arange(n) - (n - 1) / 2) * h + settings.centre[2]
-    low = np.clip((top - height) / (top - bottom), 0.0, 1.0).astype(np.float32)
     steep = jax.random.bernoulli(k_kind) * settings.fall * jax.random.uniform(k_fall)
-    factor = jnp.where(on, jnp.exp(level * field - steep * low), 1.0)
+    low = cerebellum(image.shape, spacing, settings.centre)
+    return shade(image, brain, on * (level * smooth_field(k_field, image.shape) - steep * low))
+
+
+def smooth_field(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """A random field of a shading: three normal numbers along each axis, interpolated."""
+    return jax.image.resize(jax.random.normal(key, (3, 3, 3)), shape, 'cubic')
+
+
+def cerebellum(
+    shape: tuple[int, ...], spacing: Spacing, centre: tuple[float, float, float]
+) -> np.ndarray:
+    """0 above the cerebellum and 1 below it, `(z,)`, linear between `_CEREBELLUM_MM`."""
+    top, bottom = _CEREBELLUM_MM
+    height = (np.arange(shape[2]) - (shape[2] - 1) / 2) * spacing[2] + centre[2]
+    return np.clip((top - height) / (top - bottom), 0.0, 1.0).astype(np.float32)
+
+
+def shade(image: jax.Array, brain: jax.Array, logarithm: jax.Array) -> jax.Array:
+    """The scan `(x, y, z)` times a shading of this logarithm; the mean in the brain is kept."""
+    shaded = image * jnp.exp(logarithm)
     voxels = jnp.maximum(brain.sum(), 1.0)
-    before, after = (jnp.sum(v * brain) / voxels for v in (image, image * factor))
-    return jnp.clip(image * factor * before / jnp.maximum(after, 1e-6), 0.0, 1.0)
+    before, after = (jnp.sum(v * brain) / voxels for v in (image, shaded))
+    return jnp.clip(shaded * before / jnp.maximum(after, 1e-6), 0.0, 1.0)
 
 
 def cut_mask(

@@ -1,0 +1,170 @@
+"""What a model marks in healthy scans: as they are, and with changes that are no lesion.
+
+All that is marked in a healthy scan is wrong. The scans are brought onto the model's grid as
+`fluidjax predict` does it, changed there, and brought to the level of white matter again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from fluidjax.base.errors import UserError
+from fluidjax.base.subject import Subject
+from fluidjax.bench.timer import Table
+from fluidjax.detect.calibrate import marked_ml
+from fluidjax.fluid.anatomy import CENTRE_MM, WALL_MM, from_ventricles
+from fluidjax.methods import variants
+from fluidjax.predict.on_scan import grid_of
+from fluidjax.predict.reading import Options, read_scans
+from fluidjax.predict.scans import select
+from fluidjax.runs import thresholds
+from fluidjax.runs.detector import Detector
+from fluidjax.runs.load import Run, load_run
+
+LOG_SHADING = 0.3  # standard deviation of the shading's logarithm in the brain
+FALL = 0.5  # logarithm of the fall towards the cerebellum
+WIDER_MM = 6.0
+SLICE_MM = 5.0
+BLUR_MM = 3.0
+CUT_MM = 3.0
+_WHITE = 75.0  # percentile of the brain that stands for the level of white matter
+TABLE = Table(
+    22,
+    ('scans', 'scans', '8.0f'),
+    ('median ml', 'median', '12.1f'),
+    ('90 % below', '90', '12.1f'),
+    ('most ml', 'most', '10.1f'),
+    ('in ventricles', 'ventricles', '15.1f'),
+)
+NOWHERE = Path('/nonexistent')  # nothing is written, so no file is a result
+Volume = jax.Array
+
+
+class Change(NamedTuple):
+    """A change of healthy scans that is no lesion.
+
+    made: (key, image, brain) -> image, brain; (x, y, z), both float32.
+    is_random: whether it depends on the key.
+    """
+
+    made: Callable[[jax.Array, Volume, Volume], tuple[Volume, Volume]]
+    is_random: bool
+
+
+def changes_of(spacing: tuple[float, float, float]) -> dict[str, Change]:
+    """The changes, by the names of their rows."""
+
+    def shaded(key: jax.Array, image: Volume, brain: Volume) -> tuple[Volume, Volume]:
+        field = variants.smooth_field(key, image.shape)
+        voxels = brain.sum()
+        mean = jnp.sum(field * brain) / voxels
+        spread = jnp.sqrt(jnp.sum((field - mean) ** 2 * brain) / voxels)
+        return variants.shade(image, brain, LOG_SHADING * (field - mean) / spread), brain
+
+    def fallen(_: jax.Array, image: Volume, brain: Volume) -> tuple[Volume, Volume]:
+        low = variants.cerebellum(image.shape, spacing, CENTRE_MM)
+        return variants.shade(image, brain, -FALL * jnp.asarray(low)), brain
+
+    def wider(key: jax.Array, image: Volume, brain: Volume) -> tuple[Volume, Volume]:
+        moved = jnp.float32(WIDER_MM)
+        return variants.widen_ventricles(key, image, moved, spacing, CENTRE_MM), brain
+
+    def sliced(_: jax.Array, image: Volume, brain: Volume) -> tuple[Volume, Volume]:
+        return variants.less_resolved(image, brain, 2, SLICE_MM, 0.0, spacing), brain
+
+    def blurred(_: jax.Array, image: Volume, brain: Volume) -> tuple[Volume, Volume]:
+        return variants.less_resolved(image, brain, 2, 0.0, BLUR_MM, spacing), brain
+
+    def cut(key: jax.Array, image: Volume, brain: Volume) -> tuple[Volume, Volume]:
+        return variants.cut_mask(key, image, brain, jnp.float32(CUT_MM), spacing)
+
+    return {
+        'as they are': Change(lambda _, image, brain: (image, brain), False),
+        f'shading of {LOG_SHADING}': Change(shaded, True),
+        'darker cerebellum': Change(fallen, False),
+        f'ventricles + {WIDER_MM:.0f} mm': Change(wider, True),
+        f'slices of {SLICE_MM:.0f} mm': Change(sliced, False),
+        f'blur of {BLUR_MM:.0f} mm': Change(blurred, False),
+        f'brain mask {CUT_MM:.0f} mm off': Change(cut, True),
+    }
+
+
+def measure(model: Path, scans: Sequence[str], draws: int, rule: str = 'dice') -> dict[str, Any]:
+    """Mark changed healthy scans, and print the table.
+
+    Args:
+        model: a run's folder or a package, with its thresholds.
+        scans: files and folders of healthy scans.
+        draws: of each random change for each scan.
+        rule: of the threshold, see `runs.thresholds`.
+
+    Returns:
+        By row: number of `scans`, `median`, `90` (percentile) and `most` of the ml marked, the
+        `most` ml within the `ventricles`, as wide as they were made, and `each` scan's ml.
+
+    Raises:
+        UserError: a model or a scan that cannot be used.
+    """
+    run = load_run(model)
+    threshold = thresholds.load(run, rule)
+    detector = Detector(run, thresholds.load_choice(run))
+    cases = list(_healthy(run, scans))
+    spacing = detector.spacing
+    near = np.asarray(from_ventricles(run.grid.shape, spacing, CENTRE_MM)[0])
+    ventricles = near < WALL_MM + WIDER_MM
+    changes, table = changes_of(spacing), {}
+    TABLE.print_head(run.name)
+    for name, change in changes.items():
+        made_by, keys = jax.jit(change.made), range(draws if change.is_random else 1)
+        found = []
+        for case, draw in tqdm(list(itertools.product(cases, keys)), name, leave=False):
+            one = _changed(made_by, case, jax.random.key(draw))
+            made = detector.detect([one]).maps[0]
+            inside = dataclasses.replace(one, brain=np.asarray(one.brain) * ventricles)
+            found.append((marked_ml(made, one, threshold), marked_ml(made, inside, threshold)))
+        table[name] = _row(found)
+        TABLE.print_row(name, table[name])
+    return table
+
+
+def _healthy(run: Run, scans: Sequence[str]) -> Iterator[Subject]:
+    selection = select(scans, NOWHERE)
+    if selection.failures:
+        raise UserError(selection.failures[0])
+    options = dataclasses.replace(Options(), quality=False).of_run(run)
+    files = tqdm(selection.files, 'reading', leave=False)
+    for scan in read_scans(files, grid_of(run), options):
+        if isinstance(scan, str):
+            raise UserError(scan)
+        yield scan.case
+
+
+def _changed(made_by: Callable, case: Subject, key: jax.Array) -> Subject:
+    """A changed scan, with the level of white matter that it had."""
+    brain = np.asarray(case.brain, np.float32)
+    image, kept = made_by(key, jnp.asarray(case.image), jnp.asarray(brain))
+    image, kept = np.asarray(image), np.asarray(kept) > 0
+    before = np.percentile(case.image[brain > 0], _WHITE)
+    gain = before / max(float(np.percentile(image[kept], _WHITE)), 1e-6)
+    return dataclasses.replace(case, image=np.clip(gain * image, 0.0, 1.0), brain=kept)
+
+
+def _row(found: Sequence[tuple[float, float]]) -> dict[str, Any]:
+    marked, inside = np.array(found).T
+    return {
+        'scans': len(marked),
+        'median': float(np.median(marked)),
+        '90': float(np.percentile(marked, 90.0)),
+        'most': float(marked.max()),
+        'ventricles': float(inside.max()),
+        'each': [round(float(ml), 2) for ml in marked],
+    }
