@@ -5,7 +5,8 @@
 A cell is `{'method': ..., 'train': {field: value}, 'sample': {field: value}}`; fields are dotted as
 on the command line. `'search': {axis: values}` limits the search for the map's recipe
 (`fluidjax.detect.recipe`). Cells that differ only in `sample` or `search` share one training. With
-`'bank': True` a cell also trains on real lesion masks, from a folder that the user gives.
+`'bank': True` a cell also trains on real lesion masks, from a folder that the user gives; `'law'` is
+the law of training (`configs/common.py`), the published one by default.
 """
 
 HEAD_STEPS = 1300
@@ -110,6 +111,14 @@ ABLATIONS = {
     'conddiff and regression with head': {
         'method': 'conddiff',
         'train': {'head.training.steps': HEAD_STEPS, 'restoration.training.steps': 1300},
+    },
+    **{
+        f'{method} with head: wide law': {
+            'method': method,
+            'train': {'head.training.steps': HEAD_STEPS},
+            'law': 'wide',
+        }
+        for method in ('regression', 'conddiff')
     },
     'conddiff with head: head alone': {
         'method': 'conddiff',

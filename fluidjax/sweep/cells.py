@@ -126,7 +126,7 @@ def trained_name(name: str, cell: Mapping[str, Any]) -> str:
     if not cell.get('sample') and not cell.get('search'):
         return name
     changed = ' '.join(f'{k.rpartition(".")[2]} {v}' for k, v in cell.get('train', {}).items())
-    return f'{cell["method"]} {changed}'.strip()
+    return ' '.join(filter(None, (cell['method'], changed, cell.get('law', ''))))
 
 
 def cell_config(cell: Mapping[str, Any], scale: str, seed: int, lesions: str = '') -> ConfigDict:
@@ -138,7 +138,7 @@ def cell_config(cell: Mapping[str, Any], scale: str, seed: int, lesions: str = '
         seed: of the run.
         lesions: folder of masks, for a cell that trains on them.
     """
-    config = config_of(cell['method'], scale)
+    config = config_of(cell['method'], f'{scale},law={cell.get("law", "published")}')
     config.update_from_flattened_dict({**cell.get('train', {}), 'seed': seed})
     if cell.get('bank'):
         config.cohort.lesion_dir = lesions

@@ -176,5 +176,7 @@ def test_only_the_same_stages_of_the_same_scans_are_shared(tmp_path):
     longer = cells.cell_config({'method': 'conddiff'}, 'smoke', 3)
     longer.autoencoder.training.steps = 12  # the same diffusion on another autoencoder
     assert cells._shared_stages(longer, tmp_path / 'done') == []
+    wide = cells.cell_config(CELLS['conddiff with head: wide law'], 'smoke', 3)
+    assert 'wide' in wide and 'variants' in wide and 'wide' not in config
     masks = cells.cell_config(CELLS['conddiff: masks that flow'], 'smoke', 3, 'MASKS')
     assert cells._shared_stages(masks, tmp_path / 'begun') == []
