@@ -5,8 +5,8 @@
 A cell is `{'method': ..., 'train': {field: value}, 'sample': {field: value}}`; fields are dotted as
 on the command line. `'search': {axis: values}` limits the search for the map's recipe
 (`fluidjax.detect.recipe`). Cells that differ only in `sample` or `search` share one training. With
-`'bank': True` a cell also trains on real lesion masks, from a folder that the user gives; `'law'` is
-the law of training (`configs/common.py`), the published one by default.
+`'bank': True` a cell also trains on real lesion masks, from a folder that the user gives. `'law'`
+is the law of training (`configs/common.py`), the published one by default.
 """
 
 HEAD_STEPS = 1300
