@@ -17,15 +17,16 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
+from data_pipelines.grids import ModelGrid
+from data_pipelines.preprocess import preprocess
+from data_pipelines.scan_arguments import given_scans
+from data_pipelines.volume_io import load_volume
 from fluidjax.base.errors import UserError
 from fluidjax.base.subject import Subject
 from fluidjax.bench.timer import Table
 from fluidjax.detect.calibrate import marked_ml
 from fluidjax.fluid.anatomy import CENTRE_MM, WALL_MM, from_ventricles
 from fluidjax.methods import variants
-from fluidjax.predict.on_scan import grid_of
-from fluidjax.predict.reading import Options, read_scans
-from fluidjax.predict.scans import select
 from fluidjax.runs import thresholds
 from fluidjax.runs.detector import Detector
 from fluidjax.runs.load import Run, load_run
@@ -137,15 +138,14 @@ def measure(model: Path, scans: Sequence[str], draws: int, rule: str = 'dice') -
 
 
 def _healthy(run: Run, scans: Sequence[str]) -> Iterator[Subject]:
-    selection = select(scans, NOWHERE)
-    if selection.failures:
-        raise UserError(selection.failures[0])
-    options = dataclasses.replace(Options(), quality=False).of_run(run)
-    files = tqdm(selection.files, 'reading', leave=False)
-    for scan in read_scans(files, grid_of(run), options):
-        if isinstance(scan, str):
-            raise UserError(scan)
-        yield scan.case
+    given = given_scans(scans, NOWHERE)
+    if given.failures:
+        raise UserError(given.failures[0])
+    cohort, grid = run.config.cohort, ModelGrid(run.grid.shape, run.grid.spacing)
+    registration = 'affine' if cohort.name == 'template' else cohort.registration
+    for path in tqdm(given.scans, 'reading', leave=False):
+        made = preprocess(load_volume(path), grid, registration=registration)
+        yield Subject(path.name, made.image, made.brain, None, None, made.affine)
 
 
 def _changed(made_by: Callable, case: Subject, key: jax.Array) -> Subject:

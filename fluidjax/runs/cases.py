@@ -21,7 +21,7 @@ from fluidjax.base.subject import Subject
 from fluidjax.fluid.randomize import randomize_batch
 from fluidjax.runs import laws
 from fluidjax.runs.cohort import derived_seed, model_grid
-from fluidjax.runs.stages import fluid_settings
+from fluidjax.runs.stages import fluid_settings, variant_settings
 
 # For validation with the training's law alone: lesions in each scan, one per case. A threshold
 # chosen on only a dozen lesions would depend too much on which ones they are.
@@ -100,10 +100,15 @@ def split_validation(
     bank = input_pipeline.lesion_bank(cohort)
     chosen = laws.MIXTURE if mixture else (laws.TRAINING,) * TRAINING_DRAWS
     seed = derived_seed(config.seed, 'validation lesions')
-    paint = laws.lesions_by(chosen, model_grid(config), fluid_settings(config), seed, bank)
-    validation = Cases(
-        lambda: (one for number, case in enumerate(healthy) for one in paint(number, case))
+    paint = laws.lesions_by(
+        chosen,
+        model_grid(config),
+        fluid_settings(config),
+        seed,
+        bank,
+        variants=variant_settings(config),
     )
+    validation = Cases(lambda: laws.in_turns(paint, len(chosen), healthy))
     return Split(validation, healthy, held_out, bank)
 
 

@@ -23,7 +23,9 @@ from fluidjax.fluid.grid import Grid
 from fluidjax.fluid.randomize import randomize_drawn
 from fluidjax.fluid.settings import FluidSettings
 from fluidjax.methods.augment import AugmentSettings, augment_batch
+from fluidjax.methods.variants import VariantSettings, vary
 
+Painter = Callable[[Subject, int, int], Subject]
 MOST_LESIONS = 3
 VARIETY = AugmentSettings(
     flip_probability=0.5,
@@ -80,8 +82,9 @@ def lesions_by(
     seed: int,
     bank: np.ndarray | None = None,
     variety: AugmentSettings | None = VARIETY,
-) -> Callable[[int, Subject], Iterator[Subject]]:
-    """A function of the number of a healthy case and the case: it with a lesion by each law.
+    variants: VariantSettings | None = None,
+) -> Painter:
+    """A function of a healthy case, its number and that of a law: the case with such a lesion.
 
     Args:
         laws: see `Law`.
@@ -90,43 +93,38 @@ def lesions_by(
         seed: of the random draws.
         bank: real lesion masks `(n, x, y, z)` uint8, as in training, or None.
         variety: how scans are deformed and recoloured before; None: not at all.
+        variants: how they are varied after that, see `methods.variants`; None: not at all.
     """
     painters = {
-        smooth: _painter(grid, _shared(settings, smooth), bank, variety)
+        smooth: _painter(grid, _shared(settings, smooth), bank, variety, variants)
         for smooth in {law.smooth for law in laws}
     }
     masks = 0 if bank is None else len(bank)
 
-    def paint(number: int, case: Subject) -> Iterator[Subject]:
-        for place, law in enumerate(laws):
-            key = jax.random.fold_in(jax.random.key(seed), number * len(laws) + place)
-            draw = _drawn(key, law, settings, masks)
-            pair, brain = painters[law.smooth](key, draw, case.image, case.brain)
-            healthy, diseased, mask = (np.asarray(volume) for volume in pair[:3])
-            changed = {'image': diseased, 'healthy': healthy, 'lesion': mask > 0}
-            changed['brain'] = np.asarray(brain) > 0
-            yield dataclasses.replace(case, name=f'{case.name}-{law.name}', **changed)
+    def paint(case: Subject, number: int, place: int) -> Subject:
+        law = laws[place]
+        key = jax.random.fold_in(jax.random.key(seed), number * len(laws) + place)
+        draw = _drawn(key, law, settings, masks)
+        pair, brain = painters[law.smooth](key, draw, case.image, case.brain)
+        healthy, diseased, mask = (np.asarray(volume) for volume in pair[:3])
+        changed = {'image': diseased, 'healthy': healthy, 'lesion': mask > 0}
+        changed['brain'] = np.asarray(brain) > 0
+        return dataclasses.replace(case, name=f'{case.name}-{law.name}', **changed)
 
     return paint
 
 
-def with_lesions(
-    laws: Sequence[Law],
-    cases: Iterable[Subject],
-    grid: Grid,
-    settings: FluidSettings,
-    seed: int,
-    bank: np.ndarray | None = None,
-    variety: AugmentSettings | None = VARIETY,
-) -> list[Subject]:
-    """Each healthy case with a lesion by each law, `len(cases) * len(laws)` cases.
+def in_turns(paint: Painter, count: int, cases: Iterable[Subject]) -> Iterator[Subject]:
+    """Each healthy case with a lesion by each law, so that the first few differ in both.
 
     Args:
-        cases: healthy cases.
-        laws, grid, settings, seed, bank, variety: as for `lesions_by`.
+        paint: of `lesions_by`.
+        count: number of its laws.
+        cases: healthy cases; they are read `count` times.
     """
-    paint = lesions_by(laws, grid, settings, seed, bank, variety)
-    return [one for number, case in enumerate(cases) for one in paint(number, case)]
+    for turn in range(count):
+        for number, case in enumerate(cases):
+            yield paint(case, number, (number + turn) % count)
 
 
 def _shared(settings: FluidSettings, smooth: bool) -> FluidSettings:
@@ -148,7 +146,11 @@ def _drawn(key: jax.Array, law: Law, settings: FluidSettings, masks: int) -> Any
 
 
 def _painter(
-    grid: Grid, settings: FluidSettings, bank: np.ndarray | None, variety: AugmentSettings | None
+    grid: Grid,
+    settings: FluidSettings,
+    bank: np.ndarray | None,
+    variety: AugmentSettings | None,
+    variants: VariantSettings | None,
 ) -> Any:
     """A compiled function of a draw and a scan: the pair, and the brain that it lies in."""
 
@@ -159,6 +161,9 @@ def _painter(
             volumes = (volume[None, ..., None] for volume in (image, brain))
             images, brains = augment_batch(keys, *volumes, grid.spacing, variety)
             image, brain = images[0, ..., 0], brains[0, ..., 0]
+        if variants is not None:
+            own = jax.random.fold_in(key, 2)  # `_drawn` splits the key in two
+            image, brain = vary(own, image, brain, grid.spacing, variants)
         return randomize_drawn(draw, image, brain, grid, settings, bank), brain
 
     return jax.jit(paint)

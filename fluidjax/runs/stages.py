@@ -85,6 +85,13 @@ def fluid_settings(config: ConfigDict) -> FluidSettings:
     return settings_from(FluidSettings, config.fluid, 'fluid')
 
 
+def variant_settings(config: ConfigDict) -> VariantSettings | None:
+    """How healthy scans are varied for training and validation; None: not at all."""
+    if 'variants' not in config:
+        return None
+    return settings_from(VariantSettings, config.variants, 'variants')
+
+
 def _stage(method: Any, section: Section) -> Stage:
     return Stage(method, settings_from(StageSettings, section.training, f'{method.stage}.training'))
 
@@ -97,13 +104,7 @@ def _pairs(config: ConfigDict, grid: Grid, randomization: Any) -> PairMaker:
         randomization = settings_from(WideSettings, wide, 'wide')
     # Fresh pairs take their keys from the training step, so their method has no seed of its own.
     seed = config.seed if stored else 0
-    return PairMaker(grid, augment, randomization, stored, seed, _variants(config))
-
-
-def _variants(config: ConfigDict) -> VariantSettings | None:
-    if 'variants' not in config:
-        return None
-    return settings_from(VariantSettings, config.variants, 'variants')
+    return PairMaker(grid, augment, randomization, stored, seed, variant_settings(config))
 
 
 def _autoencoder(config: ConfigDict, grid: Grid) -> Stage:
@@ -113,7 +114,7 @@ def _autoencoder(config: ConfigDict, grid: Grid) -> Stage:
         network=settings_from(AutoencoderConfig, section.network, 'autoencoder.network'),
         losses=settings_from(AutoencoderLoss, section.losses, 'autoencoder.losses'),
         augment=settings_from(AugmentSettings, config.augment, 'augment'),
-        variants=_variants(config),
+        variants=variant_settings(config),
     )
     return _stage(method, section)
 

@@ -9,9 +9,10 @@ import pytest
 
 from configs import ldm
 from fluidjax.base.subject import Subject
+from fluidjax.methods.variants import VariantSettings
 from fluidjax.runs import laws, scoring
 from fluidjax.runs.cohort import model_grid
-from fluidjax.runs.stages import fluid_settings
+from fluidjax.runs.stages import fluid_settings, variant_settings
 
 CONFIG = ldm.get_config('smoke')
 GRID = model_grid(CONFIG)
@@ -25,24 +26,39 @@ def healthy():
     return [Subject(name, image, brain, None, None, np.diag([12.0] * 3 + [1])) for name in 'ab']
 
 
+def painted(chosen, cases, **changes):
+    paint = laws.lesions_by(chosen, GRID, fluid_settings(CONFIG), seed=3, **changes)
+    return list(laws.in_turns(paint, len(chosen), cases))
+
+
 @pytest.fixture(scope='module')
 def diseased(healthy):
-    settings = fluid_settings(CONFIG)
-    return laws.with_lesions(laws.MIXTURE, healthy, GRID, settings, seed=3, variety=None)
+    """The first scan with a lesion of each law, in their order."""
+    return painted(laws.MIXTURE, healthy[:1], variety=None)
 
 
-def test_every_scan_has_a_lesion_of_every_law(healthy, diseased):
-    names = [f'{case.name}-{law.name}' for case in healthy for law in laws.MIXTURE]
-    assert [case.name for case in diseased] == names
-    assert all(case.lesion.any() and not (case.lesion & ~case.brain).any() for case in diseased)
-    settings = fluid_settings(CONFIG)
-    again = laws.with_lesions(laws.MIXTURE, healthy[:1], GRID, settings, seed=3, variety=None)
-    np.testing.assert_array_equal(diseased[4].image, again[4].image)
+def test_every_scan_has_a_lesion_of_every_law_and_neighbours_differ_in_both(healthy, diseased):
+    both = painted(laws.MIXTURE, healthy, variety=None)
+    names = {f'{case.name}-{law.name}' for case in healthy for law in laws.MIXTURE}
+    assert {case.name for case in both} == names and len(both) == len(names)
+    assert [case.name for case in both[:2]] == ['a-as in training', 'b-faint']
+    assert all(case.lesion.any() and not (case.lesion & ~case.brain).any() for case in both)
+    (again,) = (case for case in both if case.name == diseased[4].name)
+    np.testing.assert_array_equal(diseased[4].image, again.image)
+
+
+def test_a_run_trained_on_variants_is_validated_on_them(healthy):
+    few, seen = laws.MIXTURE[:1], VariantSettings(share=1.0, mask_mm=0.0)
+    (plain,) = painted(few, healthy[:1], variety=None)
+    (varied,) = painted(few, healthy[:1], variety=None, variants=seen)
+    np.testing.assert_array_equal(plain.lesion, varied.lesion)
+    assert np.abs(plain.healthy - varied.healthy)[plain.brain].mean() > 0.01
+    assert 'variants' not in CONFIG and variant_settings(CONFIG) is None
+    assert variant_settings(ldm.get_config('smoke,law=wide')).share > 0
 
 
 def test_each_lesion_is_in_a_deformed_scan_of_its_own(healthy):
-    few = laws.MIXTURE[:2]
-    made = laws.with_lesions(few, healthy[:1], GRID, fluid_settings(CONFIG), seed=3)
+    made = painted(laws.MIXTURE[:2], healthy[:1])
     assert not np.array_equal(made[0].brain, made[1].brain)
     assert not np.array_equal(made[0].healthy, made[1].healthy)
     for case in made:
