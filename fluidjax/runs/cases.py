@@ -84,7 +84,8 @@ def split_validation(
         config: of the run. With `detect.validation_scans` only that many scans are used.
         cohort: with the scans.
         keep_half: use only the first half, and keep the second for a test set.
-        mixture: lesions of all laws of `laws.MIXTURE`; False: of the training's law alone.
+        mixture: lesions of all laws of `laws.MIXTURE` in deformed and recoloured scans; False: of
+            the training's law alone, in the scans as they are.
 
     Raises:
         UserError: `detect.validation_scans` is negative.
@@ -106,7 +107,8 @@ def split_validation(
         fluid_settings(config),
         seed,
         bank,
-        variants=variant_settings(config),
+        laws.VARIETY if mixture else None,
+        variant_settings(config),
     )
     validation = Cases(lambda: laws.in_turns(paint, len(chosen), healthy))
     return Split(validation, healthy, held_out, bank)

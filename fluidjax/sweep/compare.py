@@ -26,7 +26,8 @@ def compare(
     """Compare a reference method with every other method, subject by subject.
 
     Several seeds are not more subjects: a subject's score is averaged over the seeds first, then
-    the methods are paired by (cohort, name).
+    the methods are paired by (cohort, name). Of two methods only the seeds that both have count,
+    because a seed also draws the validation lesions, on which thresholds depend.
 
     Args:
       rows_by_method: {method: rows}. A row has `name`, the score, and may have `cohort` and `seed`.
@@ -34,9 +35,10 @@ def compare(
       reference: the method that the others are compared with.
 
     Returns:
-      {other method: {difference, p, p_holm, n}}: the mean of reference - method, the two-sided p
-      of Wilcoxon's signed-rank test (scipy; 1 if all differences are 0), the same after Holm's
-      correction over the methods, and the number of pairs. With no pair all but `n` are None.
+      {other method: {difference, p, p_holm, n, seeds}}: the mean of reference - method, the
+      two-sided p of Wilcoxon's signed-rank test (scipy; 1 if all differences are 0), the same after
+      Holm's correction over the methods, the number of pairs, and the number of common seeds. With
+      no pair all but `n` and `seeds` are None.
 
     Raises:
       UserError: the reference is not one of the methods, or a method has a subject twice for one
@@ -46,17 +48,12 @@ def compare(
         raise UserError(
             f"reference '{reference}': is not one of the methods {', '.join(rows_by_method)}"
         )
-    values = {method: subject_scores(rows, score) for method, rows in rows_by_method.items()}
-    ours = values.pop(reference)
-    results = {method: _paired(ours, theirs) for method, theirs in values.items()}
+    others = {method: rows for method, rows in rows_by_method.items() if method != reference}
+    ours = rows_by_method[reference]
+    results = {method: _paired(ours, theirs, score) for method, theirs in others.items()}
     corrected = holm([result['p'] for result in results.values()])
     return {
-        method: {
-            'difference': result['difference'],
-            'p': result['p'],
-            'p_holm': p_holm,
-            'n': result['n'],
-        }
+        method: {**result, 'p_holm': p_holm}
         for (method, result), p_holm in zip(results.items(), corrected, strict=True)
     }
 
@@ -82,13 +79,19 @@ def subject_scores(rows: Sequence[Row], score: str) -> dict[tuple, float]:
     return {subject: float(np.mean(several)) for subject, several in values.items()}
 
 
-def _paired(ours: Mapping[tuple, float], theirs: Mapping[tuple, float]) -> Comparison:
-    pairs = [subject for subject in ours if subject in theirs]
+def _paired(ours: Sequence[Row], theirs: Sequence[Row], score: str) -> Comparison:
+    seeds = [{row.get('seed') for row in rows} for rows in (ours, theirs)]
+    common = seeds[0] & seeds[1]
+    first, second = (
+        subject_scores([row for row in rows if row.get('seed') in common], score)
+        for rows in (ours, theirs)
+    )
+    pairs = [subject for subject in first if subject in second]
     if not pairs:
-        return {'difference': None, 'p': None, 'n': 0}
-    differences = np.round([ours[subject] - theirs[subject] for subject in pairs], DIGITS)
+        return {'difference': None, 'p': None, 'n': 0, 'seeds': len(common)}
+    differences = np.round([first[subject] - second[subject] for subject in pairs], DIGITS)
     p = float(stats.wilcoxon(differences).pvalue) if differences.any() else 1.0
-    return {'difference': float(differences.mean()), 'p': p, 'n': len(pairs)}
+    return {'difference': float(differences.mean()), 'p': p, 'n': len(pairs), 'seeds': len(common)}
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:

@@ -48,6 +48,7 @@ TISSUE = (
 )
 TESTED = ('dice_validated', 'ap')
 REFERENCES = ('regression with head', 'conddiff with head', 'fluidjax', 'conddiff')
+# Rows that are no detectors; they are in no test.
 NOTES = {'inpainting': 'inpainting (is given the lesion mask: an upper bound, not a detector)'}
 
 
@@ -166,20 +167,22 @@ def _cell(rows: Sequence[Row], score: str) -> str:
 
 
 def _comparison(rows: Rows, reference: str) -> str:
-    results = [compare(rows, score, reference) for score in TESTED]
+    detectors = {name: lines for name, lines in rows.items() if name not in NOTES}
+    results = [compare(detectors, score, reference) for score in TESTED]
     lines = []
-    for method in (name for name in rows if name != reference):
-        line = [method]
+    for method in (name for name in detectors if name != reference):
+        line = [method, str(results[0][method]['seeds'])]
         for result in results:
             difference, p = result[method]['difference'], result[method]['p_holm']
             line += ['–', '–'] if p is None else [f'{difference:+.3f}', _p(p)]
         lines.append(line)
-    head = ['against']
+    head = ['against', 'common seeds']
     for score in TESTED:
         head += [f'{SCORES[score].label}, difference', 'p']
     return (
         f'{reference} against the others: mean paired difference, p of a two-sided Wilcoxon '
-        'signed-rank test over the cases, corrected by Holm.\n\n'
+        'signed-rank test over the cases, on the seeds that both have, corrected by Holm over the '
+        'rows of this table.\n\n'
     ) + markdown_table(head, lines)
 
 

@@ -138,6 +138,14 @@ def test_validation_scans_are_read_when_a_loop_reaches_them(cohort):
         cases_of_runs.split_validation(config, cohort, keep_half=True)
 
 
+def test_validation_on_the_law_of_training_alone_leaves_the_scans_as_they_are(cohort):
+    config = ldm.get_config('smoke')
+    split = cases_of_runs.split_validation(config, cohort, keep_half=True, mixture=False)
+    plain, with_lesion = next(iter(split.healthy)), next(iter(split.validation))
+    np.testing.assert_array_equal(with_lesion.brain, plain.brain)
+    np.testing.assert_allclose(with_lesion.healthy, plain.image / plain.image.max(), atol=1e-6)
+
+
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_scans(checkout):
     """In a process of its own, because the peak of a process never falls.

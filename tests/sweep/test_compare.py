@@ -28,7 +28,7 @@ def test_a_method_that_is_better_everywhere():
 def test_equal_methods():
     # 0.1 + 0.2 is not 0.3 in floating point, but it is no difference either.
     same = compare({'a': rows([0.3, 0.5]), 'b': rows([0.1 + 0.2, 0.5])}, 'ap', 'a')['b']
-    assert same == {'difference': 0.0, 'p': 1.0, 'p_holm': 1.0, 'n': 2}
+    assert same == {'difference': 0.0, 'p': 1.0, 'p_holm': 1.0, 'n': 2, 'seeds': 1}
 
 
 def test_subjects_are_paired_by_cohort_and_name():
@@ -42,9 +42,9 @@ def test_missing_scores_are_no_pairs():
     holes = rows([0.2, None, float('nan'), 0.8, 1.0]) + [{'name': 's5', 'cohort': 'x'}]
     result = compare({'a': OURS, 'b': holes}, 'ap', 'a')['b']
     assert result['n'] == 3 and result['difference'] == pytest.approx(0.1)
-    nothing = {'difference': None, 'p': None, 'p_holm': None, 'n': 0}
+    nothing = {'difference': None, 'p': None, 'p_holm': None, 'n': 0, 'seeds': 1}
     assert compare({'a': OURS, 'b': rows([None] * 6)}, 'ap', 'a')['b'] == nothing
-    assert compare({'a': OURS, 'b': []}, 'ap', 'a')['b'] == nothing
+    assert compare({'a': OURS, 'b': []}, 'ap', 'a')['b'] == {**nothing, 'seeds': 0}
     assert compare({'a': OURS}, 'ap', 'a') == {}
 
 
@@ -54,14 +54,24 @@ def test_one_pair_proves_nothing():
         'p': 1.0,
         'p_holm': 1.0,
         'n': 1,
+        'seeds': 1,
     }
 
 
 def test_seeds_are_averaged_before_pairing():
     seeded = rows([0.2, 0.4, 0.6], seed=0) + rows([0.0, 0.4, None], seed=1)
-    result = compare({'a': rows([0.3, 0.5, 0.7]), 'b': seeded}, 'ap', 'a')['b']
-    assert result['n'] == 3  # not six
+    ours = rows([0.3, 0.5, 0.7], seed=0) + rows([0.3, 0.5, 0.7], seed=1)
+    result = compare({'a': ours, 'b': seeded}, 'ap', 'a')['b']
+    assert result['n'] == 3 and result['seeds'] == 2  # not six pairs
     assert result['difference'] == pytest.approx((0.2 + 0.1 + 0.1) / 3)
+
+
+def test_only_seeds_that_both_have_are_compared():
+    ours = rows([0.3, 0.5, 0.7], seed=0) + rows([9.0, 9.0, 9.0], seed=1)
+    result = compare({'a': ours, 'b': rows([0.2, 0.4, 0.6], seed=0)}, 'ap', 'a')['b']
+    assert result['seeds'] == 1 and result['difference'] == pytest.approx(0.1)
+    apart = compare({'a': ours, 'b': rows([0.2], seed=2)}, 'ap', 'a')['b']
+    assert apart['seeds'] == 0 and apart['p'] is None
 
 
 def test_holm_by_hand():
