@@ -173,15 +173,30 @@ def _records(cohort: Cohort, split: str, only: tuple[str, ...] = ()) -> Sequence
 
 def subjects(cohort: Cohort, split: str) -> Iterator[Subject]:
     """All subjects of a split, in the order of its records. UserError for an empty split."""
-    for record in _records(cohort, split):
-        yield Subject(
-            name=record['name'].decode(),
-            image=record['image'],
-            brain=record['brain'].astype(bool),
-            lesion=record['lesion'].astype(bool) if record['has_lesion'] else None,
-            healthy=record['healthy'] if record['has_healthy'] else None,
-            affine=record['affine'],
-        )
+    yield from map(_subject, _records(cohort, split))
+
+
+def embedded_subjects(grid: grids.ModelGrid, count: int, first: int) -> Iterator[Subject]:
+    """Test subjects of the embedded cohort that no cohort on disk contains, made anew.
+
+    Args:
+      grid: of their images.
+      count: number of subjects.
+      first: number of the first one; at least the size of the cohort's test split.
+    """
+    yield from map(_subject, template_cohort_builder.make_records(grid, 'test', count, None, first))
+
+
+def _subject(record: dict) -> Subject:
+    name = record['name']
+    return Subject(
+        name=name.decode() if isinstance(name, bytes) else name,
+        image=record['image'],
+        brain=record['brain'].astype(bool),
+        lesion=record['lesion'].astype(bool) if record['has_lesion'] else None,
+        healthy=record['healthy'] if record['has_healthy'] else None,
+        affine=record['affine'],
+    )
 
 
 def lesion_bank(cohort: Cohort) -> np.ndarray | None:

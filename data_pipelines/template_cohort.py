@@ -99,9 +99,9 @@ def make_record(grid: grids.ModelGrid, split: str, number: int, seed: int = SEED
 
 
 def make_records(
-    grid: grids.ModelGrid, split: str, count: int, threads: int | None = None
+    grid: grids.ModelGrid, split: str, count: int, threads: int | None = None, first: int = 0
 ) -> Iterator[dict]:
-    """The first subjects of a split, in order, with a progress bar.
+    """Subjects of a split, in order, with a progress bar.
 
     They are computed on several threads (SciPy releases the interpreter lock). The records do not
     depend on their number, as each subject has its own random numbers.
@@ -111,6 +111,7 @@ def make_records(
       split: 'train', 'validation' or 'test'.
       count: number of subjects.
       threads: by default one for each CPU, at most `MOST_THREADS`.
+      first: number of the first subject; the cohort has those from 0 on.
     """
     if not count:
         return
@@ -118,7 +119,8 @@ def make_records(
     parallel = joblib.Parallel(
         threads or min(joblib.cpu_count(), MOST_THREADS), backend='threading', return_as='generator'
     )
-    subjects = parallel(joblib.delayed(make_record)(grid, split, number) for number in range(count))
+    numbers = range(first, first + count)
+    subjects = parallel(joblib.delayed(make_record)(grid, split, number) for number in numbers)
     yield from tqdm.tqdm(subjects, desc=f'making {split} subjects', total=count, file=sys.stderr)
 
 

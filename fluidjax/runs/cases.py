@@ -137,15 +137,22 @@ def own_test_set(config: ConfigDict, cohort: Any) -> tuple[str, Cases, Split]:
 
 
 def with_simulated_lesions(
-    config: ConfigDict, cases: Iterable[Subject], seed: int, bank: np.ndarray | None = None
+    config: ConfigDict,
+    cases: Iterable[Subject],
+    seed: int,
+    bank: np.ndarray | None = None,
+    draws: int = 1,
 ) -> Cases:
     """Simulate a lesion in each of some healthy cases, as in training.
+
+    The scans keep their level of intensity, though pairs are divided by their maximum.
 
     Args:
         config: of a run; its fluid settings and grid are used.
         cases: healthy cases; they are read anew by every loop over the result.
         seed: of the random draws.
         bank: real lesion masks `(n, x, y, z)` uint8, as in training, or None.
+        draws: cases for each healthy one.
     """
     grid = model_grid(config)
     settings = dataclasses.replace(fluid_settings(config), diseased_probability=1.0)
@@ -153,14 +160,20 @@ def with_simulated_lesions(
         lambda key, image, brain, bank: randomize_batch(key, image, brain, grid, settings, bank)
     )
 
-    def simulated(number: int, case: Subject) -> Subject:
-        key = jax.random.fold_in(jax.random.key(seed), number)
+    def simulated(number: int, case: Subject, draw: int) -> Subject:
+        key = jax.random.fold_in(jax.random.key(seed), draws * number + draw)
         brain = case.brain[None, ..., None].astype(np.float32)
         pair = randomize(key, case.image[None, ..., None], brain, bank)
-        healthy, diseased, mask = (np.asarray(volume)[0, ..., 0] for volume in pair[:3])
-        name = f'{case.name}-simulated'
-        return dataclasses.replace(
-            case, image=diseased, healthy=healthy, lesion=mask > 0, name=name
-        )
+        level = case.image.max()
+        healthy, diseased = (level * np.asarray(volume)[0, ..., 0] for volume in pair[:2])
+        lesion = np.asarray(pair.mask)[0, ..., 0] > 0
+        name = f'{case.name}-simulated' + (f'-{draw}' if draws > 1 else '')
+        return dataclasses.replace(case, image=diseased, healthy=healthy, lesion=lesion, name=name)
 
-    return Cases(lambda: (simulated(number, case) for number, case in enumerate(cases)))
+    return Cases(
+        lambda: (
+            simulated(number, case, draw)
+            for number, case in enumerate(cases)
+            for draw in range(draws)
+        )
+    )

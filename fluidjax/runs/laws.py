@@ -107,7 +107,8 @@ def lesions_by(
         draw = _drawn(key, law, settings, masks)
         pair, brain = painters[law.smooth](key, draw, case.image, case.brain)
         healthy, diseased, mask = (np.asarray(volume) for volume in pair[:3])
-        changed = {'image': diseased, 'healthy': healthy, 'lesion': mask > 0}
+        level = case.image.max()  # a pair is divided by its maximum
+        changed = {'image': level * diseased, 'healthy': level * healthy, 'lesion': mask > 0}
         changed['brain'] = np.asarray(brain) > 0
         return dataclasses.replace(case, name=f'{case.name}-{law.name}', **changed)
 

@@ -1,7 +1,7 @@
 """Paired tests between methods on the same subjects, corrected for multiple comparisons.
 
-The input is rows of scores as `evaluate.score_method` returns them, with `cohort` and, for several
-runs of a method, `seed`.
+The input is rows of scores as `evaluate.score_method` returns them, with `cohort`, for several runs
+of a method `seed`, and for several cases of one scan `scan`.
 """
 
 from __future__ import annotations
@@ -25,12 +25,14 @@ def compare(
 ) -> dict[str, Comparison]:
     """Compare a reference method with every other method, subject by subject.
 
-    Several seeds are not more subjects: a subject's score is averaged over the seeds first, then
-    the methods are paired by (cohort, name). Of two methods only the seeds that both have count,
-    because a seed also draws the validation lesions, on which thresholds depend.
+    Several seeds or simulated lesions of a scan are not more subjects: a scan's score is averaged
+    over them first, then the methods are paired by (cohort, scan). Of two methods only the seeds
+    that both have count, because a seed also draws the validation lesions, on which thresholds
+    depend.
 
     Args:
-      rows_by_method: {method: rows}. A row has `name`, the score, and may have `cohort` and `seed`.
+      rows_by_method: {method: rows}. A row has `name`, the score, and may have `cohort`, `seed` and
+        `scan`, which is `name` by default.
       score: a key of the rows, such as 'ap'. Subjects without it (None, NaN) are left out.
       reference: the method that the others are compared with.
 
@@ -59,20 +61,21 @@ def compare(
 
 
 def subject_scores(rows: Sequence[Row], score: str) -> dict[tuple, float]:
-    """{(cohort, name): score averaged over the seeds}, of the rows that have the score.
+    """{(cohort, scan): score averaged over seeds and cases}, of the rows that have the score.
 
     Raises:
-      UserError: a subject appears twice for one seed.
+      UserError: a case appears twice for one seed.
     """
     seen, values = set(), {}
     for row in rows:
-        subject, seed = (row.get('cohort'), row['name']), row.get('seed')
-        if (subject, seed) in seen:
+        subject, case = (row.get('cohort'), row.get('scan', row['name'])), row['name']
+        seed = row.get('seed')
+        if (subject, case, seed) in seen:
             raise UserError(
                 f"subject '{row['name']}': appears twice for one seed; "
                 'give the rows different cohorts or seeds'
             )
-        seen.add((subject, seed))
+        seen.add((subject, case, seed))
         value = row.get(score)
         if value is not None and math.isfinite(value):
             values.setdefault(subject, []).append(float(value))

@@ -120,3 +120,15 @@ def test_lesion_has_the_volume_asked_for(volume_ml):
     lesion = template_lesions.random_lesion(rng, DEMO, anatomy, volume_ml)
     assert lesion.mask.sum() == round(volume_ml / DEMO.voxel_volume_ml)
     np.testing.assert_array_equal(lesion.mask, lesion.profile >= 0.5)
+
+
+def test_fresh_subjects_are_in_no_cohort():
+    from data_pipelines import input_pipeline  # imports TensorFlow
+
+    first, again = (
+        next(input_pipeline.embedded_subjects(SMOKE, 1, number)) for number in (1000, 1000)
+    )
+    assert first.name == 'test-1000' and first.lesion.any() and first.healthy is not None
+    np.testing.assert_array_equal(first.image, again.image)
+    known = template_cohort.make_record(SMOKE, 'test', 0)
+    assert not np.array_equal(first.image, known['image'])

@@ -111,8 +111,8 @@ def test_tables_say_what_is_better_and_what_is_missing(tmp_path):
     assert 'Not finished: vae.' in text
     assert '| fluidjax | 1 | darker, 5 mm, both | 0.500 |' in text
     assert '## Test set: training law' in text and '## Test set: patients' in text
-    (line,) = [x for x in text.splitlines() if x.startswith('| ldm | +')]
-    difference, p = (float(x) for x in line.split('|')[2:4])
+    (line,) = [x for x in text.splitlines() if x.startswith('| ldm | 2 | +')]
+    difference, p = (float(x) for x in line.split('|')[3:5])
     assert difference == pytest.approx(0.4, abs=0.01)
     assert p == pytest.approx(2 * 0.5**8, abs=5e-4)  # eight pairs, all of one sign
     (own,) = [x for x in text.splitlines() if x.startswith('| fluidjax | 0.6')][:1]

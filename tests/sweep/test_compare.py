@@ -66,6 +66,13 @@ def test_seeds_are_averaged_before_pairing():
     assert result['difference'] == pytest.approx((0.2 + 0.1 + 0.1) / 3)
 
 
+def test_cases_of_one_scan_are_averaged_before_pairing():
+    ours = [{'name': f's{i}-{k}', 'scan': f's{i}', 'ap': 0.5} for i in range(3) for k in range(2)]
+    theirs = [{**row, 'ap': 0.3 + 0.1 * int(row['name'][-1])} for row in ours]
+    result = compare({'a': ours, 'b': theirs}, 'ap', 'a')['b']
+    assert result['n'] == 3 and result['difference'] == pytest.approx(0.15)
+
+
 def test_only_seeds_that_both_have_are_compared():
     ours = rows([0.3, 0.5, 0.7], seed=0) + rows([9.0, 9.0, 9.0], seed=1)
     result = compare({'a': ours, 'b': rows([0.2, 0.4, 0.6], seed=0)}, 'ap', 'a')['b']
