@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +20,9 @@ from tqdm import tqdm
 from data_pipelines.grids import ModelGrid
 from data_pipelines.preprocess import preprocess
 from data_pipelines.scan_arguments import given_scans
+from data_pipelines.scan_folders import counted
 from data_pipelines.volume_io import load_volume
+from fluidjax.base import cli
 from fluidjax.base.errors import UserError
 from fluidjax.base.subject import Subject
 from fluidjax.bench.timer import Table
@@ -33,14 +35,14 @@ from fluidjax.runs.load import Run, load_run
 
 LOG_SHADING = 0.3  # standard deviation of the shading's logarithm in the brain
 FALL = 0.5  # logarithm of the fall towards the cerebellum
-WIDER_MM = 6.0
-SLICE_MM = 5.0
-BLUR_MM = 3.0
+WIDER_MM = 6.0  # of the ventricles, in the mean of their walls
+SLICE_MM, BLUR_MM = 5.0, 3.0  # or, if that is more, this many voxels:
+SLICE_VOXELS, BLUR_VOXELS = 2.0, 1.5
 CUT_MM = 3.0
 _WHITE = 75.0  # percentile of the brain that stands for the level of white matter
 TABLE = Table(
-    22,
-    ('scans', 'scans', '8.0f'),
+    24,
+    ('marked', 'draws', '8.0f'),
     ('median ml', 'median', '12.1f'),
     ('90 % below', '90', '12.1f'),
     ('most ml', 'most', '10.1f'),
@@ -63,6 +65,8 @@ class Change(NamedTuple):
 
 def changes_of(spacing: tuple[float, float, float]) -> dict[str, Change]:
     """The changes, by the names of their rows."""
+    slices = max(SLICE_MM, SLICE_VOXELS * spacing[2])
+    blur = max(BLUR_MM, BLUR_VOXELS * max(spacing))
 
     def shaded(key: jax.Array, image: Volume, brain: Volume) -> tuple[Volume, Volume]:
         field = variants.smooth_field(key, image.shape)
@@ -76,14 +80,14 @@ def changes_of(spacing: tuple[float, float, float]) -> dict[str, Change]:
         return variants.shade(image, brain, -FALL * jnp.asarray(low)), brain
 
     def wider(key: jax.Array, image: Volume, brain: Volume) -> tuple[Volume, Volume]:
-        moved = jnp.float32(WIDER_MM)
+        moved = jnp.float32(2.0 * WIDER_MM)  # the largest movement, which is twice the mean
         return variants.widen_ventricles(key, image, moved, spacing, CENTRE_MM), brain
 
     def sliced(_: jax.Array, image: Volume, brain: Volume) -> tuple[Volume, Volume]:
-        return variants.less_resolved(image, brain, 2, SLICE_MM, 0.0, spacing), brain
+        return variants.less_resolved(image, brain, 2, slices, 0.0, spacing), brain
 
     def blurred(_: jax.Array, image: Volume, brain: Volume) -> tuple[Volume, Volume]:
-        return variants.less_resolved(image, brain, 2, 0.0, BLUR_MM, spacing), brain
+        return variants.less_resolved(image, brain, 2, 0.0, blur, spacing), brain
 
     def cut(key: jax.Array, image: Volume, brain: Volume) -> tuple[Volume, Volume]:
         return variants.cut_mask(key, image, brain, jnp.float32(CUT_MM), spacing)
@@ -93,9 +97,9 @@ def changes_of(spacing: tuple[float, float, float]) -> dict[str, Change]:
         f'shading of {LOG_SHADING}': Change(shaded, True),
         'darker cerebellum': Change(fallen, False),
         f'ventricles + {WIDER_MM:.0f} mm': Change(wider, True),
-        f'slices of {SLICE_MM:.0f} mm': Change(sliced, False),
-        f'blur of {BLUR_MM:.0f} mm': Change(blurred, False),
-        f'brain mask {CUT_MM:.0f} mm off': Change(cut, True),
+        f'slices of {slices:g} mm': Change(sliced, False),
+        f'blur of {blur:g} mm': Change(blurred, False),
+        f'brain mask up to {CUT_MM:.0f} mm off': Change(cut, True),
     }
 
 
@@ -104,34 +108,43 @@ def measure(model: Path, scans: Sequence[str], draws: int, rule: str = 'dice') -
 
     Args:
         model: a run's folder or a package, with its thresholds.
-        scans: files and folders of healthy scans.
+        scans: files and folders of healthy scans; those that cannot be used are named and left out.
         draws: of each random change for each scan.
         rule: of the threshold, see `runs.thresholds`.
 
     Returns:
-        By row: number of `scans`, `median`, `90` (percentile) and `most` of the ml marked, the
-        `most` ml within the `ventricles`, as wide as they were made, and `each` scan's ml.
+        `model`, `rule`, `threshold`, and by row: `median`, `90` (percentile) and `most` of the ml
+        marked, the `most` ml within the `ventricles` (as wide as they can become), `draws`, the
+        number of all these, and `scans`: {name: ml of each draw}.
 
     Raises:
-        UserError: a model or a scan that cannot be used.
+        UserError: a model that cannot be used, or no scan that can.
     """
     run = load_run(model)
+    if run.method.needs_mask:
+        raise UserError(
+            f'{model}: {run.config.method} needs a mask of the lesion, so it marks none'
+        )
     threshold = thresholds.load(run, rule)
-    detector = Detector(run, thresholds.load_choice(run))
+    detector = Detector(run, thresholds.load_choice(run)).with_batch(1)
     cases = list(_healthy(run, scans))
+    if not cases:
+        raise UserError(f'--healthy: no scan in {", ".join(scans)} can be used, see above')
     spacing = detector.spacing
     near = np.asarray(from_ventricles(run.grid.shape, spacing, CENTRE_MM)[0])
-    ventricles = near < WALL_MM + WIDER_MM
-    changes, table = changes_of(spacing), {}
+    ventricles = near < WALL_MM + 2.0 * WIDER_MM
+    table: dict[str, Any] = {'model': model.name, 'rule': rule, 'threshold': threshold}
     TABLE.print_head(run.name)
-    for name, change in changes.items():
-        made_by, keys = jax.jit(change.made), range(draws if change.is_random else 1)
-        found = []
-        for case, draw in tqdm(list(itertools.product(cases, keys)), name, leave=False):
-            one = _changed(made_by, case, jax.random.key(draw))
+    for name, change in changes_of(spacing).items():
+        made_by, found = jax.jit(change.made), {}
+        every = list(itertools.product(range(len(cases)), range(draws if change.is_random else 1)))
+        for number, draw in tqdm(every, name, leave=False):
+            key = jax.random.fold_in(jax.random.key(draw), number)
+            one = _changed(made_by, cases[number], key)
             made = detector.detect([one]).maps[0]
             inside = dataclasses.replace(one, brain=np.asarray(one.brain) * ventricles)
-            found.append((marked_ml(made, one, threshold), marked_ml(made, inside, threshold)))
+            marked = [marked_ml(made, case, threshold) for case in (one, inside)]
+            found.setdefault(one.name, []).append(marked)
         table[name] = _row(found)
         TABLE.print_row(name, table[name])
     return table
@@ -139,13 +152,22 @@ def measure(model: Path, scans: Sequence[str], draws: int, rule: str = 'dice') -
 
 def _healthy(run: Run, scans: Sequence[str]) -> Iterator[Subject]:
     given = given_scans(scans, NOWHERE)
-    if given.failures:
-        raise UserError(given.failures[0])
+    for line in (*given.failures, *counted(len(given.scans), given.left_out)):
+        cli.tell(line)
     cohort, grid = run.config.cohort, ModelGrid(run.grid.shape, run.grid.spacing)
     registration = 'affine' if cohort.name == 'template' else cohort.registration
     for path in tqdm(given.scans, 'reading', leave=False):
-        made = preprocess(load_volume(path), grid, registration=registration)
-        yield Subject(path.name, made.image, made.brain, None, None, made.affine)
+        try:
+            made = preprocess(load_volume(path), grid, registration=registration)
+        except UserError as error:
+            cli.tell(f'left out: {error}')
+            continue
+        for warning in made.warnings:
+            cli.tell(f'{path}: {warning}')
+        if made.brain.any():
+            yield Subject(str(path), made.image, made.brain, None, None, made.affine)
+        else:
+            cli.tell(f"left out: {path}: no brain on the model's grid")
 
 
 def _changed(made_by: Callable, case: Subject, key: jax.Array) -> Subject:
@@ -158,13 +180,14 @@ def _changed(made_by: Callable, case: Subject, key: jax.Array) -> Subject:
     return dataclasses.replace(case, image=np.clip(gain * image, 0.0, 1.0), brain=kept)
 
 
-def _row(found: Sequence[tuple[float, float]]) -> dict[str, Any]:
-    marked, inside = np.array(found).T
+def _row(found: Mapping[str, Sequence[Sequence[float]]]) -> dict[str, Any]:
+    """The row of a change from the ml marked in all and in the ventricles, by scan and draw."""
+    marked, inside = np.concatenate([np.array(draws) for draws in found.values()]).T
     return {
-        'scans': len(marked),
+        'draws': len(marked),
         'median': float(np.median(marked)),
         '90': float(np.percentile(marked, 90.0)),
         'most': float(marked.max()),
         'ventricles': float(inside.max()),
-        'each': [round(float(ml), 2) for ml in marked],
+        'scans': {name: [round(ml, 2) for ml, _ in draws] for name, draws in found.items()},
     }

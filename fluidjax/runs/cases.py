@@ -63,7 +63,7 @@ class Split:
     Attributes:
         validation: healthy scans with simulated lesions, on which recipes and thresholds are
             chosen: one case per scan and law (`laws.MIXTURE`).
-        healthy: the same scans without lesions.
+        healthy: the same scans without lesions; varied where training varies its scans.
         held_out: the healthy scans kept for a test set, which are not used in training either;
             None where none are.
         bank: real lesion masks `(n, x, y, z)` uint8, as in training, or None.
@@ -101,17 +101,14 @@ def split_validation(
     bank = input_pipeline.lesion_bank(cohort)
     chosen = laws.MIXTURE if mixture else (laws.TRAINING,) * TRAINING_DRAWS
     seed = derived_seed(config.seed, 'validation lesions')
-    paint = laws.lesions_by(
-        chosen,
-        model_grid(config),
-        fluid_settings(config),
-        seed,
-        bank,
-        laws.VARIETY if mixture else None,
-        variant_settings(config),
-    )
+    grid, varied = model_grid(config), healthy
+    variety, variants = (laws.VARIETY, variant_settings(config)) if mixture else (None, None)
+    paint = laws.lesions_by(chosen, grid, fluid_settings(config), seed, bank, variety, variants)
+    if variants is not None:
+        vary = laws.varied_by(variants, grid, seed)
+        varied = Cases(lambda: (vary(case, number) for number, case in enumerate(healthy)))
     validation = Cases(lambda: laws.in_turns(paint, len(chosen), healthy))
-    return Split(validation, healthy, held_out, bank)
+    return Split(validation, varied, held_out, bank)
 
 
 def own_test_set(config: ConfigDict, cohort: Any) -> tuple[str, Cases, Split]:
@@ -145,7 +142,7 @@ def with_simulated_lesions(
 ) -> Cases:
     """Simulate a lesion in each of some healthy cases, as in training.
 
-    The scans keep their level of intensity, though pairs are divided by their maximum.
+    The scans keep the level of white matter that they have.
 
     Args:
         config: of a run; its fluid settings and grid are used.
@@ -164,11 +161,10 @@ def with_simulated_lesions(
         key = jax.random.fold_in(jax.random.key(seed), draws * number + draw)
         brain = case.brain[None, ..., None].astype(np.float32)
         pair = randomize(key, case.image[None, ..., None], brain, bank)
-        level = case.image.max()
-        healthy, diseased = (level * np.asarray(volume)[0, ..., 0] for volume in pair[:2])
-        lesion = np.asarray(pair.mask)[0, ..., 0] > 0
+        pair = jax.tree.map(lambda volume: volume[0, ..., 0], pair)
+        made = laws.with_pair(case, pair, case.brain.astype(bool))
         name = f'{case.name}-simulated' + (f'-{draw}' if draws > 1 else '')
-        return dataclasses.replace(case, image=diseased, healthy=healthy, lesion=lesion, name=name)
+        return dataclasses.replace(made, name=name)
 
     return Cases(
         lambda: (

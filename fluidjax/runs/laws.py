@@ -20,7 +20,7 @@ import numpy as np
 from fluidjax.base.subject import Subject
 from fluidjax.fluid.draws import draw_pair
 from fluidjax.fluid.grid import Grid
-from fluidjax.fluid.randomize import randomize_drawn
+from fluidjax.fluid.randomize import Randomized, randomize_drawn
 from fluidjax.fluid.settings import FluidSettings
 from fluidjax.methods.augment import AugmentSettings, augment_batch
 from fluidjax.methods.variants import VariantSettings, vary
@@ -106,13 +106,29 @@ def lesions_by(
         key = jax.random.fold_in(jax.random.key(seed), number * len(laws) + place)
         draw = _drawn(key, law, settings, masks)
         pair, brain = painters[law.smooth](key, draw, case.image, case.brain)
-        healthy, diseased, mask = (np.asarray(volume) for volume in pair[:3])
-        level = case.image.max()  # a pair is divided by its maximum
-        changed = {'image': level * diseased, 'healthy': level * healthy, 'lesion': mask > 0}
-        changed['brain'] = np.asarray(brain) > 0
-        return dataclasses.replace(case, name=f'{case.name}-{law.name}', **changed)
+        made = with_pair(case, pair, np.asarray(brain) > 0)
+        return dataclasses.replace(made, name=f'{case.name}-{law.name}')
 
     return paint
+
+
+def varied_by(
+    variants: VariantSettings, grid: Grid, seed: int
+) -> Callable[[Subject, int], Subject]:
+    """A function of a healthy case and its number: the case varied, without a lesion."""
+    vary_one = jax.jit(lambda key, image, brain: vary(key, image, brain, grid.spacing, variants))
+
+    def made(case: Subject, number: int) -> Subject:
+        key = jax.random.fold_in(jax.random.key(seed), number)
+        image, brain = vary_one(key, case.image, case.brain.astype(np.float32))
+        nothing = np.zeros_like(image)
+        return dataclasses.replace(
+            with_pair(case, Randomized(image, image, nothing, nothing), np.asarray(brain) > 0),
+            lesion=None,
+            healthy=None,
+        )
+
+    return made
 
 
 def in_turns(paint: Painter, count: int, cases: Iterable[Subject]) -> Iterator[Subject]:
@@ -126,6 +142,37 @@ def in_turns(paint: Painter, count: int, cases: Iterable[Subject]) -> Iterator[S
     for turn in range(count):
         for number, case in enumerate(cases):
             yield paint(case, number, (number + turn) % count)
+
+
+def with_pair(case: Subject, pair: Randomized, brain: np.ndarray) -> Subject:
+    """A case with the images of a pair, at the level of white matter that its own image has.
+
+    Images of a pair are divided by their maxima, the diseased one by that of a bright lesion, and a
+    recoloured scan has a level of its own; scans of a cohort have all been brought to one level.
+
+    Args:
+        case: what the pair was made of.
+        pair: each `(x, y, z)`.
+        brain: boolean, in which the pair lies.
+    """
+    healthy, diseased, mask = (np.asarray(volume) for volume in pair[:3])
+    lesion = mask > 0
+    gain = _white(case.image, case.brain.astype(bool)) / _white(healthy, brain)
+    kept = brain & ~lesion & (healthy > 0.1) & (diseased > 0.1)
+    ratio = np.median(healthy[kept] / diseased[kept]) if kept.any() else 1.0
+    level = lambda volume, by: np.clip(by * volume, 0.0, 1.0).astype(np.float32)
+    return dataclasses.replace(
+        case,
+        healthy=level(healthy, gain),
+        image=level(diseased, gain * ratio),
+        lesion=lesion,
+        brain=brain,
+    )
+
+
+def _white(image: np.ndarray, brain: np.ndarray) -> float:
+    """The upper quartile in the brain, which lies in white matter."""
+    return max(float(np.percentile(image[brain], 75.0)), 1e-3)
 
 
 def _shared(settings: FluidSettings, smooth: bool) -> FluidSettings:
@@ -158,12 +205,12 @@ def _painter(
     def paint(key: jax.Array, draw: Any, image: jax.Array, brain: jax.Array) -> Any:
         brain = brain.astype(jnp.float32)
         if variety is not None:
-            keys = jax.random.fold_in(key, 0)[None]
+            keys = jax.random.fold_in(key, 3)[None]  # not 0 or 1: `_drawn` splits the key in two
             volumes = (volume[None, ..., None] for volume in (image, brain))
             images, brains = augment_batch(keys, *volumes, grid.spacing, variety)
             image, brain = images[0, ..., 0], brains[0, ..., 0]
         if variants is not None:
-            own = jax.random.fold_in(key, 2)  # `_drawn` splits the key in two
+            own = jax.random.fold_in(key, 2)
             image, brain = vary(own, image, brain, grid.spacing, variants)
         return randomize_drawn(draw, image, brain, grid, settings, bank), brain
 

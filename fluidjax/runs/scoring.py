@@ -23,7 +23,7 @@ from fluidjax.detect.pooled import Pooled
 from fluidjax.detect.recipe import first_few
 from fluidjax.detect.reliability import calibration_error, diagram, region_confidence
 from fluidjax.runs.cases import Split, batches
-from fluidjax.runs.detector import Choice, Detector, Output
+from fluidjax.runs.detector import Choice, Detector, Output, number_of
 from fluidjax.runs.rows import Row, choose, output
 from fluidjax.runs.thresholds import Certainty, Rules
 
@@ -228,9 +228,12 @@ def scored(
         detector: for the size of a batch, the spacing and the settings of the map.
         scores: of each row; they are added to.
     """
-    choices = {name: one.choice for name, one in chosen.items()}
+    choices, known = {name: one.choice for name, one in chosen.items()}, set()
     for batch, outputs in outputs_of(rows, choices, cases, detector, 'test cases'):
-        healthy = healthy_of(batch)
+        # Each scan once: it may be in several cases, with a lesion each.
+        healthy = {number_of(case.image): case for case in healthy_of(batch)}
+        healthy = [case for number, case in healthy.items() if number not in known]
+        known |= {number_of(case.image) for case in healthy}
         for name, made in outputs.items():
             scores[name].add(made, batch)
             if healthy:

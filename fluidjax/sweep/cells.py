@@ -27,7 +27,7 @@ from ml_collections import ConfigDict
 from configs.methods import config_of
 from fluidjax.base import cli
 from fluidjax.base.disk import check_output
-from fluidjax.base.files import write_bytes, write_text
+from fluidjax.base.files import read_json, write_bytes, write_text
 from fluidjax.base.partial import new_folder
 from fluidjax.base.settings import load_config
 from fluidjax.base.subject import Subject
@@ -47,6 +47,8 @@ from fluidjax.training.loop import is_done
 # Seed of the simulated test lesions. No run has it, and all cells are tested on the same lesions.
 # It was drawn anew, with brains that no cohort contains, after settings had been chosen on others.
 TEST_SEED = 20270101
+# Of the test sets; scores of different versions cannot be compared. 1: files without a version.
+VERSION = 2
 FIRST_BRAIN = 1000  # the number of the first test subject of the embedded cohort
 # Lesions per brain of the embedded cohort, and per scan of the user's: with one in each of 14 scans
 # another draw moves a row's Dice by 0.2.
@@ -96,7 +98,7 @@ def run(
     for seed in seeds:
         for number, (name, cell) in enumerate(cells.items(), 1):
             path = scores_path(workdir, name, seed, validation)
-            if path.is_file():
+            if path.is_file() and version_of(path) == VERSION:
                 continue
             cli.tell(f'seed {seed}, cell {number} of {len(cells)}: {name}')
             if cell.get('bank') and not folders.lesions:
@@ -111,7 +113,8 @@ def run(
             )
             write_bytes(path.with_suffix('.npz'), scores.pop('pictures'))
             seconds = training_seconds(folder)
-            content = {'cell': name, 'seed': seed, 'training_seconds': seconds, **scores}
+            about = {'cell': name, 'seed': seed, 'version': VERSION, 'training_seconds': seconds}
+            content = {**about, **scores}
             write_text(path, json.dumps(evaluate.json_safe(content)) + '\n')
 
 
@@ -119,6 +122,11 @@ def scores_path(workdir: Path, name: str, seed: int, validation: str = 'mixture'
     """The file of a cell's scores."""
     folder = 'scores' if validation == 'mixture' else f'scores-{validation}'
     return workdir / folder / slug(name) / f'seed{seed}.json'
+
+
+def version_of(path: Path) -> int:
+    """The version of the test sets that a file of scores is of."""
+    return read_json(path, 'delete it to score the cell again').get('version', 1)
 
 
 def slug(name: str) -> str:
@@ -313,7 +321,7 @@ def _fresh_brains(config: ConfigDict, count: int) -> Cases:
 
 def scan_of(line: Mapping[str, Any]) -> str:
     """The scan that a case was made of; a scan may have several simulated lesions."""
-    return re.sub('-simulated.*', '', line['name'])
+    return re.sub(r'-simulated(-\d+)?$', '', line['name'])
 
 
 class _Slices:

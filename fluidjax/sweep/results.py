@@ -1,7 +1,7 @@
 """RESULTS.md of a benchmark: tables, tests between methods and figures, from its cells' scores.
 
 Tables show means over cases, averaged over the seeds, with the standard deviation over the seeds.
-Intervals and tests are over cases, whose scores are averaged over the seeds first.
+Intervals and tests are over scans, whose scores are averaged over seeds and lesions first.
 """
 
 from __future__ import annotations
@@ -84,12 +84,25 @@ def write(workdir: Path, title: str, names: Sequence[str], validation: str = 'mi
 
 
 def _finished(workdir: Path, names: Sequence[str], validation: str) -> list[dict[str, Any]]:
-    """The scores of every finished cell and seed, in the order of the names."""
-    return [
-        read_json(path, 'delete it to score the cell again')
+    """The scores of every finished cell and seed, in the order of the names.
+
+    Raises:
+        UserError: some are of other test sets than the others.
+    """
+    paths = [
+        path
         for name in names
         for path in sorted(scores_path(workdir, name, 0, validation).parent.glob('seed*.json'))
     ]
+    cells = [read_json(path, 'delete it to score the cell again') for path in paths]
+    versions = [cell.get('version', 1) for cell in cells]
+    for path, version in zip(paths, versions):
+        if version != max(versions):
+            raise UserError(
+                f'{path}: scored on the test sets of version {version}, others on those of '
+                f'{max(versions)}; move it away, or run its cell again'
+            )
+    return cells
 
 
 def _by_test_set(cells: Sequence[Mapping[str, Any]]) -> dict[str, Rows]:
@@ -129,9 +142,11 @@ def _recipes(cells: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _set_section(rows: Rows) -> str:
-    cases = len({row['name'] for lines in rows.values() for row in lines})
+    lines = [row for several in rows.values() for row in several]
+    cases = len({row['name'] for row in lines})
+    scans = len({row.get('scan', row['name']) for row in lines})
     parts = [
-        f'{cases} cases.\n',
+        f'{cases} cases of {scans} scans.\n',
         _table(rows, HEADLINE),
         'False positives, ml marked in the same scans without a lesion:\n',
         _table(rows, FALSE_ALARMS),
@@ -150,7 +165,9 @@ def _table(rows: Rows, scores: Sequence[str], with_verdict: bool = False) -> str
     for method, cases in rows.items():
         line = [NOTES.get(method, method), *(_cell(cases, score) for score in scores)]
         if with_verdict:
-            means = {score: bootstrap_mean(case.get(score) for case in cases) for score in TISSUE}
+            means = {
+                score: bootstrap_mean(subject_scores(cases, score).values()) for score in TISSUE
+            }
             line.append(verdict(means) or '')
         lines.append(line)
     return markdown_table(head, lines)
@@ -181,7 +198,7 @@ def _comparison(rows: Rows, reference: str) -> str:
         head += [f'{SCORES[score].label}, difference', 'p']
     return (
         f'{reference} against the others: mean paired difference, p of a two-sided Wilcoxon '
-        'signed-rank test over the cases, on the seeds that both have, corrected by Holm over the '
+        'signed-rank test over the scans, on the seeds that both have, corrected by Holm over the '
         'rows of this table.\n\n'
     ) + markdown_table(head, lines)
 
@@ -238,7 +255,7 @@ def _pictures(
 
 
 def _dice_over_cases(rows: Sequence[Row]) -> dict[str, float | None]:
-    """Mean and interval over the cases."""
+    """Mean and interval over the scans."""
     return bootstrap_mean(subject_scores(rows, 'dice_validated').values())
 
 

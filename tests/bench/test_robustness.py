@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import jax
 import numpy as np
 import pytest
 
+from configs.methods import config_of
 from data_pipelines import grids, mni_template
 from fluidjax.base.errors import UserError
 from fluidjax.base.subject import Subject
@@ -36,7 +39,8 @@ def test_changes_keep_the_level_of_white_matter_and_do_what_they_say():
     level = np.percentile(healthy.image[brain], 75)
     same = changed(healthy, 'as they are')
     np.testing.assert_allclose(same.image, healthy.image, atol=1e-6)
-    found = {n: changed(healthy, n) for n in ('shading', 'darker', 'ventricles', 'blur')}
+    names = ('shading', 'darker', 'ventricles', 'slices', 'blur')
+    found = {name: changed(healthy, name) for name in names}
     for one in found.values():
         np.testing.assert_allclose(np.percentile(one.image[brain], 75), level, rtol=1e-3)
     unclipped = brain & (healthy.image > 0.1) & (found['shading'].image < 1)
@@ -48,8 +52,14 @@ def test_changes_keep_the_level_of_white_matter_and_do_what_they_say():
     distance = np.asarray(from_ventricles(SHAPE, SPACING, CENTRE_MM)[0])
     wall = brain & (distance > WALL_MM) & (distance < WALL_MM + 3)
     assert found['ventricles'].image[wall].mean() < 0.7 * healthy.image[wall].mean()
-    assert found['blur'].image[brain].std() < healthy.image[brain].std()
-    assert changed(healthy, 'brain mask').brain.sum() != brain.sum()
+    for name in ('slices', 'blur'):
+        assert found[name].image[brain].std() < 0.97 * healthy.image[brain].std(), name
+    change = robustness.changes_of(SPACING)['brain mask up to 3 mm off'].made
+    masks = [
+        change(jax.random.key(k), healthy.image, brain.astype(np.float32))[1] for k in range(9)
+    ]
+    sizes = [float(mask.sum()) - brain.sum() for mask in masks]
+    assert min(sizes) < -100 and max(sizes) > 100  # too tight, and too wide
 
 
 def test_what_is_marked_is_counted(smoke_run, monkeypatch, capsys):
@@ -62,11 +72,29 @@ def test_what_is_marked_is_counted(smoke_run, monkeypatch, capsys):
     table = robustness.measure(smoke_run, ['scan'], draws=2)
     everything = float(healthy.brain.sum()) * np.prod(grid.spacing) / 1000.0
     assert table['as they are']['most'] == pytest.approx(everything)
-    assert table['as they are']['scans'] == 1 and table['ventricles + 6 mm']['scans'] == 2
-    assert 0 < table['as they are']['ventricles'] < 0.2 * everything
+    assert table['as they are']['draws'] == 1 and table['ventricles + 6 mm']['draws'] == 2
+    assert 0 < table['as they are']['ventricles'] < 0.5 * everything
+    assert list(table['as they are']['scans']) == ['template'] and table['threshold'] == -1.0
     assert 'ventricles + 6 mm' in capsys.readouterr().err
 
 
-def test_a_scan_that_cannot_be_used_is_named(smoke_run, tmp_path):
-    with pytest.raises(UserError, match='nothing.nii'):
+def test_scans_and_models_that_cannot_be_used_are_named(smoke_run, tmp_path, capsys, monkeypatch):
+    with pytest.raises(UserError, match='no scan in .*nothing.nii'):
         robustness.measure(smoke_run, [str(tmp_path / 'nothing.nii.gz')], draws=1)
+    assert 'nothing.nii.gz' in capsys.readouterr().err
+    mask = SimpleNamespace(method=SimpleNamespace(needs_mask=True), config=config_of('inpainting'))
+    monkeypatch.setattr(robustness, 'load_run', lambda path: mask)
+    with pytest.raises(UserError, match='inpainting needs a mask'):
+        robustness.measure(smoke_run, ['scan'], draws=1)
+
+
+def test_a_file_is_read_as_predict_reads_it(smoke_run, tmp_path, capsys):
+    from data_pipelines.volume_io import save_volume
+    from fluidjax.runs.load import load_run
+
+    healthy = template(SHAPE, SPACING)
+    save_volume(tmp_path / 'scan.nii.gz', healthy.image, healthy.affine)
+    (tmp_path / 'broken.nii.gz').write_bytes(b'no image')
+    (case,) = robustness._healthy(load_run(smoke_run), [str(tmp_path)])
+    assert case.brain.any() and case.name.endswith('scan.nii.gz')
+    assert 'broken.nii.gz' in capsys.readouterr().err

@@ -67,6 +67,16 @@ def test_each_lesion_is_in_a_deformed_scan_of_its_own(healthy):
         assert 0.7 < overlap / (case.brain.sum() + healthy[0].brain.sum()) < 1
 
 
+def test_scans_keep_their_level_though_a_bright_lesion_has_the_maximum(healthy):
+    scan = dataclasses.replace(healthy[0], image=(0.9 * healthy[0].image).astype(np.float32))
+    for case in painted(laws.MIXTURE, [scan], variety=None):
+        outside = case.brain & ~case.lesion
+        np.testing.assert_allclose(case.healthy[outside], 0.54, atol=2e-3)
+        np.testing.assert_allclose(np.median(case.image[outside]), 0.54, atol=2e-3)
+    for case in painted(laws.MIXTURE, [scan]):  # recoloured
+        assert np.percentile(case.healthy[case.brain], 75) == pytest.approx(0.54, abs=0.01)
+
+
 def test_laws_differ_from_training_as_they_say(diseased):
     by_law = {law.name: diseased[place] for place, law in enumerate(laws.MIXTURE)}
 

@@ -18,6 +18,7 @@ from fluidjax.runs import rows, scoring
 from fluidjax.runs.cases import Cases, Split
 from fluidjax.runs.detector import Detector
 from fluidjax.runs.load import Run
+from fluidjax.sweep.cells import scan_of
 
 
 def cases_from(seeds, lesion=True):
@@ -136,6 +137,19 @@ def test_validation_scans_are_read_when_a_loop_reaches_them(cohort):
     config.detect.validation_scans = -1
     with pytest.raises(UserError, match='detect.validation_scans'):
         cases_of_runs.split_validation(config, cohort, keep_half=True)
+
+
+def test_a_scan_has_as_many_simulated_lesions_as_asked_for(cohort):
+    config = ldm.get_config('smoke')
+    scan = next(iter(cases_of_runs.split_validation(config, cohort, keep_half=True).healthy))
+    made = list(cases_of_runs.with_simulated_lesions(config, [scan, scan], seed=1, draws=2))
+    names = [f'{scan.name}-simulated-{draw}' for draw in (0, 1)]
+    assert [one.name for one in made] == names * 2
+    assert len({one.lesion.tobytes() for one in made}) == 4
+    for one in made:
+        np.testing.assert_array_equal(one.healthy, made[0].healthy)
+        assert scan_of({'name': one.name}) == scan.name
+    assert scan_of({'name': 'phantom-simulated-scan'}) == 'phantom-simulated-scan'
 
 
 def test_validation_on_the_law_of_training_alone_leaves_the_scans_as_they_are(cohort):

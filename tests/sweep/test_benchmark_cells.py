@@ -123,6 +123,16 @@ def test_tables_say_what_is_better_and_what_is_missing(tmp_path):
         assert str(picture.relative_to(tmp_path)) in text
 
 
+def test_scores_of_other_test_sets_are_not_mixed(tmp_path):
+    for seed in (0, 1):
+        scored(tmp_path, 'ldm', seed, 0.2)
+    path = cells.scores_path(tmp_path, 'ldm', 1)
+    assert cells.version_of(path) == 1
+    path.write_text(json.dumps({**json.loads(path.read_text()), 'version': cells.VERSION}))
+    with pytest.raises(UserError, match='seed0.json: scored on the test sets of version 1'):
+        results.write(tmp_path, 'comparison', ['ldm'])
+
+
 def test_nothing_finished_says_so(tmp_path):
     with pytest.raises(UserError, match='no cell is finished'):
         results.write(tmp_path, 'comparison', ['vae'])
@@ -177,6 +187,7 @@ def test_only_the_same_stages_of_the_same_scans_are_shared(tmp_path):
     longer.autoencoder.training.steps = 12  # the same diffusion on another autoencoder
     assert cells._shared_stages(longer, tmp_path / 'done') == []
     wide = cells.cell_config(CELLS['conddiff with head: wide law'], 'smoke', 3)
+    assert cells._shared_stages(wide, tmp_path / 'done') == []
     assert 'wide' in wide and 'variants' in wide and 'wide' not in config
     masks = cells.cell_config(CELLS['conddiff: masks that flow'], 'smoke', 3, 'MASKS')
     assert cells._shared_stages(masks, tmp_path / 'begun') == []
