@@ -121,6 +121,7 @@ def training_command(config: ConfigDict) -> str:
     except UserError:  # the latent methods share a file
         method = f',method={config.method}' if config.method != 'conddiff' else ''
         name = name.replace(config.method, 'ldm', 1) + method
+    name += ',law=wide' if 'wide' in config else ''
     try:
         default = read_config_file(name)
     except UserError:  # a size or a method of another version
@@ -137,6 +138,8 @@ def training_command(config: ConfigDict) -> str:
             continue
         if section == 'cohort' and last in STAND_INS:
             value = STAND_INS[last]
+        if field == 'start' and value:
+            value = 'MODEL'
         if last == 'perceptual_weights':
             value = tuple(name.replace('\\', '/').rpartition('/')[2] for name in value)
         value = tuple(value) if isinstance(value, list) else value
@@ -150,7 +153,8 @@ def _scores(scores: Mapping[str, Any]) -> str:
         return 'It was not evaluated.'
     tables = []
     for cohort, rows in scores.items():
-        counts = [entry.get('n') or 0 for entries in rows.values() for entry in entries.values()]
+        shown = [entries.get(score) or {} for entries in rows.values() for score in _SCORES]
+        counts = [entry.get('n') or 0 for entry in shown]
         cases = max(counts, default=0)
         lines = [
             f'On `{cohort}`, {cases} cases (mean, 95 % interval):',

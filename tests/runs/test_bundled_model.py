@@ -40,7 +40,7 @@ def test_its_card_says_what_it_is():
     with zipfile.ZipFile(package.BUNDLED) as held:
         card = held.read(package.CARD).decode()
     assert card == CARD.read_text()
-    for said in ('not for diagnosis', 'fluidjax.main', '--config.cohort.embedded', 'ds002748'):
+    for said in ('not for diagnosis', 'fluidjax train', '--config.cohort.embedded', 'ds002748'):
         assert said in card
     assert '/work' not in card and '/tmp' not in card and '/home' not in card
 
