@@ -126,15 +126,16 @@ def test_the_card_tells_what_it_saw_and_how_to_make_it_again(smoke_run, tmp_path
         assert text in card, text
 
 
-def test_the_training_command_makes_the_same_configuration(checkout, monkeypatch):
+@pytest.mark.parametrize('law', ['published', 'wide'])
+def test_the_training_command_makes_the_same_configuration(checkout, monkeypatch, law):
     import shlex
     import sys
 
     from absl import flags
     from ml_collections import config_flags
 
-    config = ldm.get_config('smoke,cohort=nifti,method=fluidjax')
-    config.cohort.data_dir = '/somewhere'
+    config = ldm.get_config(f'smoke,cohort=nifti,method=fluidjax,law={law}')
+    config.cohort.data_dir, config.start = '/somewhere', '/somewhere/model.zip'
     config.fluid.lesion_count, config.seed = (1, 3), 5
     saved = ldm.ConfigDict(json.loads(json.dumps(config.to_dict())))
     words = shlex.split(model_card.training_command(saved))
@@ -146,6 +147,7 @@ def test_the_training_command_makes_the_same_configuration(checkout, monkeypatch
     values(words[1:])
     assert made.value.to_dict() == {
         **config.to_dict(),
+        'start': 'MODEL',
         'cohort': {**config.cohort.to_dict(), 'data_dir': 'HEALTHY'},
     }
 
