@@ -31,6 +31,7 @@ from fluidjax.fluid.anatomy import CENTRE_MM, WALL_MM, from_ventricles
 from fluidjax.methods import variants
 from fluidjax.runs import thresholds
 from fluidjax.runs.detector import Detector
+from fluidjax.runs.laws import at_level_of
 from fluidjax.runs.load import Run, load_run
 
 LOG_SHADING = 0.3  # standard deviation of the shading's logarithm in the brain
@@ -39,7 +40,6 @@ WIDER_MM = 6.0  # of the ventricles, in the mean of their walls
 SLICE_MM, BLUR_MM = 5.0, 3.0  # or, if that is more, this many voxels:
 SLICE_VOXELS, BLUR_VOXELS = 2.0, 1.5
 CUT_MM = 3.0
-_WHITE = 75.0  # percentile of the brain that stands for the level of white matter
 TABLE = Table(
     24,
     ('marked', 'draws', '8.0f'),
@@ -174,10 +174,7 @@ def _changed(made_by: Callable, case: Subject, key: jax.Array) -> Subject:
     """A changed scan, with the level of white matter that it had."""
     brain = np.asarray(case.brain, np.float32)
     image, kept = made_by(key, jnp.asarray(case.image), jnp.asarray(brain))
-    image, kept = np.asarray(image), np.asarray(kept) > 0
-    before = np.percentile(case.image[brain > 0], _WHITE)
-    gain = before / max(float(np.percentile(image[kept], _WHITE)), 1e-6)
-    return dataclasses.replace(case, image=np.clip(gain * image, 0.0, 1.0), brain=kept)
+    return at_level_of(case, np.asarray(image), np.asarray(kept) > 0)
 
 
 def _row(found: Mapping[str, Sequence[Sequence[float]]]) -> dict[str, Any]:

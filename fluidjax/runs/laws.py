@@ -119,16 +119,19 @@ def varied_by(
     vary_one = jax.jit(lambda key, image, brain: vary(key, image, brain, grid.spacing, variants))
 
     def made(case: Subject, number: int) -> Subject:
-        key = jax.random.fold_in(jax.random.key(seed), number)
+        # Not a key of `lesions_by`, which has the same seed.
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), number), 4)
         image, brain = vary_one(key, case.image, case.brain.astype(np.float32))
-        nothing = np.zeros_like(image)
-        return dataclasses.replace(
-            with_pair(case, Randomized(image, image, nothing, nothing), np.asarray(brain) > 0),
-            lesion=None,
-            healthy=None,
-        )
+        return at_level_of(case, np.asarray(image), np.asarray(brain) > 0)
 
     return made
+
+
+def at_level_of(case: Subject, image: np.ndarray, brain: np.ndarray) -> Subject:
+    """A case with a changed image and brain, at the level of white matter that it has."""
+    gain = _white(case.image, case.brain.astype(bool)) / _white(image, brain)
+    image = np.clip(gain * image, 0.0, 1.0).astype(np.float32)
+    return dataclasses.replace(case, image=image, brain=brain)
 
 
 def in_turns(paint: Painter, count: int, cases: Iterable[Subject]) -> Iterator[Subject]:
@@ -157,17 +160,11 @@ def with_pair(case: Subject, pair: Randomized, brain: np.ndarray) -> Subject:
     """
     healthy, diseased, mask = (np.asarray(volume) for volume in pair[:3])
     lesion = mask > 0
-    gain = _white(case.image, case.brain.astype(bool)) / _white(healthy, brain)
-    kept = brain & ~lesion & (healthy > 0.1) & (diseased > 0.1)
-    ratio = np.median(healthy[kept] / diseased[kept]) if kept.any() else 1.0
-    level = lambda volume, by: np.clip(by * volume, 0.0, 1.0).astype(np.float32)
-    return dataclasses.replace(
-        case,
-        healthy=level(healthy, gain),
-        image=level(diseased, gain * ratio),
-        lesion=lesion,
-        brain=brain,
-    )
+    without = at_level_of(case, healthy, brain)
+    kept = brain & ~lesion & (without.image > 0.1) & (without.image < 1.0) & (diseased > 0.1)
+    gain = np.median(without.image[kept] / diseased[kept]) if kept.any() else 1.0
+    image = np.clip(gain * diseased, 0.0, 1.0).astype(np.float32)
+    return dataclasses.replace(without, healthy=without.image, image=image, lesion=lesion)
 
 
 def _white(image: np.ndarray, brain: np.ndarray) -> float:
