@@ -4,18 +4,26 @@ The argument after the colon of `--config=configs/FILE.py:ARGUMENT` is a comma-s
     SIZE                      paper (160^3 at 1 mm, the published networks), 1mm, 1.5mm, 2mm
                               (configs/sizes.py), demo or 4mm (minutes on a CPU), or smoke (16^3 at
                               12 mm; seconds, for tests)
-    cohort=template|nifti     the embedded cohort, or your own scans (set config.cohort.data_dir)
+    cohort=template|nifti|labels   the embedded cohort, your own scans (set config.cohort.data_dir),
+                              or a folder of FreeSurfer's label maps, from which scans are made
     law=published|wide        what training shows: flowing lesions as published, or lesions of many
                               kinds in healthy scans of many kinds, for use on scans of others
+    contrast=scans|t1w|t2w|flair|t1ce|any   that of the scans, or scans made in a contrast from
+                              tissue fractions, with law=wide (configs/contrasts.py)
 """
 
 from collections.abc import Mapping
 
 from ml_collections import ConfigDict
 
-from configs import fluid, sizes, wide
+from configs import contrasts, fluid, sizes, wide
 
-CHOICES = {'size': sizes.NAMES, 'cohort': ('template', 'nifti'), 'law': ('published', 'wide')}
+CHOICES = {
+    'size': sizes.NAMES,
+    'cohort': ('template', 'nifti', 'labels'),
+    'law': ('published', 'wide'),
+    'contrast': ('scans', *contrasts.NAMES),
+}
 # An anomaly map without the published erosion, shifts and median filter.
 PLAIN_MAP = {'erosion_mm': 0.0, 'max_shift_voxels': 0, 'median_voxels': 0}
 # Eight samples, so that tests on eight simulated devices can share the batch.
@@ -41,15 +49,17 @@ def common(method: str, chosen: Mapping[str, str]) -> ConfigDict:
     # 0: new pairs at every step; n: n fixed pairs per scan, as in the published code.
     config.stored_pairs = 0
     # embedded: number of subjects of the embedded cohort to train on in addition to your own scans.
+    # labels: where data_dir holds label maps: 'freesurfer', or a JSON file of other labels.
     config.cohort = ConfigDict(
         {
-            'name': cohort,
+            'name': 'template' if cohort == 'template' else 'nifti',
             'data_dir': '',
             'test_dir': '',
             'lesion_dir': '',
             'registration': 'affine',
             'store': '',
             'embedded': 0,
+            'labels': 'freesurfer' if cohort == 'labels' else '',
         }
     )
     config.augment = ConfigDict(
@@ -87,8 +97,10 @@ def common(method: str, chosen: Mapping[str, str]) -> ConfigDict:
     )
     if size != 'paper':
         _shrink(config)
-    if chosen['law'] == 'wide':
+    if chosen['law'] == 'wide' or chosen['contrast'] != 'scans':
         wide.widen(config)
+    if chosen['contrast'] != 'scans':
+        contrasts.synthesise(config, chosen['contrast'])
     return config
 
 

@@ -32,7 +32,7 @@ from data_pipelines import template_cohort as template_cohort_builder  # noqa: E
 from data_pipelines.nifti_source import NiftiSource  # noqa: E402
 from fluidjax.base import files  # noqa: E402
 from fluidjax.base.errors import UserError  # noqa: E402
-from fluidjax.base.subject import Subject  # noqa: E402
+from fluidjax.base.subject import TISSUES, Subject  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -55,21 +55,31 @@ class Cohort:
       grid: of its images.
       directory: the TFDS version folder with its records.
       sizes: number of subjects of each split that has any.
+      tissue: whether its records contain tissue fractions, see `tissue`.
     """
 
     name: str
     grid: grids.ModelGrid
     directory: Path
     sizes: dict[str, int]
+    tissue: bool = False
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """What a batch contains of each sample."""
+        return ('image', 'brain', 'tissue') if self.tissue else ('image', 'brain')
 
 
-def template_cohort(scale: str, store: Path, lesion_dir: str | os.PathLike[str] = '') -> Cohort:
+def template_cohort(
+    scale: str, store: Path, lesion_dir: str | os.PathLike[str] = '', tissue: bool = False
+) -> Cohort:
     """The embedded cohort at a scale ('demo', 'paper' ...), built in `store` if necessary.
 
     Args:
       scale: its grid and number of subjects.
       store: folder of cohorts.
       lesion_dir: folder of lesion masks in MNI152 space, which training transports.
+      tissue: whether the records contain tissue fractions.
 
     Raises:
       UserError: no such scale, or a folder or mask that cannot be used.
@@ -78,7 +88,7 @@ def template_cohort(scale: str, store: Path, lesion_dir: str | os.PathLike[str] 
     if scale not in known:
         raise UserError(f"template cohort: no scale '{scale}'; choose one of {', '.join(known)}")
     make = lambda: template_cohort_builder.TemplateCohort(
-        config=template_cohort_builder.config_for(scale, os.fspath(lesion_dir)),
+        config=template_cohort_builder.config_for(scale, os.fspath(lesion_dir), tissue),
         data_dir=os.fspath(store),
         file_format=FILE_FORMAT,
     )
@@ -94,23 +104,28 @@ def nifti_cohort(
     registration: str = 'affine',
     seed: int = 0,
     embedded: int = 0,
+    tissue: bool = False,
+    labels: str = '',
 ) -> Cohort:
-    """The cohort of the user's own scans, built in `store` if necessary.
+    """The cohort of the user's own scans or label maps, built in `store` if necessary.
 
     This takes about 5 s per scan with registration, and little time if the scans were prepared
     (`preparation`). A changed file or setting gives another cohort.
 
     Args:
-      grid, data_dir, test_dir, lesion_dir, registration, seed: see `nifti_source.NiftiSource`.
+      grid, data_dir, test_dir, lesion_dir, registration, seed, labels: see
+        `nifti_source.NiftiSource`.
       store: folder of cohorts and prepared scans.
       embedded: number of subjects of the embedded cohort to add to the training split.
+      tissue: whether the records contain tissue fractions.
 
     Raises:
       UserError: a folder or file that cannot be used, by name, or fewer than two healthy scans.
     """
     folders = (os.fspath(folder) for folder in (data_dir, test_dir, lesion_dir))
-    source = preparation.as_prepared(NiftiSource(grid, *folders, registration, seed), store)
-    config = nifti_cohort_builder.config_for(source, embedded)
+    source = NiftiSource(grid, *folders, registration, seed, labels=labels)
+    source = preparation.as_prepared(source, store)
+    config = nifti_cohort_builder.config_for(source, embedded, tissue)
     make = lambda: nifti_cohort_builder.NiftiCohort(
         config=config, data_dir=os.fspath(store), file_format=FILE_FORMAT
     )
@@ -129,7 +144,8 @@ def _build(
             download_config=tfds.download.DownloadConfig(try_download_gcs=False),
         )
     sizes = {split: info.num_examples for split, info in builder.info.splits.items()}
-    return Cohort(name, grid, Path(builder.data_dir), {s: n for s, n in sizes.items() if n})
+    there = {split: count for split, count in sizes.items() if count}
+    return Cohort(name, grid, Path(builder.data_dir), there, 'tissue' in builder.info.features)
 
 
 @contextlib.contextmanager
@@ -196,6 +212,7 @@ def _subject(record: dict) -> Subject:
         lesion=record['lesion'].astype(bool) if record['has_lesion'] else None,
         healthy=record['healthy'] if record['has_healthy'] else None,
         affine=record['affine'],
+        tissue=record.get('tissue'),
     )
 
 
@@ -206,27 +223,36 @@ def lesion_bank(cohort: Cohort) -> np.ndarray | None:
     return np.stack([record['lesion'] for record in _records(cohort, 'lesions', ('lesion',))])
 
 
-def load_images(cohort: Cohort, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """All images (float32) and brain masks (uint8) of a split: two (n, x, y, z, 1) arrays."""
-    shape = (cohort.sizes.get(split, 0), *cohort.grid.shape, 1)
-    images, brains = np.empty(shape, np.float32), np.empty(shape, np.uint8)
-    for i, record in enumerate(_records(cohort, split, ('image', 'brain'))):
-        images[i, ..., 0], brains[i, ..., 0] = record['image'], record['brain']
-    return images, brains
+def load_images(cohort: Cohort, split: str) -> tuple[np.ndarray, ...]:
+    """The `Cohort.fields` of all samples of a split: arrays (n, x, y, z, channels).
+
+    They are images (float32) and brain masks (uint8), and tissue fractions (uint8) if there are.
+    """
+    records = _records(cohort, split, cohort.fields)
+    arrays = None
+    for i, record in enumerate(records):
+        sample = _volumes(record, cohort.fields)
+        if arrays is None:
+            arrays = tuple(np.empty((len(records), *v.shape), v.dtype) for v in sample)
+        for array, volume in zip(arrays, sample, strict=True):
+            array[i] = volume
+    return arrays
 
 
-def _fetcher(cohort: Cohort, split: str) -> Callable[[int], tuple[np.ndarray, np.ndarray]]:
-    """Sample number -> (image, brain), from memory if the split is small, else from its records."""
-    if 5 * cohort.sizes.get(split, 0) * np.prod(cohort.grid.shape) <= MEMORY_LIMIT_BYTES:
-        images, brains = load_images(cohort, split)
-        return lambda index: (images[index], brains[index])
-    records = _records(cohort, split, ('image', 'brain'))
+def _volumes(record: dict, fields: tuple[str, ...]) -> tuple[np.ndarray, ...]:
+    """Fields of a record, each (x, y, z, channels)."""
+    volumes = (record[field] for field in fields)
+    return tuple(v if v.ndim == 4 else v[..., None] for v in volumes)
 
-    def fetch(index):
-        record = records[int(index)]
-        return record['image'][..., None], record['brain'][..., None]
 
-    return fetch
+def _fetcher(cohort: Cohort, split: str) -> Callable[[int], tuple[np.ndarray, ...]]:
+    """Sample number -> its volumes, from memory if the split is small, else from its records."""
+    bytes_each = (5 + len(TISSUES) * cohort.tissue) * np.prod(cohort.grid.shape)
+    if bytes_each * cohort.sizes.get(split, 0) <= MEMORY_LIMIT_BYTES:
+        arrays = load_images(cohort, split)
+        return lambda index: tuple(array[index] for array in arrays)
+    records = _records(cohort, split, cohort.fields)
+    return lambda index: _volumes(records[int(index)], cohort.fields)
 
 
 def sample_index(step, slot, size: int, global_batch: int, seed: int):
@@ -268,7 +294,8 @@ def batches(
       process_count: number of processes.
 
     Yields:
-      {'image', 'brain'}: float32 and uint8 (device, batch_size / num_devices, x, y, z, 1).
+      {'image', 'brain'}: float32 and uint8 (device, batch_size / num_devices, x, y, z, 1); and
+        'tissue', uint8 with a channel for each tissue, if the cohort has them.
 
     Raises:
       UserError: an empty split, or a batch that the devices cannot share evenly.
@@ -281,7 +308,7 @@ def batches(
     fetch = _fetcher(cohort, split)
     dataset = _dataset(
         fetch,
-        cohort.grid.shape,
+        cohort,
         lambda step, slot: sample_index(
             step, slot, cohort.sizes[split], batch_size * process_count, seed
         ),
@@ -292,8 +319,8 @@ def batches(
     per_device = (num_devices, batch_size // num_devices)
     split_batch = lambda data: data.reshape(*per_device, *data.shape[1:])
     return (
-        {'image': split_batch(image), 'brain': split_batch(brain)}
-        for image, brain in dataset.as_numpy_iterator()
+        {field: split_batch(data) for field, data in zip(cohort.fields, volumes, strict=True)}
+        for volumes in dataset.as_numpy_iterator()
     )
 
 
@@ -302,18 +329,21 @@ def _threads() -> int:
     return min(joblib.cpu_count(), MOST_THREADS)
 
 
-def _dataset(fetch, shape, index, first_slot: int, batch_size: int, start_step: int):
+def _dataset(fetch, cohort: Cohort, index, first_slot: int, batch_size: int, start_step: int):
     """step number -> sample number -> record -> batch -> prefetch, in fixed order.
 
     The order of the batches does not depend on the number of threads.
     """
     threads = _threads()
+    kinds = {'image': (tf.float32, 1), 'brain': (tf.uint8, 1), 'tissue': (tf.uint8, len(TISSUES))}
+    types, channels = zip(*(kinds[field] for field in cohort.fields), strict=True)
 
     @tf.autograph.experimental.do_not_convert
     def load(number):
         sample = index(number // batch_size, first_slot + number % batch_size)
-        image, brain = tf.numpy_function(fetch, [sample], [tf.float32, tf.uint8], stateful=False)
-        return tf.ensure_shape(image, (*shape, 1)), tf.ensure_shape(brain, (*shape, 1))
+        volumes = tf.numpy_function(fetch, [sample], list(types), stateful=False)
+        shape = cohort.grid.shape
+        return tuple(tf.ensure_shape(v, (*shape, c)) for v, c in zip(volumes, channels))
 
     options = tf.data.Options()
     options.deterministic = True

@@ -28,20 +28,24 @@ class NiftiConfig(tfds.core.BuilderConfig):
       source: the user's scans.
       embedded: number of subjects of the embedded cohort that are added to the training split; an
         eighth as many are added to the validation split.
+      tissue: whether the records contain tissue fractions.
     """
 
     source: NiftiSource
     embedded: int = 0
+    tissue: bool = False
 
 
-def config_for(source: NiftiSource, embedded: int = 0) -> NiftiConfig:
+def config_for(source: NiftiSource, embedded: int = 0, tissue: bool = False) -> NiftiConfig:
     """The TFDS config of a source, named after its grid, its fingerprint and `embedded`."""
     x, y, z = source.grid.shape
     name = f'{x}x{y}x{z}_{source.grid.spacing[0]:g}mm_{source.fingerprint()}'.replace('.', 'p')
     if embedded:
         version = str(template_cohort.TemplateCohort.VERSION).replace('.', 'p')
         name += f'_and_{embedded}_embedded_{version}'
-    return NiftiConfig(name=name, source=source, embedded=embedded)
+    if tissue:
+        name += '_tissue'
+    return NiftiConfig(name=name, source=source, embedded=embedded, tissue=tissue)
 
 
 class NiftiCohort(tfds.core.GeneratorBasedBuilder):
@@ -53,7 +57,9 @@ class NiftiCohort(tfds.core.GeneratorBasedBuilder):
         return tfds.core.DatasetInfo(
             builder=self,
             description='Scans from NIfTI files, on the model grid.',
-            features=template_cohort.record_features(self.builder_config.source.grid.shape),
+            features=template_cohort.record_features(
+                self.builder_config.source.grid.shape, self.builder_config.tissue
+            ),
             disable_shuffling=True,
         )
 
@@ -67,10 +73,13 @@ class NiftiCohort(tfds.core.GeneratorBasedBuilder):
         return {split: self._generate_examples(split, chosen) for split, chosen in items.items()}
 
     def _generate_examples(self, split: str, items: list) -> Iterator[tuple[int, dict]]:
-        source, embedded = self.builder_config.source, self.builder_config.embedded
+        config = self.builder_config
+        source, embedded, wanted = config.source, config.embedded, config.tissue
         progress = tqdm.tqdm(items, desc=f'preprocessing {split}', file=sys.stderr)
-        own = (records.record_of(item, source, split) for item in progress)
-        added = {'train': embedded, 'validation': embedded // 8}.get(split, 0)
-        yield from enumerate(
-            itertools.chain(own, template_cohort.make_records(source.grid, split, added))
+        own = (
+            records.with_tissue(records.record_of(item, source, split), wanted, source.grid)
+            for item in progress
         )
+        added = {'train': embedded, 'validation': embedded // 8}.get(split, 0)
+        others = template_cohort.make_records(source.grid, split, added, tissue=wanted)
+        yield from enumerate(itertools.chain(own, others))

@@ -15,7 +15,7 @@ import numpy as np
 
 from data_pipelines import grids, scan_folders
 from data_pipelines.scan_folders import Case
-from data_pipelines.volume_io import load_volume
+from data_pipelines.volume_io import load_volume, strip_ending
 from fluidjax.base.errors import UserError
 
 # Increase it when preprocessing changes, so that existing cohorts are built again.
@@ -42,6 +42,8 @@ class NiftiSource:
         listed are left out. None for the random division.
       left_out: keys of files that are not used.
       records: folder of records that were made before (`records`), or ''.
+      labels: '' for scans; 'freesurfer' or a JSON file (`tissue.table_of`) if the files of
+        `data_dir` are label maps.
     """
 
     grid: grids.ModelGrid
@@ -53,6 +55,7 @@ class NiftiSource:
     assigned: tuple[tuple[str, str], ...] | None = None
     left_out: tuple[str, ...] = ()
     records: str = ''
+    labels: str = ''
 
     def key(self, path: Path, purpose: str = 'data_dir') -> str:
         """A file by its place in one of the folders; it stays the same if the folder is moved."""
@@ -64,13 +67,17 @@ class NiftiSource:
         described += self._files()
         if self.assigned is not None or self.left_out:
             described += [self.assigned, self.left_out]
-        return scan_folders.digest(described)
+        return scan_folders.digest(described + self._described_labels())
 
     def inputs(self) -> str:
         """Hash as `fingerprint`, only of what preprocessing depends on: not of the splits."""
         return scan_folders.digest(
             [PREPROCESSING_VERSION, self.registration, repr(self.grid), *self._files()]
+            + self._described_labels()
         )
+
+    def _described_labels(self) -> list:
+        return [self.labels] if self.labels else []
 
     def _files(self) -> list[tuple]:
         folders = [(getattr(self, purpose), purpose) for purpose in PURPOSES]
@@ -112,7 +119,7 @@ def unused_files(
     used, unused = 0, []
     for purpose in filter(lambda purpose: getattr(source, purpose), PURPOSES):
         folder = getattr(source, purpose)
-        if purpose == 'lesion_dir':
+        if purpose == 'lesion_dir' or (source.labels and purpose == 'data_dir'):
             files, others = scan_folders.split_files(folder, purpose)
             kept = [path for path in files if source.is_used(path, purpose)]
         else:
@@ -152,8 +159,18 @@ def assign_splits(source: NiftiSource) -> dict[str, list[Case]]:
 
 
 def _used_cases(source: NiftiSource, purpose: str) -> list[Case]:
+    if source.labels and purpose == 'data_dir':
+        return _label_maps(source)
     cases = scan_folders.find_cases(getattr(source, purpose), purpose)
     return [case for case in cases if source.is_used(case.scan, purpose)]
+
+
+def _label_maps(source: NiftiSource) -> list[Case]:
+    """Every image file of `data_dir`, whatever its name, as that of a person of its own."""
+    paths = scan_folders.nifti_files(source.data_dir, 'data_dir')
+    names = scan_folders.numbered([strip_ending(path.name) for path in paths])
+    cases = [Case(name, path, None, (name,)) for name, path in zip(names, paths, strict=True)]
+    return [case for case in cases if source.is_used(case.scan, 'data_dir')]
 
 
 def _divided(cases: list[Case], source: NiftiSource, num_others: int) -> dict[str, list[Case]]:

@@ -29,6 +29,8 @@ from fluidjax.base.subject import Preprocessed
 REGISTRATIONS = ('affine', 'none')
 # The intensity in [0, 1] to which the median of white matter is scaled.
 WHITE_MATTER_INTENSITY = 0.82
+# In other contrasts than T1w: the percentile in the brain that is scaled, and to what.
+BRIGHTEST, BRIGHTEST_INTENSITY = 99.5, 0.9
 # Share of a lesion that must lie in the brain: skull stripping may have cut some of it off.
 LEAST_LESION_IN_BRAIN = 0.25
 # Fraction of the 98th percentile below which a voxel is background (interpolation leaves traces).
@@ -81,11 +83,15 @@ def preprocess(
 
     def on_grid(data: np.ndarray, white_matter: TissueLevel) -> np.ndarray:
         """The brain in [0, 1] on the model grid."""
-        gain = WHITE_MATTER_INTENSITY / white_matter_level(white_matter, data, in_head)
+        if contrast == 't1w':
+            gain = WHITE_MATTER_INTENSITY / white_matter_level(white_matter, data, in_head)
+        else:  # white matter may be the darkest tissue
+            gain = BRIGHTEST_INTENSITY / float(np.percentile(data[in_head], BRIGHTEST))
         scaled = np.clip(gain * data, 0.0, 1.0)
         return brain_on_grid * resample_image(scaled, head.affine, grid.shape, affine)
 
     levels = tissue_levels(head.data, head.affine, scan_from_mni)
+    contrast = quality.contrast_of(levels)
     before = None
     if bias_field:
         before = on_grid(shaded, tissue_levels(shaded, head.affine, scan_from_mni)['wm'])
@@ -110,6 +116,7 @@ def preprocess(
         extraction=extracted.method,
         before=before,
         shading=shading,
+        contrast=contrast,
     )
 
 

@@ -27,15 +27,28 @@ CLIPPED_CM2 = 10.0
 LEAST_SHARE = 0.25
 
 
-def contrast_warnings(levels: Mapping[str, TissueLevel]) -> list[str]:
-    """A contrast other than T1w: CSF darker than grey matter, grey darker than white matter.
+# The tissues of each contrast, from dark to bright; a T1w scan after contrast agent is T1w here.
+_ORDERS = {('csf', 'gm', 'wm'): 't1w', ('wm', 'gm', 'csf'): 't2w', ('csf', 'wm', 'gm'): 'flair'}
 
-    There is no warning if the scan hardly overlaps with the template.
+
+def contrast_of(levels: Mapping[str, TissueLevel]) -> str:
+    """'t1w', 't2w' or 'flair' by the order of the tissues' intensities, or 'other'.
+
+    A scan that hardly overlaps with the template is taken for T1w.
     """
     medians = {tissue: level.median for tissue, level in levels.items()}
-    overlapping = min(level.share for level in levels.values()) >= LEAST_SHARE
-    if not overlapping or medians['csf'] < medians['gm'] < medians['wm']:
+    if min(level.share for level in levels.values()) < LEAST_SHARE:
+        return 't1w'
+    if len(set(medians.values())) < len(medians):
+        return 'other'
+    return _ORDERS.get(tuple(sorted(medians, key=medians.__getitem__)), 'other')
+
+
+def contrast_warnings(levels: Mapping[str, TissueLevel]) -> list[str]:
+    """A contrast other than T1w: CSF darker than grey matter, grey darker than white matter."""
+    if contrast_of(levels) == 't1w':
         return []
+    medians = {tissue: level.median for tissue, level in levels.items()}
     names = sorted(medians, key=medians.__getitem__)
     order = names[0]
     for darker, brighter in itertools.pairwise(names):

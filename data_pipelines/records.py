@@ -20,23 +20,26 @@ from pathlib import Path
 import numpy as np
 import tqdm
 
-from data_pipelines import grids, nifti_source, preprocess, resampling, scan_folders
+from data_pipelines import grids, nifti_source, preprocess, resampling, scan_folders, tissue
 from data_pipelines.file_names import without_bytes
 from data_pipelines.nifti_source import NiftiSource
 from data_pipelines.scan_folders import Case
 from data_pipelines.volume_io import load_volume
 from fluidjax.base.errors import UserError
 from fluidjax.base.files import write_bytes
+from fluidjax.base.subject import TISSUES
 
 MAX_LESION_FRACTION = 0.6  # of the brain; a larger mask is not one of a lesion
+# Of the intensity scale of other contrasts than T1w, on which no cohort depended before.
+_SCALING_VERSION = 1
 _FLAGS = ('has_healthy', 'has_lesion')
 _FAULTS = 'faults'  # why a scan must not be trained on, see `check_healthy`; '' if nothing is wrong
 
 
-def record(name, image, brain, affine, lesion=None, healthy=None) -> dict:
+def record(name, image, brain, affine, lesion=None, healthy=None, tissue=None) -> dict:
     """A subject as `template_cohort.record_features` describes it.
 
-    A missing lesion mask or healthy image becomes zeros.
+    A missing lesion mask or healthy image becomes zeros; tissue fractions are there if given.
     """
     filled = lambda data, dtype: (
         np.zeros(image.shape, dtype) if data is None else data.astype(dtype)
@@ -50,6 +53,7 @@ def record(name, image, brain, affine, lesion=None, healthy=None) -> dict:
         'lesion': filled(lesion, np.uint8),
         'has_lesion': lesion is not None,
         'affine': np.asarray(affine, np.float64),
+        **({} if tissue is None else {'tissue': tissue}),
     }
 
 
@@ -61,6 +65,11 @@ def make(item: Case | Path, source: NiftiSource) -> dict:
     """
     if isinstance(item, Path):
         return {**lesion_record(item, source.lesion_dir, source.grid), _FAULTS: ''}
+    if source.labels and item.scan.is_relative_to(source.data_dir):
+        table = tissue.table_of(source.labels)
+        made, fractions = tissue.from_labels(item.scan, source.grid, source.registration, table)
+        own = record(item.name, made.image, made.brain, made.affine, tissue=fractions)
+        return {**own, _FAULTS: '; '.join(made.faults)}
     return _scan_record(item, source)
 
 
@@ -85,6 +94,24 @@ def _scan_record(case: Case, source: NiftiSource) -> dict:
         tqdm.tqdm.write(f'{case.scan}: {warning}', file=sys.stderr)
     made = record(case.name, result.image, result.brain, result.affine, lesion=result.lesion)
     return {**made, _FAULTS: '; '.join(result.faults)}
+
+
+def with_tissue(record: dict, wanted: bool, grid: grids.ModelGrid | None = None) -> dict:
+    """A record with tissue fractions if they are wanted: its own, or estimated from its image.
+
+    Args:
+      record: of a scan, or of a mask of the lesion bank, which gets zeros.
+      wanted: whether the cohort has tissue fractions.
+      grid: of the image.
+    """
+    if not wanted:
+        return {name: value for name, value in record.items() if name != 'tissue'}
+    if 'tissue' in record:
+        return record
+    if not record['brain'].any():
+        return {**record, 'tissue': np.zeros((*record['brain'].shape, len(TISSUES)), np.uint8)}
+    fractions = tissue.estimated(record['image'], record['brain'].astype(bool), grid)
+    return {**record, 'tissue': fractions}
 
 
 def check_healthy(record: dict, item: Case | Path, split: str) -> None:
@@ -140,10 +167,13 @@ def key_of(item: Case | Path, source: NiftiSource) -> str:
     """
     described = [
         nifti_source.PREPROCESSING_VERSION,
+        _SCALING_VERSION,
         source.registration,
         repr(source.grid),
         'mask' if isinstance(item, Path) else 'scan',
     ]
+    if source.labels and not isinstance(item, Path):
+        described.append(['labels', repr(tissue.table_of(source.labels))])
     for path in files_of(item):
         try:
             with open(path, 'rb') as file:

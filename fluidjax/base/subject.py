@@ -6,6 +6,9 @@ import dataclasses
 
 import numpy as np
 
+# Tissues of a label map; `stem` is white matter of cerebellum and brain stem.
+TISSUES = ('csf', 'grey', 'white', 'deep_grey', 'cerebellar_grey', 'stem')
+
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
@@ -18,6 +21,7 @@ class Subject:
       lesion: (x, y, z) bool, or None where no mask is known.
       healthy: (x, y, z) float32, the same subject without its lesion, or None.
       affine: voxel -> the scan's own world, mm: (4, 4) float64.
+      tissue: (x, y, z, tissues) uint8, fractions of `TISSUES`, 255 for 1; None where not known.
     """
 
     name: str
@@ -26,6 +30,7 @@ class Subject:
     lesion: np.ndarray | None
     healthy: np.ndarray | None
     affine: np.ndarray
+    tissue: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +49,7 @@ class Preprocessed:
       extraction: how the brain was found, see `brain_extraction.Extraction.method`.
       before: (x, y, z) the image without N4; None where N4 was off.
       shading: what N4 took out, 95th over 5th percentile of its field in the brain; 1 without.
+      contrast: by the tissues' intensities, see `quality.contrast_of`.
     """
 
     image: np.ndarray
@@ -56,3 +62,4 @@ class Preprocessed:
     extraction: str = 'none'
     before: np.ndarray | None = None
     shading: float = 1.0
+    contrast: str = 't1w'

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from fluidjax.base.errors import UserError
 from fluidjax.bench.timer import Table
 from fluidjax.detect import metrics
-from fluidjax.runs.cases import batches, scans_of
+from fluidjax.runs.cases import batches, healthy_of
 from fluidjax.runs.cohort import derived_seed, model_grid, open_cohort
 from fluidjax.runs.feed import Feed, some_volumes
 from fluidjax.runs.stages import build_stages
@@ -48,7 +48,9 @@ def measure(config: ConfigDict) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder, StopRequest() as stop:
         params = train_stage(
             stage.method,
-            lambda params: stage.method.prepare(params, some_volumes(cohort)),
+            lambda params: stage.method.prepare(
+                params, some_volumes(healthy_of(config, cohort, 'train'))
+            ),
             Feed(cohort, layout, seed),
             stage.training,
             Path(folder),
@@ -57,7 +59,9 @@ def measure(config: ConfigDict) -> dict[str, Any]:
             stop,
             Watch(),
         )
-    rows = _rows(stage.method, params, scans_of(cohort, 'validation'), config.detect.batch_size)
+    rows = _rows(
+        stage.method, params, healthy_of(config, cohort, 'validation'), config.detect.batch_size
+    )
     means = {name: float(np.mean([row[name] for row in rows])) for name in SCORES}
     TABLE.print_head(f'{len(rows)} scans')
     TABLE.print_row('autoencoder', means)

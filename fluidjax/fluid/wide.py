@@ -8,7 +8,7 @@ of fluid or a rim. All are carried by the flow of `fluidjax.fluid.randomize`.
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -115,8 +115,31 @@ class Look(NamedTuple):
     smooth: jax.Array
 
 
-def draw_look(key: jax.Array, settings: WideSettings) -> Look:
-    """A random look."""
+class Appearance(NamedTuple):
+    """How lesions look in the contrast of a scan; scalars.
+
+    bright: probability that a lesion is brighter than the tissue around it.
+    enhancing: probability that its rim is bright.
+    white, fluid: intensity of white matter and of fluid.
+    """
+
+    bright: jax.Array
+    enhancing: jax.Array
+    white: jax.Array
+    fluid: jax.Array
+
+
+def draw_look(key: jax.Array, settings: WideSettings, appearance: Appearance | None = None) -> Look:
+    """A random look.
+
+    Args:
+        key: random key.
+        settings: `bright` is the share of scans whose lesions are brighter in T1w; in other
+            contrasts it is the share in which they are not as the contrast calls for.
+        appearance: of the scan's contrast; None for T1w.
+    """
+    if appearance is not None:
+        return _look_in(appearance, key, settings)
     keys = dict(zip((*Look._fields, 'kind', 'has'), jax.random.split(key, 10), strict=True))
     u = {name: jax.random.uniform(own) for name, own in keys.items()}
     least, most = settings.strength
@@ -136,6 +159,25 @@ def draw_look(key: jax.Array, settings: WideSettings) -> Look:
         fluid=_FLUID[0] + (_FLUID[1] - _FLUID[0]) * u['fluid'],
         rim=rimmed * 0.8 * (u['rim'] - 0.5),
         smooth=u['smooth'] < 0.5,
+    )
+
+
+def _look_in(appearance: Appearance, key: jax.Array, settings: WideSettings) -> Look:
+    """A random look in a contrast."""
+    k_usual, k_kind, k_core, k_fluid, k_rim = jax.random.split(key, 5)
+    usual = draw_look(k_usual, dataclasses.replace(settings, bright=0.0))
+    as_called_for = jax.random.bernoulli(k_kind, 1.0 - settings.bright)
+    brighter = jax.random.bernoulli(jax.random.fold_in(k_kind, 1), appearance.bright)
+    brighter = brighter == as_called_for
+    cored = jax.random.bernoulli(k_core, settings.core)
+    u = jax.random.uniform(k_rim)
+    enhancing = jax.random.bernoulli(jax.random.fold_in(k_rim, 1), appearance.enhancing)
+    level = appearance.fluid / jnp.maximum(appearance.white, 1e-3)
+    return usual._replace(
+        shift=jnp.where(brighter, -usual.shift, usual.shift),
+        core=jnp.where(cored, 0.4 + 0.4 * jax.random.uniform(jax.random.fold_in(k_core, 1)), 2.0),
+        fluid=level * jax.random.uniform(k_fluid, minval=0.8, maxval=1.2),
+        rim=jnp.where(enhancing, 0.3 + 0.7 * u, usual.rim),
     )
 
 
@@ -209,6 +251,7 @@ def paint_look(
     look: Look,
     grid: Grid,
     threshold: float,
+    white: jax.Array | None = None,
 ) -> jax.Array:
     """The image (x, y, z) with the lesions painted into it; not rescaled.
 
@@ -220,11 +263,12 @@ def paint_look(
         look: how.
         grid: geometry.
         threshold: share of the largest P at which the mask ends.
+        white: intensity of white matter; None for a T1w scan, in which it is measured.
     """
     level = P / jnp.maximum(P.max(), 1e-6)
     fading = jnp.clip((level - threshold) / look.softness + 0.5, 0.0, 1.0) * mask
     mu = painting.mean_inside(image, mask)
-    white = upper_threshold(image, _WHITE, brain)
+    white = upper_threshold(image, _WHITE, brain) if white is None else white
     texture = jnp.where(
         look.smooth,
         painting.lesion_texture(key, grid, _TEXTURE_MM),
@@ -234,7 +278,8 @@ def paint_look(
     content = flat + mu * (look.shift + look.spread * texture)
     in_core = jnp.clip((level - look.core) / 0.1, 0.0, 1.0)
     fluid = white * look.fluid * (1.0 + 0.1 * texture)
-    content = content + in_core * (jnp.minimum(content, fluid) - content)
+    filled = jnp.where(look.fluid < 1.0, jnp.minimum(content, fluid), jnp.maximum(content, fluid))
+    content = content + in_core * (filled - content)
     in_rim = jnp.exp(-0.5 * ((level - threshold - 0.1) / 0.08) ** 2)
     content = content + in_rim * look.rim * mu
     return jnp.clip(image + fading * (content - image), 0.0, 1.0)
@@ -247,6 +292,7 @@ def randomize_wide(
     grid: Grid,
     settings: WideSettings,
     lesion_bank: jax.Array | None = None,
+    appearance: Appearance | None = None,
 ) -> Randomized:
     """A pair (healthy, diseased) by the wide law.
 
@@ -258,6 +304,7 @@ def randomize_wide(
         settings: static under jit.
         lesion_bank: masks (n, x, y, z) as in `randomize`; a share `fluid.bank_probability` of the
             pairs has one of them instead of ellipsoids.
+        appearance: of lesions in the scan's contrast; None for T1w.
     """
     k_draw, k_seeds, k_look = jax.random.split(key, 3)
     brain = brain > 0
@@ -266,9 +313,10 @@ def randomize_wide(
     if lesion_bank is not None:
         P0 = jnp.where(draw.seeds.from_bank[0], _real(draw, brain, grid, settings, lesion_bank), P0)
     P, mask = carried(P0, draw, brain, grid, settings.fluid)
-    look = draw_look(k_look, settings)
+    look = draw_look(k_look, settings, appearance)
+    white = None if appearance is None else appearance.white
     threshold = settings.fluid.threshold
-    painted = paint_look(draw.key_texture, image, brain, P, mask, look, grid, threshold)
+    painted = paint_look(draw.key_texture, image, brain, P, mask, look, grid, threshold, white)
     return pair_of(draw.diseased, image, painted, P, mask)
 
 
@@ -292,15 +340,16 @@ def randomize_wide_batch(
     grid: Grid,
     settings: WideSettings,
     lesion_bank: jax.Array | None = None,
+    appearances: Appearance | None = None,
 ) -> Randomized:
     """`randomize_wide` for a batch: images and brains (batch, x, y, z, 1), each its own draw.
 
-    `key` is one key, or `(batch,)` keys, one per sample.
+    `key` is one key, or `(batch,)` keys, one per sample; fields of `appearances` are `(batch,)`.
     """
 
-    def one(key: jax.Array, image: jax.Array, brain: jax.Array) -> Randomized:
-        return randomize_wide(key, image, brain, grid, settings, lesion_bank)
+    def one(key: jax.Array, image: jax.Array, brain: jax.Array, look: Any) -> Randomized:
+        return randomize_wide(key, image, brain, grid, settings, lesion_bank, look)
 
     keys = sample_keys(key, images.shape[0])
-    pairs = jax.vmap(one)(keys, images[..., 0], brains[..., 0])
+    pairs = jax.vmap(one)(keys, images[..., 0], brains[..., 0], appearances)
     return jax.tree.map(lambda volume: volume[..., None], pairs)

@@ -15,8 +15,9 @@ from fluidjax.base.settings import check
 from fluidjax.base.share import WHOLE, Share
 from fluidjax.fluid.grid import Grid
 from fluidjax.methods import Method
-from fluidjax.methods.augment import AugmentSettings, augment_batch
-from fluidjax.methods.variants import VariantSettings, vary_batch
+from fluidjax.methods.augment import AugmentSettings
+from fluidjax.methods.scans import healthy_scans
+from fluidjax.methods.variants import VariantSettings
 from fluidjax.models import perceptual
 from fluidjax.models.autoencoder import Autoencoder, AutoencoderConfig
 from fluidjax.models.conv import arranged
@@ -29,6 +30,7 @@ from fluidjax.models.discriminator import (
 )
 from fluidjax.models.linear_code import principal_components, with_linear_start
 from fluidjax.models.weights_file import read_state_dict
+from fluidjax.synthesis.generate import SynthesisSettings
 
 Params = dict[str, Any]
 RECONSTRUCTIONS = ('squared', 'absolute')
@@ -95,6 +97,7 @@ class AutoencoderMethod(Method):
         losses: weights.
         augment: of the training scans.
         variants: further changes of them, or None.
+        synthesis: how they are made from tissue fractions; None: they are given.
     """
 
     grid: Grid
@@ -102,6 +105,7 @@ class AutoencoderMethod(Method):
     losses: AutoencoderLoss
     augment: AugmentSettings
     variants: VariantSettings | None = None
+    synthesis: SynthesisSettings | None = None
 
     stage = 'autoencoder'
     trainable = ('autoencoder', 'discriminator')
@@ -186,13 +190,16 @@ class AutoencoderMethod(Method):
         consists of the gradients of the two losses.
         """
         k_augment, k_eps = jax.random.split(key)
-        count, spacing = len(batch['image']), self.grid.spacing
-        x, brains = augment_batch(
-            share.keys(k_augment, count), batch['image'], batch['brain'], spacing, self.augment
+        x, _, _ = healthy_scans(
+            batch,
+            k_augment,
+            key,
+            self.grid.spacing,
+            share,
+            augment=self.augment,
+            variants=self.variants,
+            synthesis=self.synthesis,
         )
-        if self.variants is not None:
-            keys = share.keys(jax.random.fold_in(key, 2), count)
-            x, _ = vary_batch(keys, x, brains, spacing, self.variants)
         eps = share.normal(k_eps, (x.shape[0], *self.latent_shape))
         x_hat, z_mu, z_log_var = self._network.apply({'params': params['autoencoder']}, x, eps)
         # 1. reconstruction

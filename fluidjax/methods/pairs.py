@@ -18,14 +18,16 @@ from fluidjax.fluid.painting import divide_by_maximum
 from fluidjax.fluid.randomize import Randomized, randomize_batch
 from fluidjax.fluid.settings import FluidSettings
 from fluidjax.fluid.wide import WideSettings, randomize_wide_batch
-from fluidjax.methods.augment import AugmentSettings, augment_batch
+from fluidjax.methods.augment import AugmentSettings
 from fluidjax.methods.corruptions import CorruptionSettings, corrupt_batch
-from fluidjax.methods.variants import VariantSettings, vary_batch
+from fluidjax.methods.scans import healthy_scans
+from fluidjax.methods.variants import VariantSettings
+from fluidjax.synthesis.generate import SynthesisSettings
 
 
 @dataclasses.dataclass(frozen=True)
 class PairMaker:
-    """Augmentation, then pseudo-pathology: `(batch, key) -> Randomized`.
+    """Healthy scans, then pseudo-pathology: `(batch, key) -> Randomized`.
 
     Attributes:
         grid: shape and voxel size of the volumes.
@@ -36,6 +38,7 @@ class PairMaker:
             as if they had been made once and stored (published).
         seed: of the stored pairs.
         variants: further changes of the scans, after the augmentation, or None.
+        synthesis: how scans of any contrast are made from tissue fractions; None: they are given.
     """
 
     grid: Grid
@@ -44,14 +47,23 @@ class PairMaker:
     stored: int = 0
     seed: int = 0
     variants: VariantSettings | None = None
+    synthesis: SynthesisSettings | None = None
 
     def __post_init__(self) -> None:
         check(self.stored >= 0, 'stored_pairs', self.stored, 'must be 0 or more')
+        t1w = self.randomization is not None and not isinstance(self.randomization, WideSettings)
+        advice = (
+            'only law=wide paints lesions in other contrasts than T1w; choose it, or contrast=t1w'
+        )
+        contrasts = self.synthesis.contrasts if self.synthesis else ('t1w',)
+        check(not t1w or set(contrasts) == {'t1w'}, 'synthesis.contrasts', contrasts, advice)
 
     def __call__(
         self, batch: dict[str, jax.Array], key: jax.Array, share: Share = WHOLE
     ) -> Randomized:
         """Pairs of a batch `{'image', 'brain'}` `(batch, x, y, z, 1)`, shaped alike.
+
+        With `synthesis` the batch also has `'tissue'`, see `methods.scans`.
 
         Each image is divided by its own maximum. If the batch has lesion masks, `lesions`, the flow
         transports them (`fluid.bank`).
@@ -84,18 +96,16 @@ class PairMaker:
 
     def _fresh(self, batch: dict[str, jax.Array], key: jax.Array, share: Share) -> Randomized:
         k_augment, k_pairs = jax.random.split(key)
-        count = len(batch['image'])
-        images, brains = augment_batch(
-            share.keys(k_augment, count),
-            batch['image'],
-            batch['brain'],
+        images, brains, appearance = healthy_scans(
+            batch,
+            k_augment,
+            key,
             self.grid.spacing,
-            self.augment,
+            share,
+            augment=self.augment,
+            variants=self.variants,
+            synthesis=self.synthesis,
         )
-        if self.variants is not None:
-            # Not a number that `split` uses: a key that is used twice ties two draws together.
-            keys = share.keys(jax.random.fold_in(key, 2), count)
-            images, brains = vary_batch(keys, images, brains, self.grid.spacing, self.variants)
         settings = self.randomization
         if settings is None:
             images = jax.vmap(divide_by_maximum)(images)
@@ -105,8 +115,12 @@ class PairMaker:
         lesions = batch.get('lesions')
         if lesions is not None:  # every sample chooses among those of all
             lesions = share.everyones(lesions)
-        paint = randomize_wide_batch if isinstance(settings, WideSettings) else randomize_batch
-        return paint(share.keys(k_pairs, count), images, brains, self.grid, settings, lesions)
+        keys = share.keys(k_pairs, len(images))
+        if isinstance(settings, WideSettings):
+            return randomize_wide_batch(
+                keys, images, brains, self.grid, settings, lesions, appearance
+            )
+        return randomize_batch(keys, images, brains, self.grid, settings, lesions)
 
 
 def by_its_maximum(volumes: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -16,9 +16,15 @@ import numpy as np
 from fluidjax.base.settings import check
 from fluidjax.base.share import sample_keys
 from fluidjax.fluid.anatomy import CENTRE_MM, WALL_MM, from_ventricles
+from fluidjax.synthesis.resolution import (
+    PRECISION,
+    applied,
+    blur_matrix,
+    slice_matrix,
+    within_brain,
+)
 
 Spacing = tuple[float, float, float]
-_PRECISION = jax.lax.Precision.HIGHEST  # else TPUs and GPUs round every image
 _REACH_MM = 30.0  # from the wall to tissue that no longer moves
 _SURFACE_MM = 8.0  # depth of the cortex whose sulci are widened
 _CEREBELLUM_MM = (-10.0, -50.0)  # height, MNI, between which the steep fall of a coil goes on
@@ -69,21 +75,30 @@ def vary_batch(
     brains: jax.Array,
     spacing: Spacing,
     settings: VariantSettings,
+    fluid: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Variants of a batch `(batch, x, y, z, 1)` of scans in [0, 1] and brain masks of 0 and 1.
 
-    `key` is one key, or `(batch,)` keys, one per sample.
+    `key` is one key, or `(batch,)` keys, one per sample; `fluid` is `(batch,)`, see `vary`.
     """
     keys = sample_keys(key, images.shape[0])
-    one = lambda k, image, brain: vary(k, image, brain, spacing, settings)
-    images, brains = jax.vmap(one)(keys, images[..., 0], brains[..., 0])
+    one = lambda k, image, brain, level: vary(k, image, brain, spacing, settings, level)
+    images, brains = jax.vmap(one)(keys, images[..., 0], brains[..., 0], fluid)
     return images[..., None], brains[..., None]
 
 
 def vary(
-    key: jax.Array, image: jax.Array, brain: jax.Array, spacing: Spacing, settings: VariantSettings
+    key: jax.Array,
+    image: jax.Array,
+    brain: jax.Array,
+    spacing: Spacing,
+    settings: VariantSettings,
+    fluid: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """A variant of one scan `(x, y, z)` and its brain mask, shaped alike; see `VariantSettings`."""
+    """A variant of one scan `(x, y, z)` and its brain mask, shaped alike; see `VariantSettings`.
+
+    `fluid` is the intensity of CSF; None for a T1w scan, in which it is dark.
+    """
     names = ('ventricles', 'sulci', 'resolution', 'shading', 'mask')
     keys = dict(zip(names, jax.random.split(key, len(names)), strict=True))
     on = {
@@ -96,8 +111,8 @@ def vary(
 
     own = lambda name: jax.random.fold_in(keys[name], 2)
     moved = amount('ventricles', settings.ventricle_mm)
-    image = widen_ventricles(own('ventricles'), image, moved, spacing, settings.centre)
-    image = widen_sulci(image, brain, amount('sulci', settings.sulci_mm), spacing)
+    image = widen_ventricles(own('ventricles'), image, moved, spacing, settings.centre, fluid)
+    image = widen_sulci(image, brain, amount('sulci', settings.sulci_mm), spacing, fluid)
     image = _less_resolved(own('resolution'), image, brain, on['resolution'], spacing, settings)
     image = _shaded(own('shading'), image, brain, on['shading'], spacing, settings)
     cut = amount('mask', settings.mask_mm)
@@ -110,12 +125,14 @@ def widen_ventricles(
     moved_mm: jax.Array,
     spacing: Spacing,
     centre: tuple[float, float, float],
+    fluid: jax.Array | None = None,
 ) -> jax.Array:
     """The scan `(x, y, z)` with the walls of the lateral ventricles moved outwards.
 
     What lies within the wall is stretched, the tissue around it compressed over `_REACH_MM`. Where
     the ventricle of the scan is thinner than the template's, tissue is stretched too, so within the
-    new wall all that is brighter than fluid becomes fluid. Left and right differ, and the movement
+    new wall all that is brighter than fluid (or is not fluid, where its intensity is given) becomes
+    fluid. Left and right differ, and the movement
     varies along the ventricle, from a sixth of the largest to all of it.
 
     Args:
@@ -124,6 +141,7 @@ def widen_ventricles(
         moved_mm: largest movement of the wall.
         spacing: voxel size, mm.
         centre: position of the middle of the grid, mm.
+        fluid: intensity of CSF; None for a T1w scan, in which it is dark.
     """
     distance, outward, side = from_ventricles(image.shape, spacing, centre)
     k_side, k_field, k_fluid = jax.random.split(key, 3)
@@ -138,20 +156,33 @@ def widen_ventricles(
     at = jnp.meshgrid(*(jnp.arange(n, dtype=jnp.float32) for n in image.shape), indexing='ij')
     places = [a + shift[..., i] / spacing[i] for i, a in enumerate(at)]
     widened = jax.scipy.ndimage.map_coordinates(image, places, order=1, mode='nearest')
-    mean = jnp.sum(image) / jnp.maximum(jnp.sum(image > 0), 1)
-    fluid = mean * jax.random.uniform(k_fluid, minval=_FLUID[0], maxval=_FLUID[1])
     filled = jax.nn.sigmoid(2.0 * (wall - 1.0 - distance)) * jnp.minimum(moved / 2.0, 1.0)
-    return widened + filled * (jnp.minimum(widened, fluid) - widened)
+    if fluid is not None:
+        return widened + jnp.where(image > 0, filled, 0.0) * (fluid - widened)
+    mean = jnp.sum(image) / jnp.maximum(jnp.sum(image > 0), 1)
+    dark = mean * jax.random.uniform(k_fluid, minval=_FLUID[0], maxval=_FLUID[1])
+    return widened + filled * (jnp.minimum(widened, dark) - widened)
 
 
 def widen_sulci(
-    image: jax.Array, brain: jax.Array, widened_mm: jax.Array, spacing: Spacing
+    image: jax.Array,
+    brain: jax.Array,
+    widened_mm: jax.Array,
+    spacing: Spacing,
+    fluid: jax.Array | None = None,
 ) -> jax.Array:
     """The scan `(x, y, z)` with what is dark near the surface of the brain widened.
 
     It is mixed with its minimum over the neighbouring voxels of the brain, by the share of a voxel
-    that a sulcus is widened by, less with the depth.
+    that a sulcus is widened by, less with the depth. Where CSF has the intensity `fluid`, and that
+    is above the mean of the brain, what is bright is widened.
     """
+    if fluid is not None:
+        mean = jnp.sum(image * brain) / jnp.maximum(brain.sum(), 1.0)
+        bright = fluid > mean
+        turned = jnp.where(bright, brain * (1.0 - image), image)
+        turned = widen_sulci(turned, brain, widened_mm, spacing)
+        return jnp.where(brain > 0, jnp.where(bright, 1.0 - turned, turned), image)
     inside = brain > 0
     darkest = jax.lax.reduce_window(
         jnp.where(inside, image, jnp.inf), jnp.inf, jax.lax.min, (3, 3, 3), (1, 1, 1), 'SAME'
@@ -200,55 +231,16 @@ def less_resolved(
         jnp.matmul(
             slice_matrix(n, h, jnp.where(axis == i, slice_mm, 0.0)),
             blur_matrix(n, h, jnp.float32(blur_mm) / 2.355),
-            precision=_PRECISION,
+            precision=PRECISION,
         )
         for i, (n, h) in enumerate(zip(image.shape, spacing))
     ]
-    return _within(image, brain, matrices)
-
-
-def slice_matrix(n: int, spacing: float, thickness: jax.Array) -> jax.Array:
-    """What slices of a thickness (mm) make of n voxels, `(n, n)`: averaged, then interpolated.
-
-    The identity where slices are not thicker than voxels.
-    """
-    ratio = jnp.maximum(thickness / spacing, 1.0)
-    voxel, number = jnp.arange(n, dtype=jnp.float32), jnp.arange(n, dtype=jnp.float32)[:, None]
-    first, last = number * ratio, (number + 1.0) * ratio  # of slice `number`, in voxels
-    overlap = jnp.clip(jnp.minimum(last, voxel + 1.0) - jnp.maximum(first, voxel), 0.0, 1.0)
-    average = overlap / jnp.maximum(overlap.sum(axis=1, keepdims=True), 1e-6)
-    count = jnp.ceil(n / ratio)
-    place = jnp.clip((voxel + 0.5) / ratio - 0.5, 0.0, count - 1.0)[:, None]
-    between = jnp.maximum(0.0, 1.0 - jnp.abs(place - number.T))
-    return jnp.matmul(between, average, precision=_PRECISION)
-
-
-def blur_matrix(n: int, spacing: float, sigma_mm: jax.Array) -> jax.Array:
-    """A Gaussian blur of n voxels, `(n, n)`, each row summing to 1; the identity at 0 mm."""
-    apart = jnp.arange(n)[:, None] - jnp.arange(n)
-    width = jnp.maximum(sigma_mm / spacing, 1e-3)
-    weights = jnp.exp(-0.5 * jnp.minimum((apart / width) ** 2, 100.0)) * (apart**2 <= 1e4)
-    weights = jnp.where((apart != 0) & (width <= 1e-3), 0.0, weights)
-    return weights / weights.sum(axis=1, keepdims=True)
+    return within_brain(image, brain, matrices)
 
 
 def _smoothed(volume: jax.Array, sigmas_mm: list[float], spacing: Spacing) -> jax.Array:
     pairs = zip(volume.shape, spacing, sigmas_mm, strict=True)
-    return _applied(volume, [blur_matrix(n, h, jnp.float32(s)) for n, h, s in pairs])
-
-
-def _applied(volume: jax.Array, matrices: list[jax.Array]) -> jax.Array:
-    """A volume `(x, y, z)` times a matrix along each axis."""
-    for axis, matrix in enumerate(matrices):
-        product = jnp.tensordot(matrix, volume, axes=(1, axis), precision=_PRECISION)
-        volume = jnp.moveaxis(product, 0, axis)
-    return volume
-
-
-def _within(image: jax.Array, brain: jax.Array, matrices: list[jax.Array]) -> jax.Array:
-    """The same of the voxels of the brain alone, without the black ones around it."""
-    share = _applied(brain, matrices)
-    return jnp.where(brain > 0, _applied(image * brain, matrices) / jnp.maximum(share, 1e-3), image)
+    return applied(volume, [blur_matrix(n, h, jnp.float32(s)) for n, h, s in pairs])
 
 
 def _shaded(

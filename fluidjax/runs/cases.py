@@ -7,6 +7,7 @@ read and simulated when a loop reaches them, so that any number of them fits int
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -21,7 +22,8 @@ from fluidjax.base.subject import Subject
 from fluidjax.fluid.randomize import randomize_batch
 from fluidjax.runs import laws
 from fluidjax.runs.cohort import derived_seed, model_grid
-from fluidjax.runs.stages import fluid_settings, variant_settings
+from fluidjax.runs.contrasts import has_bright_lesions, synthesised
+from fluidjax.runs.stages import fluid_settings, synthesis_settings, variant_settings
 
 # For validation with the training's law alone: lesions in each scan, one per case. A threshold
 # chosen on only a dozen lesions would depend too much on which ones they are.
@@ -47,6 +49,20 @@ def scans_of(cohort: Any, split: str, start: int = 0, stop: int | None = None) -
     from data_pipelines import input_pipeline  # imports TensorFlow, which predict does not need
 
     return Cases(lambda: itertools.islice(input_pipeline.subjects(cohort, split), start, stop))
+
+
+def healthy_of(
+    config: ConfigDict, cohort: Any, split: str, start: int = 0, stop: int | None = None
+) -> Cases:
+    """The healthy scans of a split as the run of a configuration sees them.
+
+    They are those of `scans_of`, or are synthesised from their tissue.
+    """
+    scans, settings = scans_of(cohort, split, start, stop), synthesis_settings(config)
+    if settings is None:
+        return scans
+    grid, seed = model_grid(config), derived_seed(config.seed, 'validation lesions')
+    return Cases(lambda: synthesised(scans, settings, grid, seed))
 
 
 def batches(cases: Iterable[Subject], size: int) -> Iterator[list[Subject]]:
@@ -96,14 +112,20 @@ def split_validation(
     check(most >= 0, 'detect.validation_scans', most, 'must be 0 (all scans) or more')
     count = cohort.sizes.get('validation', 0)
     half = max(count // 2, 1) if keep_half else count
-    healthy = scans_of(cohort, 'validation', stop=min(half, most) if most else half)
-    held_out = scans_of(cohort, 'validation', start=half) if half < count else None
+    healthy = healthy_of(config, cohort, 'validation', stop=min(half, most) if most else half)
+    held_out = healthy_of(config, cohort, 'validation', start=half) if half < count else None
     bank = input_pipeline.lesion_bank(cohort)
     chosen = laws.MIXTURE if mixture else (laws.TRAINING,) * TRAINING_DRAWS
     seed = derived_seed(config.seed, 'validation lesions')
     grid, varied = model_grid(config), healthy
     variety, variants = (laws.VARIETY, variant_settings(config)) if mixture else (None, None)
-    paint = laws.lesions_by(chosen, grid, fluid_settings(config), seed, bank, variety, variants)
+    synthesis = synthesis_settings(config)
+    if variants is not None and synthesis is not None:  # these two take CSF for dark
+        variants = dataclasses.replace(variants, ventricle_mm=0.0, sulci_mm=0.0)
+    bright = functools.partial(has_bright_lesions, synthesis)
+    paint = laws.lesions_by(
+        chosen, grid, fluid_settings(config), seed, bank, variety, variants, bright
+    )
     if variants is not None:
         vary = laws.varied_by(variants, grid, seed)
         varied = Cases(lambda: (vary(case, number) for number, case in enumerate(healthy)))
@@ -116,11 +138,17 @@ def own_test_set(config: ConfigDict, cohort: Any) -> tuple[str, Cases, Split]:
 
     Without diseased scans the test set is the second half of the validation scans, with lesions
     simulated as in training, and its name ends in `-simulated`. A single validation scan gives the
-    thresholds and the test cases, with a warning.
+    thresholds and the test cases, with a warning. Where scans are synthesised, so are those of the
+    embedded cohort's test subjects, whose lesions are painted for T1w.
     """
+    seed = derived_seed(config.seed, 'test lesions')
     if 'test' in cohort.sizes:
         split = split_validation(config, cohort, keep_half=False)
-        return cohort.name, scans_of(cohort, 'test'), split
+        if synthesis_settings(config) is None or config.cohort.name != 'template':
+            return cohort.name, scans_of(cohort, 'test'), split
+        brains = healthy_of(config, cohort, 'test')
+        cases = with_simulated_lesions(config, brains, seed, split.bank)
+        return f'{cohort.name}-simulated', cases, split
     split = split_validation(config, cohort, keep_half=True)
     if split.held_out is None:
         cli.tell(
@@ -128,7 +156,6 @@ def own_test_set(config: ConfigDict, cohort: Any) -> tuple[str, Cases, Split]:
             'measured on the same scan; the scores are too good: add healthy scans, or patients '
             'with lesion masks (--test_dir)'
         )
-    seed = derived_seed(config.seed, 'test lesions')
     cases = with_simulated_lesions(config, split.held_out or split.healthy, seed, split.bank)
     return f'{cohort.name}-simulated', cases, split
 
@@ -153,14 +180,18 @@ def with_simulated_lesions(
     """
     grid = model_grid(config)
     settings = dataclasses.replace(fluid_settings(config), diseased_probability=1.0)
-    randomize = jax.jit(
-        lambda key, image, brain, bank: randomize_batch(key, image, brain, grid, settings, bank)
-    )
+    synthesis = synthesis_settings(config)
+
+    @functools.partial(jax.jit, static_argnums=4)
+    def randomize(key: Any, image: Any, brain: Any, bank: Any, bright: bool) -> Any:
+        own = laws.brightened(settings) if bright else settings
+        return randomize_batch(key, image, brain, grid, own, bank)
 
     def simulated(number: int, case: Subject, draw: int) -> Subject:
         key = jax.random.fold_in(jax.random.key(seed), draws * number + draw)
         brain = case.brain[None, ..., None].astype(np.float32)
-        pair = randomize(key, case.image[None, ..., None], brain, bank)
+        bright = has_bright_lesions(synthesis, number)
+        pair = randomize(key, case.image[None, ..., None], brain, bank, bright)
         pair = jax.tree.map(lambda volume: volume[0, ..., 0], pair)
         made = laws.with_pair(case, pair, case.brain.astype(bool))
         name = f'{case.name}-simulated' + (f'-{draw}' if draws > 1 else '')

@@ -39,15 +39,18 @@ def open_cohort(config: ConfigDict) -> Any:
         str(Path(folder).expanduser()) if folder else ''
         for folder in (chosen.data_dir, chosen.test_dir, chosen.lesion_dir)
     ]
+    tissue = 'synthesis' in config
     if chosen.name == 'template':
-        return input_pipeline.template_cohort(config.size, store, folders[-1])
+        return input_pipeline.template_cohort(config.size, store, folders[-1], tissue)
     return input_pipeline.nifti_cohort(
         GRIDS[config.size],
         store,
         *folders,
         registration=chosen.registration,
         seed=config.seed,
-        embedded=chosen.get('embedded', 0),  # older runs do not have the field
+        embedded=chosen.get('embedded', 0),  # older runs do not have these fields
+        tissue=tissue,
+        labels=chosen.get('labels', ''),
     )
 
 
@@ -61,9 +64,12 @@ def _check_cohort(config: ConfigDict) -> None:
             'must not be set for the embedded cohort; for your own scans use '
             f'--config=configs/ldm.py:{size},cohort=nifti'
         )
-        for name in ('data_dir', 'test_dir', 'embedded'):
+        for name in ('data_dir', 'test_dir', 'embedded', 'labels'):
             check(not cohort.get(name), f'cohort.{name}', cohort.get(name), advice)
         return
+    labels = cohort.get('labels', '')
+    advice = 'gives no scans to train on; have them made, contrast=any after the size'
+    check(not labels or 'synthesis' in config, 'cohort.labels', labels, advice)
     embedded = cohort.get('embedded', 0)
     check(embedded >= 0, 'cohort.embedded', embedded, 'must be 0 or more')
     advice = 'must be the folder of your healthy scans, --config.cohort.data_dir=DIR'

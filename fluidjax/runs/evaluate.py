@@ -25,7 +25,7 @@ from fluidjax.detect.report import HEADLINE, write_report
 from fluidjax.detect.scores import verdict
 from fluidjax.runs import package
 from fluidjax.runs import thresholds as calibration
-from fluidjax.runs.cases import own_test_set, scans_of
+from fluidjax.runs.cases import healthy_of, own_test_set
 from fluidjax.runs.cohort import check_cohort_of, open_cohort
 from fluidjax.runs.detector import Detector, Output
 from fluidjax.runs.load import Run, load_run
@@ -67,7 +67,7 @@ def run_evaluation(
     if not scans:
         check_cohort_of(workdir, run.text('cohort.json'), cohort)
     name, cases, split = own_test_set(run.config, cohort)
-    training = scans_of(cohort, 'train')
+    training = healthy_of(run.config, cohort, 'train')
     detector = Detector(run)
     rows = rows_of(detector, training)
     search = bool(run.config.detect.get('search', True))

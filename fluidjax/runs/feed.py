@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 
+from fluidjax.base.subject import Subject
 from fluidjax.training.parallel import Layout
 
 # Number of volumes for data-dependent initial values (principal components, mean latent).
@@ -67,9 +68,6 @@ class Feed:
         return self._bank[own.reshape(batch['image'].shape[:2])]
 
 
-def some_volumes(cohort: Any) -> np.ndarray:
-    """Up to 64 training scans `(n, x, y, z, 1)`."""
-    from data_pipelines import input_pipeline
-
-    subjects = itertools.islice(input_pipeline.subjects(cohort, 'train'), PREPARE_VOLUMES)
-    return np.stack([subject.image for subject in subjects])[..., None]
+def some_volumes(scans: Iterable[Subject]) -> np.ndarray:
+    """The first 64 of some training scans `(n, x, y, z, 1)`."""
+    return np.stack([scan.image for scan in itertools.islice(scans, PREPARE_VOLUMES)])[..., None]

@@ -83,6 +83,7 @@ def lesions_by(
     bank: np.ndarray | None = None,
     variety: AugmentSettings | None = VARIETY,
     variants: VariantSettings | None = None,
+    bright: Callable[[int], bool] = lambda number: False,
 ) -> Painter:
     """A function of a healthy case, its number and that of a law: the case with such a lesion.
 
@@ -94,6 +95,8 @@ def lesions_by(
         bank: real lesion masks `(n, x, y, z)` uint8, as in training, or None.
         variety: how scans are deformed and recoloured before; None: not at all.
         variants: how they are varied after that, see `methods.variants`; None: not at all.
+        bright: whether the lesions of the case of a number are brighter where those in T1w are
+            darker, and darker where they are brighter.
     """
     painters = {
         smooth: _painter(grid, _shared(settings, smooth), bank, variety, variants)
@@ -104,7 +107,7 @@ def lesions_by(
     def paint(case: Subject, number: int, place: int) -> Subject:
         law = laws[place]
         key = jax.random.fold_in(jax.random.key(seed), number * len(laws) + place)
-        draw = _drawn(key, law, settings, masks)
+        draw = _drawn(key, law, settings, masks, bright(number))
         pair, brain = painters[law.smooth](key, draw, case.image, case.brain)
         made = with_pair(case, pair, np.asarray(brain) > 0)
         return dataclasses.replace(made, name=f'{case.name}-{law.name}')
@@ -181,9 +184,15 @@ def _shared(settings: FluidSettings, smooth: bool) -> FluidSettings:
     )
 
 
-def _drawn(key: jax.Array, law: Law, settings: FluidSettings, masks: int) -> Any:
+def brightened(settings: FluidSettings) -> FluidSettings:
+    """Lesions brighter where they were darker, and the other way round."""
+    return dataclasses.replace(settings, bright_probability=1.0 - settings.bright_probability)
+
+
+def _drawn(key: jax.Array, law: Law, settings: FluidSettings, masks: int, bright: bool) -> Any:
     """The random numbers of a lesion of a law."""
     own = dataclasses.replace(_shared(settings, law.smooth), **law.changes)
+    own = brightened(own) if bright else own
     least, most = settings.lesion_count if law.count is None else law.count
     k_draw, k_count = jax.random.split(key)
     count = jax.random.randint(k_count, (), least, most + 1)

@@ -35,6 +35,7 @@ from fluidjax.models.autoencoder import AutoencoderConfig
 from fluidjax.models.image_unet import ImageUNetConfig
 from fluidjax.models.unet import UNetConfig
 from fluidjax.models.vae import VAEConfig
+from fluidjax.synthesis.generate import SynthesisSettings
 from fluidjax.training.settings import StageSettings
 
 Section = ConfigDict
@@ -92,6 +93,13 @@ def variant_settings(config: ConfigDict) -> VariantSettings | None:
     return settings_from(VariantSettings, config.variants, 'variants')
 
 
+def synthesis_settings(config: ConfigDict) -> SynthesisSettings | None:
+    """How scans are made from tissue fractions; None: they are those of the cohort."""
+    if 'synthesis' not in config:
+        return None
+    return settings_from(SynthesisSettings, config.synthesis, 'synthesis')
+
+
 def _stage(method: Any, section: Section) -> Stage:
     return Stage(method, settings_from(StageSettings, section.training, f'{method.stage}.training'))
 
@@ -104,7 +112,8 @@ def _pairs(config: ConfigDict, grid: Grid, randomization: Any) -> PairMaker:
         randomization = settings_from(WideSettings, wide, 'wide')
     # Fresh pairs take their keys from the training step, so their method has no seed of its own.
     seed = config.seed if stored else 0
-    return PairMaker(grid, augment, randomization, stored, seed, variant_settings(config))
+    variants, synthesis = variant_settings(config), synthesis_settings(config)
+    return PairMaker(grid, augment, randomization, stored, seed, variants, synthesis)
 
 
 def _autoencoder(config: ConfigDict, grid: Grid) -> Stage:
@@ -115,6 +124,7 @@ def _autoencoder(config: ConfigDict, grid: Grid) -> Stage:
         losses=settings_from(AutoencoderLoss, section.losses, 'autoencoder.losses'),
         augment=settings_from(AugmentSettings, config.augment, 'augment'),
         variants=variant_settings(config),
+        synthesis=synthesis_settings(config),
     )
     return _stage(method, section)
 

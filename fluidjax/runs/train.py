@@ -20,6 +20,7 @@ from fluidjax.detect.anomaly_map import MapSettings
 from fluidjax.fluid.grid import Grid
 from fluidjax.methods.latent_diffusion import LatentDiffusion
 from fluidjax.methods.regression import Regression
+from fluidjax.runs.cases import healthy_of
 from fluidjax.runs.cohort import (
     STAGE_PURPOSES,
     check_cohort_of,
@@ -256,7 +257,9 @@ def _train_stages(plan: _Plan, workdir: Path, stop: StopRequest, watch: Watch) -
 
         def prepare(params: Params) -> Params:
             shared = {name: group for name, group in trained.items() if name in params}
-            made = method.prepare({**params, **shared}, some_volumes(cohort))
+            made = method.prepare(
+                {**params, **shared}, some_volumes(healthy_of(config, cohort, 'train'))
+            )
             # What the start was measured on belongs to its parameters, so it is kept with them.
             kept = {n: group for n, group in plan.start.items() if n in made and n not in shared}
             return {**made, **kept}
@@ -273,11 +276,9 @@ def _train_stages(plan: _Plan, workdir: Path, stop: StopRequest, watch: Watch) -
 
 def _picture(stage: Stage, config: ConfigDict, cohort: Any) -> Any:
     """The function that draws a validation scan during training; None where no one is wanted."""
-    from data_pipelines import input_pipeline
-
     if not stage.training.picture_every or not parallel.is_first():
         return None
-    scan = next(input_pipeline.subjects(cohort, 'validation'))
+    scan = next(iter(healthy_of(config, cohort, 'validation')))
     return painter(stage.method, model_grid(config), fluid_settings(config), scan.image, scan.brain)
 
 

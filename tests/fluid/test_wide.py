@@ -159,3 +159,31 @@ def test_the_bank_is_used(head):
 def test_bad_settings_are_named(change):
     with pytest.raises(UserError, match=f'wide.{list(change)[-1]}'):
         WideSettings(**change)
+
+
+@pytest.mark.parametrize('bright', [0.0, 1.0])
+def test_in_a_contrast_lesions_are_as_bright_as_it_calls_for(head, bright):
+    image, brain = head
+    settings = dataclasses.replace(ALWAYS, bright=0.0, alike=0.0, core=1.0, strength=(0.4, 0.8))
+    fluid = 0.9 if bright else 0.1
+    look = wide.Appearance(*map(jnp.float32, (bright, 0.0, 0.6, fluid)))
+    made = jax.jit(
+        lambda key: wide.randomize_wide(key, 0.7 * image, brain, GRID, settings, None, look)
+    )
+    for number in range(5):
+        pair = made(jax.random.key(number))
+        inside = np.asarray(pair.mask) > 0
+        outside = (np.asarray(brain) > 0) & ~inside
+        ratio = np.median(np.asarray(pair.diseased / jnp.maximum(pair.healthy, 1e-6))[outside])
+        change = (np.asarray(pair.diseased) / ratio - np.asarray(pair.healthy))[inside].mean()
+        assert change > 0 if bright else change < 0
+
+
+def test_looks_in_a_contrast_have_its_fluid_and_its_exceptions():
+    settings = dataclasses.replace(ALWAYS, bright=0.2, alike=0.0, core=0.5)
+    look = wide.Appearance(*map(jnp.float32, (1.0, 1.0, 0.3, 0.9)))
+    keys = jax.random.split(jax.random.key(0), 400)
+    looks = jax.vmap(lambda key: wide.draw_look(key, settings, look))(keys)
+    assert 0.7 < np.mean(looks.shift > 0) < 0.9
+    assert 0.4 < np.mean(looks.core < 1) < 0.6
+    assert (looks.rim >= 0.3).all() and (looks.fluid >= 2.4).all() and (looks.fluid <= 3.6).all()

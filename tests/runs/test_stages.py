@@ -19,6 +19,7 @@ from configs.methods import config_of
 from data_pipelines.grids import GRIDS
 from fluidjax.base.errors import UserError
 from fluidjax.base.settings import load_config, save_config, settings_from
+from fluidjax.base.subject import TISSUES
 from fluidjax.fluid.grid import Grid
 from fluidjax.fluid.randomize import Randomized
 from fluidjax.fluid.settings import FluidSettings
@@ -398,3 +399,19 @@ def test_counterparts_of_a_bridge_that_cannot_differ_are_refused(noise, steps):
     build_stages(config, grid)
     process.update({'noise': 1.0, 'sampler_steps': 2, 'num_samples': 2})
     build_stages(config, grid)
+
+
+@pytest.mark.parametrize('method', ['conddiff', 'fluidjax', 'severity', 'ldm', 'vae'])
+def test_every_method_is_trained_on_any_contrast(method):
+    config = config_of(method, 'smoke,contrast=any')
+    grid = model_grid(config)
+    volume = jax.ShapeDtypeStruct((1, *grid.shape, 1), jnp.float32)
+    tissue = jax.ShapeDtypeStruct((1, *grid.shape, len(TISSUES)), jnp.uint8)
+    batch, key = {'image': volume, 'brain': volume, 'tissue': tissue}, jax.random.key(0)
+    for stage in build_stages(config, grid):
+        params = jax.eval_shape(stage.method.init, key)
+        assert jax.eval_shape(stage.method.loss, params, batch, key)[0].shape == ()
+    del config.wide
+    if method not in ('ldm', 'vae'):
+        with pytest.raises(UserError, match='only law=wide paints lesions in other contrasts'):
+            build_stages(config, grid)

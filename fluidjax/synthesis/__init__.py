@@ -1,0 +1,1 @@
+"""Healthy scans of any MRI contrast, made from tissue fractions on the device."""

@@ -1,0 +1,109 @@
+"""Tissue fractions of label maps, and estimated from T1w scans."""
+
+from __future__ import annotations
+
+import json
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from data_pipelines import grids, input_pipeline, mni_template, template_cohort, tissue
+from data_pipelines.records import with_tissue
+from fluidjax.base.errors import UserError
+from fluidjax.base.subject import TISSUES
+
+DEMO, SMOKE = grids.GRIDS['demo'], grids.GRIDS['smoke']
+
+
+@pytest.fixture(scope='module')
+def record():
+    return template_cohort.make_record(DEMO, 'train', 0, tissue=True)
+
+
+@pytest.fixture(scope='module')
+def label_maps(tmp_path_factory):
+    """The template's tissues as FreeSurfer's labels, 4 mm, three times, with a skull around."""
+    folder = tmp_path_factory.mktemp('labels')
+    grid = grids.ModelGrid((48, 56, 48), (4.0, 4.0, 4.0))
+    maps = mni_template.on_grid(grid)
+    for number in range(3):
+        parts = np.stack([maps.csf, (1.0 + 0.1 * number) * maps.gm, maps.wm])
+        labels = np.array([24, 3, 2])[parts.argmax(axis=0)]
+        labels[maps.brain < 0.5] = 507
+        nib.save(nib.Nifti1Image(labels.astype(np.int16), grid.affine), folder / f'seg{number}.nii')
+    return folder
+
+
+def test_the_embedded_cohort_knows_its_tissue(record):
+    fractions, brain = record['tissue'], record['brain'].astype(bool)
+    assert fractions.dtype == np.uint8 and fractions.shape == (*DEMO.shape, len(TISSUES))
+    assert not fractions[~brain].any()
+    assert np.abs(fractions[brain].sum(axis=-1) - 255.0).max() <= 3
+    levels = [record['image'][fractions[..., i] > 200].mean() for i in range(3)]
+    assert levels[0] < levels[1] < levels[2]
+    assert 'tissue' not in template_cohort.make_record(SMOKE, 'train', 0)
+
+
+def test_fractions_are_estimated_from_a_scan(record):
+    brain = record['brain'].astype(bool)
+    estimate = tissue.estimated(record['image'], brain, DEMO)
+    assert not estimate[~brain].any()
+    assert np.abs(estimate[brain].sum(axis=-1) - 255.0).max() <= 3
+    truth, ours = record['tissue'] / 255.0, estimate / 255.0
+    overlaps = 2 * np.minimum(truth, ours).sum((0, 1, 2)) / (truth + ours).sum((0, 1, 2)).clip(1)
+    assert (overlaps[:3] > (0.5, 0.7, 0.75)).all(), overlaps
+    without = {name: value for name, value in record.items() if name != 'tissue'}
+    np.testing.assert_array_equal(with_tissue(without, True, DEMO)['tissue'], estimate)
+    assert with_tissue(record, True) is record and 'tissue' not in with_tissue(record, False)
+
+
+def test_a_label_map_becomes_a_scan_and_its_fractions(label_maps):
+    made, fractions = tissue.from_labels(
+        label_maps / 'seg0.nii', DEMO, 'none', tissue.table_of('freesurfer')
+    )
+    assert made.contrast == 't1w' and 1000 < made.brain.sum() * DEMO.voxel_volume_ml < 2000
+    assert np.abs(fractions[made.brain].sum(axis=-1) - 255.0).max() <= 3
+    volumes = dict(zip(TISSUES, fractions.sum(axis=(0, 1, 2)) / 255 * DEMO.voxel_volume_ml))
+    assert min(volumes[name] for name in ('white', 'grey', 'csf')) > 50
+    assert volumes['deep_grey'] == volumes['stem'] == 0
+    assert fractions[made.image > 0.85, TISSUES.index('white')].mean() > 200
+
+
+def test_labels_of_another_atlas_need_a_table(label_maps, tmp_path):
+    table = tmp_path / 'table.json'
+    table.write_text(json.dumps({'white': [507]}))
+    with pytest.raises(UserError, match='its labels give a brain of 0 ml'):
+        tissue.from_labels(label_maps / 'seg0.nii', DEMO, 'none', {'grey': (9999,)})
+    assert tissue.table_of(str(table)) == {'white': (507,)}
+    for text in ('{"bone": [1]}', '[1]', '{"white": "a"}', '{', '{}'):
+        table.write_text(text)
+        with pytest.raises(UserError, match='must hold lists of labels'):
+            tissue.table_of(str(table))
+    with pytest.raises(UserError, match="give 'freesurfer' or a JSON file"):
+        tissue.table_of('absent.json')
+
+
+def test_a_folder_of_label_maps_is_a_cohort(label_maps, tmp_path):
+    cohort = input_pipeline.nifti_cohort(
+        SMOKE, tmp_path, label_maps, registration='none', tissue=True, labels='freesurfer'
+    )
+    assert cohort.tissue and cohort.sizes == {'train': 2, 'validation': 1}
+    batch = next(input_pipeline.batches(cohort, 'train', 2, seed=0))
+    assert batch['tissue'].shape == (1, 2, *SMOKE.shape, len(TISSUES))
+    assert batch['tissue'].dtype == np.uint8
+    subject = next(input_pipeline.subjects(cohort, 'validation'))
+    assert subject.tissue.shape == (*SMOKE.shape, len(TISSUES)) and subject.name.startswith('seg')
+    np.testing.assert_array_equal(subject.tissue.any(axis=-1), subject.brain)
+
+
+def test_the_embedded_cohort_has_tissue_where_it_is_wanted(tmp_path):
+    masks = tmp_path / 'masks'
+    masks.mkdir()
+    mask = np.zeros(SMOKE.shape, np.uint8)
+    mask[6:9, 6:9, 6:9] = 1
+    nib.save(nib.Nifti1Image(mask, SMOKE.affine), masks / 'one.nii')
+    cohort = input_pipeline.template_cohort('smoke', tmp_path / 'store', masks, tissue=True)
+    assert cohort.tissue and cohort.sizes['lesions'] == 1
+    assert input_pipeline.lesion_bank(cohort).shape == (1, *SMOKE.shape)
+    assert all(s.tissue.any() for s in input_pipeline.subjects(cohort, 'test'))

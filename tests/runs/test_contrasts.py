@@ -1,0 +1,75 @@
+"""Runs whose scans are synthesised: their validation scans and lesions."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from configs import ldm
+from data_pipelines import input_pipeline
+from fluidjax.base.errors import UserError
+from fluidjax.base.subject import Subject
+from fluidjax.runs import cases, contrasts
+from fluidjax.runs.cohort import model_grid, open_cohort
+from fluidjax.runs.stages import synthesis_settings
+
+CONFIG = ldm.get_config('smoke,method=fluidjax,contrast=any')
+GRID = model_grid(CONFIG)
+
+
+@pytest.fixture(scope='module')
+def cohort(tmp_path_factory):
+    CONFIG.cohort.store = str(tmp_path_factory.mktemp('store'))
+    return open_cohort(CONFIG)
+
+
+def test_contrasts_take_turns_and_say_how_lesions_look():
+    settings = synthesis_settings(CONFIG)
+    names = [contrasts.contrast_of(settings, number) for number in range(5)]
+    assert names == ['t1w', 't2w', 'flair', 't1ce', 't1w']
+    bright = [contrasts.has_bright_lesions(settings, number) for number in range(4)]
+    assert bright == [False, True, True, False]
+    assert contrasts.contrast_of(None, 3) == 't1w'
+    only = dataclasses.replace(settings, contrasts=('random',))
+    assert contrasts.contrast_of(only, 1) == 'random'
+
+
+def test_validation_scans_are_synthesised_each_in_its_contrast(cohort):
+    scans = list(cases.healthy_of(CONFIG, cohort, 'train', stop=4))
+    again = list(cases.healthy_of(CONFIG, cohort, 'train', stop=4))
+    given = list(input_pipeline.subjects(cohort, 'train'))[:4]
+    for scan, same, own in zip(scans, again, given, strict=True):
+        np.testing.assert_array_equal(scan.image, same.image)
+        assert not scan.image[~own.brain].any() and 0 < scan.image.max() <= 1
+        assert np.abs(scan.image - own.image).max() > 0.05
+    csf = [scan.image[scan.tissue[..., 0] > 128].mean() for scan in scans]
+    white = [scan.image[scan.tissue[..., 2] > 128].mean() for scan in scans]
+    assert [a > b for a, b in zip(csf, white)] == [False, True, False, False]
+    assert [scan.name.rsplit('-', 1)[1] for scan in scans] == ['t1w', 't2w', 'flair', 't1ce']
+
+
+def test_validation_lesions_are_as_bright_as_the_contrast_calls_for(cohort):
+    split = cases.split_validation(CONFIG, cohort, keep_half=False)
+    for case in split.validation:
+        if 'as in training' not in case.name:
+            continue
+        change = (case.image - case.healthy)[case.lesion].mean()
+        assert change > 0 if '-t2w-' in case.name else change < 0, case.name
+    name, tested, _ = cases.own_test_set(CONFIG, cohort)
+    assert name.endswith('-simulated') and len(list(tested)) == cohort.sizes['test']
+
+
+def test_a_cohort_without_tissue_is_refused():
+    blank = np.zeros(GRID.shape, np.float32)
+    bare = Subject('bare', blank, blank > 0, None, None, np.eye(4))
+    with pytest.raises(UserError, match='bare: has no tissue fractions'):
+        list(contrasts.synthesised([bare], synthesis_settings(CONFIG), GRID, 0))
+
+
+def test_label_maps_are_not_scans():
+    config = ldm.get_config('smoke,cohort=labels')
+    config.cohort.data_dir = 'somewhere'
+    with pytest.raises(UserError, match='config.cohort.labels'):
+        open_cohort(config)
