@@ -28,7 +28,9 @@ class Kind(enum.Enum):
 # Images of a FreeSurfer subject (its folder `mri`) that can be its scan, the best one first.
 FREESURFER_SCANS = ('norm.mgz', 'brainmask.mgz', 'T1.mgz', 'nu.mgz', 'orig.mgz')
 # Files that `fluidjax predict` writes, of this and of former versions.
-_RESULT = re.compile(r'_desc-(healthy_T1w|anomaly_(mask|probseg|map)|uncertainty_(probseg|map))$')
+_RESULT = re.compile(
+    r'_desc-(healthy_(T1w|T2w|FLAIR)|anomaly_(mask|probseg|map)|uncertainty_(probseg|map))$'
+)
 _BIDS_NAME = re.compile(r'sub-[A-Za-z0-9+]+(_[A-Za-z]+-[A-Za-z0-9+]+)*(_[A-Za-z0-9]+)?$')
 _MASK_SUFFIXES = {'mask', 'dseg', 'probseg', 'mseg', 'seg', 'roi', 'label', 'lesion'}
 
@@ -65,6 +67,19 @@ _DESCRIPTIVE = re.compile(
     r'brain|masked|stripped|skullstripped|bet|manual|raw|orig|native|n4|registered|mni|norm'
     r'|normali[sz]ed|resampled|anat|image|img|final'
 )
+
+
+def contrast_named(path: str | os.PathLike[str]) -> str:
+    """The contrast of a file of another one than T1w, 't2w', 'flair' or 't1ce'; '' for others."""
+    kind, word = kind_of(path)
+    word = word.lower()
+    if kind != Kind.OTHER:
+        return ''
+    if word.startswith('ce-') or _CONTRAST_AGENT.fullmatch(word):
+        return 't1ce'
+    if word.endswith('flair'):
+        return 'flair'
+    return 't2w' if re.fullmatch(r'(3d)?t2(w|n|wi|3d)?', word) else ''
 
 
 def kind_of(path: str | os.PathLike[str]) -> tuple[Kind, str]:

@@ -104,7 +104,7 @@ def nifti_cohort(
     registration: str = 'affine',
     seed: int = 0,
     embedded: int = 0,
-    tissue: bool = False,
+    contrasts: tuple[str, ...] = (),
     labels: str = '',
 ) -> Cohort:
     """The cohort of the user's own scans or label maps, built in `store` if necessary.
@@ -117,7 +117,8 @@ def nifti_cohort(
         `nifti_source.NiftiSource`.
       store: folder of cohorts and prepared scans.
       embedded: number of subjects of the embedded cohort to add to the training split.
-      tissue: whether the records contain tissue fractions.
+      contrasts: for a run whose scans are synthesised, those of its test scans; the records then
+        contain tissue fractions.
 
     Raises:
       UserError: a folder or file that cannot be used, by name, or fewer than two healthy scans.
@@ -125,7 +126,9 @@ def nifti_cohort(
     folders = (os.fspath(folder) for folder in (data_dir, test_dir, lesion_dir))
     source = NiftiSource(grid, *folders, registration, seed, labels=labels)
     source = preparation.as_prepared(source, store)
-    config = nifti_cohort_builder.config_for(source, embedded, tissue)
+    if contrasts:
+        source = dataclasses.replace(source, test_contrasts=contrasts)
+    config = nifti_cohort_builder.config_for(source, embedded, bool(contrasts))
     make = lambda: nifti_cohort_builder.NiftiCohort(
         config=config, data_dir=os.fspath(store), file_format=FILE_FORMAT
     )

@@ -44,6 +44,7 @@ class NiftiSource:
       records: folder of records that were made before (`records`), or ''.
       labels: '' for scans; 'freesurfer' or a JSON file (`tissue.table_of`) if the files of
         `data_dir` are label maps.
+      test_contrasts: of the scans of `test_dir` that are used, by their names.
     """
 
     grid: grids.ModelGrid
@@ -56,6 +57,7 @@ class NiftiSource:
     left_out: tuple[str, ...] = ()
     records: str = ''
     labels: str = ''
+    test_contrasts: tuple[str, ...] = (scan_folders.T1W,)
 
     def key(self, path: Path, purpose: str = 'data_dir') -> str:
         """A file by its place in one of the folders; it stays the same if the folder is moved."""
@@ -67,6 +69,8 @@ class NiftiSource:
         described += self._files()
         if self.assigned is not None or self.left_out:
             described += [self.assigned, self.left_out]
+        if self.test_contrasts != (scan_folders.T1W,):
+            described.append(self.test_contrasts)
         return scan_folders.digest(described + self._described_labels())
 
     def inputs(self) -> str:
@@ -87,6 +91,10 @@ class NiftiSource:
             if folder
             for one in scan_folders.described(folder, purpose)
         ]
+
+    def wanted(self, purpose: str) -> tuple[str, ...]:
+        """The contrasts that are used of a folder."""
+        return self.test_contrasts if purpose == 'test_dir' else (scan_folders.T1W,)
 
     def is_used(self, path: Path, purpose: str) -> bool:
         """Whether a file is not left out."""
@@ -123,7 +131,7 @@ def unused_files(
             files, others = scan_folders.split_files(folder, purpose)
             kept = [path for path in files if source.is_used(path, purpose)]
         else:
-            listing = scan_folders.list_scans(folder, purpose)
+            listing = scan_folders.list_scans(folder, purpose, contrasts=source.wanted(purpose))
             cases = [case for case in listing.cases if case.scan in in_splits]
             files, kept = listing.used, [f for case in cases for f in (case.scan, case.mask) if f]
             others = list(listing.left_out)
@@ -161,7 +169,8 @@ def assign_splits(source: NiftiSource) -> dict[str, list[Case]]:
 def _used_cases(source: NiftiSource, purpose: str) -> list[Case]:
     if source.labels and purpose == 'data_dir':
         return _label_maps(source)
-    cases = scan_folders.find_cases(getattr(source, purpose), purpose)
+    folder, contrasts = getattr(source, purpose), source.wanted(purpose)
+    cases = scan_folders.find_cases(folder, purpose, contrasts)
     return [case for case in cases if source.is_used(case.scan, purpose)]
 
 

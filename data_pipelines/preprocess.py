@@ -11,6 +11,7 @@ process, however many run beside it. Nothing here imports JAX or TensorFlow.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 from scipy import ndimage
@@ -46,8 +47,9 @@ def preprocess(
     extraction: str = 'auto',
     bias_field: bool = False,
     brain: Volume | None = None,
+    contrasts: Sequence[str] = ('t1w',),
 ) -> Preprocessed:
-    """Bring a T1w scan, and its lesion mask, onto the model grid.
+    """Bring a scan, and its lesion mask, onto the model grid.
 
     Args:
       scan: a brain whose background is one constant, or a whole head.
@@ -57,6 +59,7 @@ def preprocess(
       extraction: one of `brain_extraction.METHODS`; 'auto' leaves a skull-stripped scan as it is.
       bias_field: correct the coil's shading with N4.
       brain: the user's brain mask, any value > 0; replaces `extraction`.
+      contrasts: that the scan may have; any other is a fault.
 
     Raises:
       UserError: unknown registration or extraction, a mask that lies elsewhere, a scan without a
@@ -66,6 +69,7 @@ def preprocess(
         raise UserError(f"registration '{registration}' is unknown; choose 'affine' or 'none'")
     if lesion is not None:
         lesion = on_voxels_of(lesion, scan, 'lesion mask')
+    quality.refuse_ct(scan)
     scan = with_black_background(scan)
     extracted, whole, background = brain_of(scan, extraction, brain)
     head, in_head = crop_to_brain(scan, whole, background)
@@ -102,7 +106,7 @@ def preprocess(
     overlap = dice(brain_on_grid, mni_brain(grid))
     placed = _Placed(scan, extracted, whole, head, in_head, scan_from_mni)
     wrong_axes = _orientation_fault(placed, registration == 'affine')
-    faults = wrong_axes or quality.contrast_warnings(levels)
+    faults = wrong_axes or quality.contrast_warnings(levels, contrasts)
     doubts = _doubts(placed, overlap, bias_field, bool(wrong_axes))
     warnings = (*scan.warnings, *extracted.warnings, *(lesion.warnings if lesion else ()))
     return Preprocessed(

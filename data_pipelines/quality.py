@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -23,6 +23,7 @@ _MOST_LABELS, _EQUAL_NEIGHBOURS = 256, 0.6
 STRONG_SHADING = 2.0
 # Area of the brain on one face of the volume; a brain that is cropped tightly has less.
 CLIPPED_CM2 = 10.0
+LEAST_AIR = 0.05  # share of the voxels of a CT that are air, and that are not
 # Share of the template's tissue that must lie in the scan for its contrast to be judged.
 LEAST_SHARE = 0.25
 
@@ -44,10 +45,18 @@ def contrast_of(levels: Mapping[str, TissueLevel]) -> str:
     return _ORDERS.get(tuple(sorted(medians, key=medians.__getitem__)), 'other')
 
 
-def contrast_warnings(levels: Mapping[str, TissueLevel]) -> list[str]:
-    """A contrast other than T1w: CSF darker than grey matter, grey darker than white matter."""
-    if contrast_of(levels) == 't1w':
+def contrast_warnings(
+    levels: Mapping[str, TissueLevel], wanted: Sequence[str] = ('t1w',)
+) -> list[str]:
+    """Another contrast than those that are wanted, by the order of the tissues' intensities."""
+    contrast = contrast_of(levels)
+    if contrast in wanted or (contrast == 't1w' and 't1ce' in wanted):
         return []
+    if wanted != ('t1w',):
+        return [
+            f'contrast looks like {contrast}, not like {" or ".join(wanted)}: results for another '
+            'contrast mean nothing'
+        ]
     medians = {tissue: level.median for tissue, level in levels.items()}
     names = sorted(medians, key=medians.__getitem__)
     order = names[0]
@@ -57,6 +66,17 @@ def contrast_warnings(levels: Mapping[str, TissueLevel]) -> list[str]:
         f'contrast is not that of a T1w scan (intensities {order}, expected csf < gm < wm): '
         'give a T1w scan; results for another contrast mean nothing'
     ]
+
+
+def refuse_ct(scan: Volume) -> None:
+    """Raise a UserError for a computed tomography, whose air has about -1000 Hounsfield units."""
+    values = scan.data.ravel()[::7]
+    air = float(np.mean((values < -900) & (values > -3100)))
+    if air > LEAST_AIR and float(np.mean(values > -200)) > LEAST_AIR:
+        raise UserError(
+            f'{scan.path}: is a CT by its intensities (air at -1000); fluidjax is for MRI: give a '
+            'T1w scan'
+        )
 
 
 def overlap_warnings(overlap: float) -> list[str]:

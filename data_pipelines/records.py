@@ -79,7 +79,11 @@ def _scan_record(case: Case, source: NiftiSource) -> dict:
     mask = load_volume(case.mask, allow_empty=True) if case.mask else None
     if mask is not None and not mask.data.any():
         mask = None
-    result = preprocess.preprocess(scan, source.grid, mask, source.registration)
+    in_test_dir = source.test_dir and case.scan.is_relative_to(source.test_dir)
+    contrasts = source.wanted('test_dir' if in_test_dir else 'data_dir')
+    result = preprocess.preprocess(
+        scan, source.grid, mask, source.registration, contrasts=contrasts
+    )
     if not result.brain.any():
         raise UserError(
             f'{case.scan}: no brain on the model grid; with registration none a scan must be in '

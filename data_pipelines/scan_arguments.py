@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_pipelines.file_names import Kind
-from data_pipelines.scan_folders import list_scans
+from data_pipelines.scan_folders import T1W, list_scans
 from fluidjax.base.errors import UserError
 
 
@@ -26,12 +26,15 @@ class Given:
     failures: tuple[str, ...] = ()
 
 
-def given_scans(arguments: Sequence[str | Path], out: Path) -> Given:
+def given_scans(
+    arguments: Sequence[str | Path], out: Path, contrasts: Sequence[str] = (T1W,)
+) -> Given:
     """The scans of files and folders; a folder is searched by `scan_folders.list_scans`.
 
     Args:
       arguments: image files, which are taken whatever they are called, and folders.
       out: the output folder, whose files are not scans.
+      contrasts: that can be used; those other than T1w only of a folder without T1w scans.
 
     Raises:
       UserError: no argument names a scan.
@@ -42,7 +45,7 @@ def given_scans(arguments: Sequence[str | Path], out: Path) -> Given:
     for argument in arguments:
         path = Path(argument).expanduser()
         try:
-            found, others = _in_folder(path, out) if path.is_dir() else ([path], [])
+            found, others = _in_folder(path, out, contrasts) if path.is_dir() else ([path], [])
         except UserError as error:
             failures.append(str(error))
             continue
@@ -53,8 +56,15 @@ def given_scans(arguments: Sequence[str | Path], out: Path) -> Given:
     return Given(tuple(scans.values()), tuple(left_out), tuple(failures))
 
 
-def _in_folder(folder: Path, out: Path) -> tuple[list[Path], list[tuple[Path, str]]]:
-    listing = list_scans(folder, 'SCAN', with_masks=False)
+def _in_folder(
+    folder: Path, out: Path, contrasts: Sequence[str]
+) -> tuple[list[Path], list[tuple[Path, str]]]:
+    try:
+        listing = list_scans(folder, 'SCAN', with_masks=False)
+    except UserError:
+        if tuple(contrasts) == (T1W,):
+            raise
+        listing = list_scans(folder, 'SCAN', with_masks=False, contrasts=contrasts)
     results = out.resolve()
     scans = [case.scan for case in listing.cases]
     inside = [scan for scan in scans if results in scan.resolve().parents]

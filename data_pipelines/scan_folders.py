@@ -19,6 +19,7 @@ from pathlib import Path
 from data_pipelines import folder_walk
 from data_pipelines.file_names import (
     Kind,
+    contrast_named,
     is_bids_name,
     is_mask_folder,
     kind_of,
@@ -32,6 +33,7 @@ from data_pipelines.volume_io import strip_ending
 from fluidjax.base.errors import UserError
 from fluidjax.base.names import shown
 
+T1W = 't1w'
 NAMED = 10  # files of one reason that a message names
 _RESULTS_ONLY = (
     '{}: {} holds only results of fluidjax, which are never input; give the folder of the scans'
@@ -159,13 +161,19 @@ def digest(described: list) -> str:
     return hashlib.sha256(json.dumps(described).encode()).hexdigest()[:10]
 
 
-def list_scans(folder: str | os.PathLike[str], purpose: str, with_masks: bool = True) -> Listing:
+def list_scans(
+    folder: str | os.PathLike[str],
+    purpose: str,
+    with_masks: bool = True,
+    contrasts: Sequence[str] = (T1W,),
+) -> Listing:
     """The scans of a folder with their lesion masks, and the files that are not used.
 
     Args:
       folder: BIDS or plain, searched with its subfolders.
       purpose: the setting that names the folder, for messages.
       with_masks: look for lesion masks; without, all of them are left out.
+      contrasts: those that are wanted; files that their names say to be of another are left out.
 
     Raises:
       UserError: no such folder, no scan in it, or a lesion mask that belongs to no scan.
@@ -173,7 +181,7 @@ def list_scans(folder: str | os.PathLike[str], purpose: str, with_masks: bool = 
     folder = Path(folder)
     folder_walk.check_folder(folder, purpose)
     files = folder_walk.walk(folder)
-    reasons = {file.path: why for file in files if (why := _why_not(file, folder))}
+    reasons = {file.path: why for file in files if (why := _why_not(file, folder, contrasts))}
     subjects = folder_walk.freesurfer_scans(files)
     _leave_out_rest_of_freesurfer(subjects, files, reasons)
     candidates = [file for file in files if file.path not in reasons]
@@ -194,20 +202,24 @@ def list_scans(folder: str | os.PathLike[str], purpose: str, with_masks: bool = 
     return Listing(folder, cases, tuple(sorted(reasons.items())))
 
 
-def find_cases(folder: str | os.PathLike[str], purpose: str) -> list[Case]:
+def find_cases(
+    folder: str | os.PathLike[str], purpose: str, contrasts: Sequence[str] = (T1W,)
+) -> list[Case]:
     """The cases of `list_scans`."""
-    return list(list_scans(folder, purpose).cases)
+    return list(list_scans(folder, purpose, contrasts=contrasts).cases)
 
 
-def _why_not(file: FoundFile, folder: Path) -> str:
+def _why_not(file: FoundFile, folder: Path, contrasts: Sequence[str]) -> str:
     """Why a file cannot be a scan, whatever lies beside it; '' if it can."""
     if _is_result(file):
         return Kind.RESULT.value
     if file.unreadable:
         return file.unreadable
     kind, word = _kind_in(file.path, folder)
-    if kind == Kind.OTHER:
-        return f'{word} by its name, not T1w'
+    named = T1W if kind == Kind.T1W else contrast_named(file.path)
+    if kind == Kind.OTHER or (named and named not in contrasts):
+        wanted = 'T1w' if T1W in contrasts else ', '.join(contrasts)
+        return '' if named in contrasts else f'{word} by its name, not {wanted}'
     if kind in (Kind.T1W, Kind.UNNAMED):
         return f'in {SOURCE}' if file.part == SOURCE else ''
     return kind.value

@@ -4,16 +4,23 @@
     fluidjax predict BIDS_DIR --out=derivatives/fluidjax --participant-label 01 02 --n-jobs=4
     fluidjax predict scan.nii.gz --workdir=runs/mine --threshold=fpr_1 --out=predictions
 
-Takes T1w scans (.nii, .nii.gz, .mgz, .mgh) and folders of them, BIDS or plain. Writes, for each
+Takes T1w scans (.nii, .nii.gz, .mgz, .mgh) and folders of them, BIDS or plain, and scans of other
+contrasts if the model is for them. Writes, for each
 scan and on its own voxels, files named as BIDS derivatives: the healthy counterpart, the anomaly
 map, masks, a table of the marked regions, a picture and a page; OUT/index.html lists all scans.
 Without --workdir the model that comes with fluidjax is used.
 """
 
+from __future__ import annotations
+
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fluidjax.base import cli
+
+if TYPE_CHECKING:
+    from fluidjax.predict.scans import Selection
 
 FLAGS = cli.Flags()
 WORKDIR = FLAGS.add_text(
@@ -63,12 +70,25 @@ COUNTERPART = FLAGS.add_choice(
 QUALITY = FLAGS.add_switch('quality', True, 'Draw how the scan was brought onto the atlas.')
 
 
+def _selected(scans: list[str], out: Path, workdir: Path) -> Selection:
+    """The scans to predict: T1w ones, or others where there are none and a model is for them."""
+    from fluidjax.predict.models import contrasts_of
+    from fluidjax.predict.scans import select
+
+    try:
+        return select(scans, out, PARTICIPANTS.value, SESSIONS.value)
+    except cli.UserError:
+        contrasts = contrasts_of(workdir)
+        if contrasts == ('t1w',):
+            raise
+    return select(scans, out, PARTICIPANTS.value, SESSIONS.value, contrasts)
+
+
 def main(scans: list[str]) -> None:
     """Read the flags and predict."""
     from fluidjax.predict import batch
     from fluidjax.predict.on_scan import Steps
     from fluidjax.predict.reading import Options
-    from fluidjax.predict.scans import select
     from fluidjax.runs import package
 
     if not scans or not OUT.value:
@@ -84,9 +104,10 @@ def main(scans: list[str]) -> None:
             'model: the one that comes with fluidjax (--workdir=RUN for one of yours); '
             'research use, not for diagnosis'
         )
+    workdir = Path(WORKDIR.value or package.BUNDLED).expanduser()
     batch.predict(
-        select(scans, out, PARTICIPANTS.value, SESSIONS.value),
-        Path(WORKDIR.value or package.BUNDLED).expanduser(),
+        _selected(scans, out, workdir),
+        workdir,
         out,
         THRESHOLD.value,
         Options(Steps(EXTRACTION.value, N4.value, REGISTRATION.value), BRAIN.value, QUALITY.value),

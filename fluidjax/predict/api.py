@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ from fluidjax.predict.on_scan import (
 from fluidjax.runs import package, thresholds
 from fluidjax.runs import train as training
 from fluidjax.runs.detector import Detector
-from fluidjax.runs.load import Run, load_run
+from fluidjax.runs.load import Run, load_run, models_of
 
 __all__ = ['Detection', 'Model', 'load', 'train']
 
@@ -60,6 +60,8 @@ class Detection:
         mask: uint8, where the map reaches the threshold within the brain.
         brain_mask: uint8.
         threshold: of the mask.
+        contrast: that the scan looks like, 't1w', 't2w', 'flair' or 'other'; a package may have
+            different models for them.
         volume_ml: volume of the mask, millilitres.
         overlap: Dice of the brain with the atlas's after registration; below 0.85 look at the
             scan before you use the results.
@@ -73,6 +75,7 @@ class Detection:
     mask: nib.Nifti1Image
     brain_mask: nib.Nifti1Image
     threshold: float
+    contrast: str
     volume_ml: float
     overlap: float
     warnings: tuple[str, ...]
@@ -93,8 +96,8 @@ class Model:
                 'load a run of another method'
             )
         self.run, self.path = run, path
-        self._detector = Detector(run, thresholds.load_choice(run))
-        self._certainty = thresholds.load_certainty(run)
+        self._runs = models_of(run)
+        self._detectors: dict[int, Detector] = {}
 
     @single_precision
     def detect(
@@ -123,10 +126,10 @@ class Model:
         """
         if counterpart not in COUNTERPARTS:
             raise UserError(f'counterpart: {counterpart!r} is not one of {", ".join(COUNTERPARTS)}')
-        level = self._level(threshold)
+        self._level(self.run, threshold)  # fails before the first scan is read
         if isinstance(scans, (str, os.PathLike, Image)):
-            return self._detect_one(scans, level, steps, counterpart)
-        return [self._detect_one(scan, level, steps, counterpart) for scan in scans]
+            return self._detect_one(scans, threshold, steps, counterpart)
+        return [self._detect_one(scan, threshold, steps, counterpart) for scan in scans]
 
     @single_precision
     def fill(self, scan: Scan, lesion: Scan, steps: Steps = Steps()) -> nib.Nifti1Image:
@@ -148,35 +151,44 @@ class Model:
             mask.affine, volume.affine, atol=1e-3
         ):
             raise UserError(f'{mask.path}: the mask does not lie on the voxels of {volume.path}')
-        predicted, _ = self._predicted(volume, mask.data > 0, steps, 'filled')
+        predicted = self._predicted(volume, lambda run: mask.data > 0, steps, 'filled')[0]
         filled = np.where(predicted.brain, predicted.healthy_in_scan_units, volume.data)
         return image_like(filled.astype(np.float32), volume)
 
     def _predicted(
-        self, volume: Volume, marked: float | np.ndarray, steps: Steps, counterpart: str
-    ) -> tuple[Predicted, Preprocessed]:
-        preprocessed = on_model_grid(volume, grid_of(self.run), steps.of_run(self.run))
+        self,
+        volume: Volume,
+        marked: Callable[[Run], float | np.ndarray],
+        steps: Steps,
+        counterpart: str,
+    ) -> tuple[Predicted, Preprocessed, Run]:
+        """The results, and the run for the scan's contrast, which gave them."""
+        steps = dataclasses.replace(steps.of_run(self.run), contrasts=tuple(self._runs))
+        preprocessed = on_model_grid(volume, grid_of(self.run), steps)
+        run = self._runs.get(preprocessed.contrast, self.run)
+        if id(run) not in self._detectors:
+            self._detectors[id(run)] = Detector(run, thresholds.load_choice(run))
         case = subject_of('scan', preprocessed)
-        output = self._detector.detect([case])
-        predicted = predicted_on_scan(case, output, 0, marked, volume, counterpart)
-        return predicted, preprocessed
+        output = self._detectors[id(run)].detect([case])
+        predicted = predicted_on_scan(case, output, 0, marked(run), volume, counterpart)
+        return predicted, preprocessed, run
 
-    def _level(self, threshold: str | float) -> float:
-        if isinstance(threshold, str):
-            return thresholds.load(self.run, threshold)
-        return float(threshold)
+    def _level(self, run: Run, threshold: str | float) -> float:
+        return thresholds.load(run, threshold) if isinstance(threshold, str) else float(threshold)
 
     def _detect_one(
-        self, scan: Scan, threshold: float, steps: Steps, counterpart: str
+        self, scan: Scan, threshold: str | float, steps: Steps, counterpart: str
     ) -> Detection:
         volume = scan_images.read(scan)
-        predicted, preprocessed = self._predicted(volume, threshold, steps, counterpart)
+        level = lambda run: self._level(run, threshold)
+        predicted, preprocessed, run = self._predicted(volume, level, steps, counterpart)
 
         def place(data: np.ndarray) -> nib.Nifti1Image:
             return image_like(data, volume)
 
         spread = predicted.uncertainty
-        probability = self._certainty.probability_of(predicted.anomaly_map, predicted.brain)
+        certainty = thresholds.load_certainty(run)
+        probability = certainty.probability_of(predicted.anomaly_map, predicted.brain)
         return Detection(
             healthy=place(predicted.healthy_in_scan_units),
             anomaly_map=place(predicted.anomaly_map),
@@ -184,7 +196,8 @@ class Model:
             uncertainty=None if spread is None else place(spread),
             mask=place(predicted.mask),
             brain_mask=place(predicted.brain),
-            threshold=threshold,
+            threshold=level(run),
+            contrast=preprocessed.contrast,
             volume_ml=float(predicted.mask.sum()) * voxel_ml(volume.affine),
             overlap=preprocessed.overlap,
             warnings=preprocessed.warnings,

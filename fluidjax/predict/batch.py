@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import itertools
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -29,12 +28,11 @@ from fluidjax.predict.files import (
     write_folder_index,
     write_prediction,
 )
+from fluidjax.predict.models import Models, load_models
 from fluidjax.predict.on_scan import grid_of, predicted_on_scan
 from fluidjax.predict.reading import Options, Scan, read_scans
 from fluidjax.predict.scans import ScanFile, Selection
-from fluidjax.runs import thresholds
 from fluidjax.runs.detector import Detector, Output
-from fluidjax.runs.load import load_run
 
 
 def predict(
@@ -66,21 +64,10 @@ def predict(
         raise UserError(
             f'--brain: is the mask of one scan, but there are {len(files)}; predict them one by one'
         )
-    run = load_run(workdir)
-    if run.method.needs_mask:
-        raise UserError(
-            f'{workdir}: {run.config.method} needs a mask of the lesion, so it cannot find any; '
-            'predict with a run of another method'
-        )
-    threshold = thresholds.load(run, rule)
-    certainty = thresholds.load_certainty(run)
-    source = Source(
-        workdir.name, str(run.config.method), run.step, rule, threshold, counterpart, certainty
-    )
-    options = options.of_run(run)
-    detector = Detector(run, thresholds.load_choice(run))
-    with contextlib.closing(read_scans(files, grid_of(run), options, jobs)) as scans:
-        outcome = _predict_all(scans, len(files), detector, source, out)
+    models = load_models(workdir, rule, counterpart)
+    options = options.of_run(models.run, models.contrasts)
+    with contextlib.closing(read_scans(files, grid_of(models.run), options, jobs)) as scans:
+        outcome = _predict_all(scans, len(files), models, out)
     _report(outcome, selection, out)
 
 
@@ -142,16 +129,15 @@ def _problem_of_disk(out: Path, error: OSError) -> str:
     return f'--out: {shown(out)}: {disk.reason(error, out)}'
 
 
-def _predict_all(
-    scans: Iterator[Scan | str], count: int, detector: Detector, source: Source, out: Path
-) -> _Outcome:
+def _predict_all(scans: Iterator[Scan | str], count: int, models: Models, out: Path) -> _Outcome:
     """Predict and write every scan that can be used, while the disk takes the results."""
     outcome = _Outcome()
     with tqdm(total=count, desc='predict', unit='scan', disable=count < 2) as bar:
         usable = _usable(scans, outcome.failures, bar)
-        for scan, output, number in _detected(usable, detector, outcome.failures):
+        for scan, output, number in _detected(usable, models, outcome.failures):
             try:
                 if output is not None:
+                    source = models.for_contrast(scan.contrast).source
                     _write(out, scan, output, number, source)
                     outcome.done.append(scan.file)
             except Exception as error:
@@ -164,15 +150,15 @@ def _predict_all(
 
 
 def _detected(
-    usable: Iterator[Scan], detector: Detector, failures: list[str]
+    usable: Iterator[Scan], models: Models, failures: list[str]
 ) -> Iterator[tuple[Scan, Output | None, int]]:
     """Scans with the output of their batch and their number in it.
 
     The scans of a batch that fails are tried one by one; the output of one that fails is None, and
     its line is added to `failures`.
     """
-    size = int(detector.run.config.detect.batch_size)
-    while batch := list(itertools.islice(usable, size)):
+    for detector, batch in _batches(usable, models):
+        size = detector.batch_size
         try:
             output = detector.detect([scan.case for scan in batch])
         except Exception as error:  # out of memory, perhaps, which one scan at a time may not be
@@ -182,6 +168,18 @@ def _detected(
             continue
         for number, scan in enumerate(batch):
             yield scan, output, number
+
+
+def _batches(usable: Iterator[Scan], models: Models) -> Iterator[tuple[Detector, list[Scan]]]:
+    """Batches of scans for one model, as soon as each is full; at the end the rest."""
+    waiting: dict[int, tuple[Detector, list[Scan]]] = {}
+    for scan in usable:
+        detector = models.for_contrast(scan.contrast).detector
+        batch = waiting.setdefault(id(detector), (detector, []))[1]
+        batch.append(scan)
+        if len(batch) == detector.batch_size:
+            yield waiting.pop(id(detector))
+    yield from waiting.values()
 
 
 def _output_of_one(

@@ -34,6 +34,7 @@ from fluidjax.predict.regions import Region
 from fluidjax.predict.scans import ScanFile
 from fluidjax.runs.thresholds import Certainty
 
+CONTRAST_NAMES = {'t1w': 'T1w', 't2w': 'T2w', 'flair': 'FLAIR'}
 BIDS_VERSION = '1.10.0'
 DESCRIPTION = 'dataset_description.json'
 TABLE = 'desc-anomaly_lesions'
@@ -171,6 +172,7 @@ def _summary_of(
     return {
         'name': scan.file.name,
         'scan': shown(scan.file.path),
+        'contrast': scan.contrast,
         'page': (scan.file.folder / f'{scan.file.name}_desc-anomaly.html').as_posix(),
         'run': source.run,
         'method': source.method,
@@ -205,7 +207,7 @@ def _volumes(
     """The volumes that are written, each with its sidecar."""
     threshold = f'{source.threshold:.6g} ({source.rule})'
     volumes = {
-        'desc-healthy_T1w': (
+        f'desc-healthy_{CONTRAST_NAMES.get(scan.contrast, "T1w")}': (
             predicted.healthy_in_scan_units,
             {
                 'Description': HEALTHY[source.counterpart],
@@ -284,6 +286,7 @@ def _write_pictures(
     write_bytes(folder / f'{start}desc-anomaly.png', picture)
     facts = {
         'file': shown(scan.file.path),
+        'contrast': f'{CONTRAST_NAMES.get(scan.contrast, "unknown")}, by its intensities',
         'run': f'{source.run}, {source.method}, step {source.step}',
         'threshold': f'{source.threshold:.4g} ({source.rule})',
         'marked': f'{summary["marked_ml"]:.1f} ml of {summary["brain_ml"]:.0f} ml of brain',

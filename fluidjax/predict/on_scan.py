@@ -36,11 +36,13 @@ class Steps:
         extraction: how the brain is found, one of `brain_extraction.METHODS`.
         bias_field: correct the coil's shading with N4.
         registration: 'affine' or 'none'; None for what the run was trained with.
+        contrasts: that there is a model for.
     """
 
     extraction: str = 'auto'
     bias_field: bool = False
     registration: str | None = None
+    contrasts: tuple[str, ...] = ('t1w',)
 
     def of_run(self, run: Run) -> Steps:
         """These steps with the registration that a run was trained with, unless they name one."""
@@ -75,6 +77,7 @@ def on_model_grid(
         extraction=steps.extraction,
         bias_field=steps.bias_field,
         brain=brain,
+        contrasts=steps.contrasts,
     )
     if not preprocessed.brain.any():
         raise UserError(f"{scan.path}: no brain on the model's grid; is it a T1w scan of a head?")

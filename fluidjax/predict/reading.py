@@ -44,9 +44,10 @@ class Options:
     brain: str = ''
     quality: bool = True
 
-    def of_run(self, run: Run) -> Options:
-        """These options with the steps that a run was trained with; see `Steps.of_run`."""
-        return dataclasses.replace(self, steps=self.steps.of_run(run))
+    def of_run(self, run: Run, contrasts: tuple[str, ...]) -> Options:
+        """These options with the steps that a run was trained with; see `Steps`."""
+        steps = dataclasses.replace(self.steps.of_run(run), contrasts=contrasts)
+        return dataclasses.replace(self, steps=steps)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +63,7 @@ class Scan:
         warnings: about the scan, for a person.
         extraction: how its brain was found.
         quality: PNG of how it was brought onto the model's grid, or None.
+        contrast: that it is taken for.
     """
 
     file: ScanFile
@@ -72,6 +74,7 @@ class Scan:
     warnings: tuple[str, ...]
     extraction: str
     quality: bytes | None
+    contrast: str = 't1w'
 
 
 def read_scans(
@@ -133,6 +136,7 @@ def read_scan(file: ScanFile, grid: ModelGrid, options: Options) -> Scan:
         preprocessed.warnings,
         preprocessed.extraction,
         quality_figure(preprocessed, grid, volume) if options.quality else None,
+        preprocessed.contrast,
     )
 
 

@@ -53,6 +53,7 @@ def select(
     out: Path,
     participants: Sequence[str] = (),
     sessions: Sequence[str] = (),
+    contrasts: Sequence[str] = ('t1w',),
 ) -> Selection:
     """Every scan of the files and folders given.
 
@@ -64,12 +65,13 @@ def select(
         out: the output folder, whose files are not scans.
         participants: keep scans of these BIDS labels only, with or without `sub-`; all if empty.
         sessions: the same for sessions, with or without `ses-`.
+        contrasts: that there is a model for, see `scan_arguments.given_scans`.
 
     Raises:
         UserError: no scan at all, a label that no scan has, or two files that differ only in their
             ending.
     """
-    found = given_scans(given, out)
+    found = given_scans(given, out, contrasts)
     paths = _with_labels(list(found.scans), '--participant-label', 'sub-', participants)
     paths = _with_labels(paths, '--session-label', 'ses-', sessions)
     others = [(path, 'not asked for by its label') for path in found.scans if path not in paths]
@@ -83,10 +85,16 @@ def select(
 def name_of(path: str | Path) -> str:
     """A file's name without its ending, the suffix `_T1w` and the entity `desc`.
 
-    `sub-01_ses-2_desc-preproc_T1w.nii.gz` is `sub-01_ses-2`.
+    `sub-01_ses-2_desc-preproc_T1w.nii.gz` is `sub-01_ses-2`. Another suffix becomes an entity, as
+    results have suffixes of their own: `sub-01_FLAIR.nii.gz` is `sub-01_acq-FLAIR`.
     """
     name = result_name(Path(path))
-    return re.sub(r'_desc-[A-Za-z0-9]+', '', name) or name
+    name = re.sub(r'_desc-[A-Za-z0-9]+', '', name) or name
+    if '_acq-' in name:
+        return name
+    return re.sub(
+        r'^(sub-[A-Za-z0-9]+(?:_ses-[A-Za-z0-9]+)?)(.*)_(T2w|FLAIR)$', r'\1_acq-\3\2', name
+    )
 
 
 def _with_labels(paths: list[Path], flag: str, prefix: str, labels: Sequence[str]) -> list[Path]:
@@ -126,6 +134,6 @@ def _distinct_names(paths: list[Path]) -> list[str]:
 
 def _folder_of(path: Path, name: str) -> Path:
     bids = _BIDS.match(name)
-    if bids is None or not strip_ending(path).endswith('_T1w'):
+    if bids is None or not re.search(r'_(T1w|T2w|FLAIR)$', strip_ending(path)):
         return Path(name)
     return Path(*filter(None, bids.groups()), 'anat')

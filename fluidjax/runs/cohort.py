@@ -39,9 +39,9 @@ def open_cohort(config: ConfigDict) -> Any:
         str(Path(folder).expanduser()) if folder else ''
         for folder in (chosen.data_dir, chosen.test_dir, chosen.lesion_dir)
     ]
-    tissue = 'synthesis' in config
     if chosen.name == 'template':
-        return input_pipeline.template_cohort(config.size, store, folders[-1], tissue)
+        made = 'synthesis' in config
+        return input_pipeline.template_cohort(config.size, store, folders[-1], made)
     return input_pipeline.nifti_cohort(
         GRIDS[config.size],
         store,
@@ -49,9 +49,17 @@ def open_cohort(config: ConfigDict) -> Any:
         registration=chosen.registration,
         seed=config.seed,
         embedded=chosen.get('embedded', 0),  # older runs do not have these fields
-        tissue=tissue,
+        contrasts=trained_contrasts(config) if 'synthesis' in config else (),
         labels=chosen.get('labels', ''),
     )
+
+
+def trained_contrasts(config: ConfigDict) -> tuple[str, ...]:
+    """The contrasts that a run is made for: those that its scans are synthesised in, or T1w."""
+    if 'synthesis' not in config:
+        return ('t1w',)
+    named = tuple(name for name in config.synthesis.contrasts if name != 'random')
+    return named or ('t1w', 't2w', 'flair', 't1ce')
 
 
 def _check_cohort(config: ConfigDict) -> None:

@@ -26,6 +26,7 @@ from fluidjax.base.disk import check_output
 from fluidjax.base.errors import UserError
 from fluidjax.base.files import parse_json
 from fluidjax.runs import card, package, thresholds
+from fluidjax.runs.cohort import trained_contrasts
 from fluidjax.runs.load import Run, load_run
 
 FLAGS = cli.Flags()
@@ -36,6 +37,7 @@ DTYPE = FLAGS.add_choice(
     ['float32', 'float16'],
     'How weights are stored; float16 halves the file, and anomaly maps differ in the fourth digit.',
 )
+OTHER = FLAGS.add_text('other', '', 'A package for scans of other contrasts, to put into this one.')
 NOTE = FLAGS.add_text('note', '', 'For the model card: what the model was trained on.')
 LICENCE = FLAGS.add_text('licence', '', 'For the model card: the terms of use.')
 _FOLDERS = ('data_dir', 'test_dir', 'lesion_dir', 'store')
@@ -54,7 +56,9 @@ class Words:
     licence: str = ''
 
 
-def export(workdir: Path, out: Path, half: bool = False, words: Words = Words()) -> str:
+def export(
+    workdir: Path, out: Path, half: bool = False, words: Words = Words(), other: Path | None = None
+) -> str:
     """Write a run as a model package.
 
     Args:
@@ -62,6 +66,7 @@ def export(workdir: Path, out: Path, half: bool = False, words: Words = Words())
         out: the zip to write; an existing one is replaced.
         half: store weights as float16 where they fit into it.
         words: for the model card.
+        other: a package for scans of other contrasts, that is put into this one.
 
     Returns:
         One line that says what was written.
@@ -84,12 +89,29 @@ def export(workdir: Path, out: Path, half: bool = False, words: Words = Words())
     texts[package.CARD] = card.card(
         run, run.config, manifest, cohort, scores, words.note, words.licence
     )
-    size = package.write(out, manifest, texts, jax.device_get(run.params), half)
+    inner = None if other is None else _for_other_contrasts(run, other)
+    size = package.write(out, manifest, texts, jax.device_get(run.params), half, inner)
     return (
         f'{out}: {size / 1e6:.1f} MB, {manifest["parameters"]:,} parameters as '
         f'{manifest["weights"]}; try it: fluidjax predict SCAN.nii.gz '
         f'--workdir={out} --out=predictions'
     )
+
+
+def _for_other_contrasts(run: Run, other: Path) -> bytes:
+    """The bytes of a package for other contrasts, which is checked.
+
+    Raises:
+        UserError: it is not a package, or of another grid, or of no other contrast.
+    """
+    if not package.is_package(other):
+        raise UserError(f'--other: {other} is not a package; export the run first')
+    inner = load_run(other)
+    if inner.grid != run.grid:
+        raise UserError(f'--other: {other} is of another grid, {inner.grid.shape}')
+    if not set(trained_contrasts(inner.config)) - set(trained_contrasts(run.config)):
+        raise UserError(f'--other: {other} is for no contrast that the run is not for')
+    return other.read_bytes()
 
 
 def manifest_of(run: Run, half: bool) -> dict[str, Any]:
@@ -166,6 +188,7 @@ def main(runs: list[str]) -> None:
             Path(OUT.value).expanduser(),
             DTYPE.value == 'float16',
             Words(NOTE.value, LICENCE.value),
+            Path(OTHER.value).expanduser() if OTHER.value else None,
         )
     )
 

@@ -14,7 +14,7 @@ from fluidjax.base import cli
 from fluidjax.base.errors import UserError
 from fluidjax.base.settings import check, load_config, parse_config
 from fluidjax.fluid.grid import Grid
-from fluidjax.runs.cohort import model_grid
+from fluidjax.runs.cohort import model_grid, trained_contrasts
 from fluidjax.runs.package import Package, check_not_unpacked, is_package, open_package
 from fluidjax.runs.stages import build_stages
 from fluidjax.training import checkpoint
@@ -110,10 +110,24 @@ def _chosen_step(config: ConfigDict, folder: Path) -> int | None:
     return step
 
 
-def _load_package(path: Path, changes: Mapping[str, Any]) -> Run:
+def models_of(run: Run) -> dict[str, Run]:
+    """The run for each contrast that a run or package is for: itself, or the one in its package.
+
+    Raises:
+        UserError: the package in the package cannot be used.
+    """
+    models = dict.fromkeys(trained_contrasts(run.config), run)
+    if run.package is None or run.package.other is None:
+        return models
+    other = _load_package(run.path, {}, run.package.other)
+    others = [name for name in trained_contrasts(other.config) if name not in models]
+    return models | dict.fromkeys(others, other)
+
+
+def _load_package(path: Path, changes: Mapping[str, Any], content: bytes | None = None) -> Run:
     from data_pipelines.nifti_source import PREPROCESSING_VERSION
 
-    package = open_package(path)
+    package = open_package(path, content)
     config = parse_config(package.texts['config.json'], f'{path}: config.json')
     config.update_from_flattened_dict(changes)
     try:

@@ -8,6 +8,7 @@
     healthy_residual.json   its residual in healthy scans, if the recipe needs it
     metrics.json       scores (if the run was evaluated)
     README.md          the model card
+    other_contrasts.zip     a package of its own, for scans of other contrasts (if there is one)
 
 Members are stored without compression and with a fixed date: the same run gives the same bytes. A
 package is never unpacked: no member's name becomes a path, sizes are checked before anything is
@@ -39,7 +40,8 @@ from fluidjax.base.files import parse_json, write_bytes
 FORMAT, OLDEST, READER = 1, 1, '0.1.0'
 MANIFEST, WEIGHTS, CARD = 'package.json', 'model.safetensors', 'README.md'
 NEEDED = (MANIFEST, WEIGHTS, 'config.json', 'cohort.json', CARD)
-OPTIONAL = ('calibration.json', 'healthy_residual.json', 'metrics.json')
+OTHER = 'other_contrasts.zip'
+OPTIONAL = ('calibration.json', 'healthy_residual.json', 'metrics.json', OTHER)
 TEXT_LIMIT, WEIGHTS_LIMIT = 8 << 20, 8 << 30  # bytes
 MOST_PACKED = 50  # weights do not compress better than this; a zip bomb does
 _DATE = (1980, 1, 1, 0, 0, 0)  # the earliest that a zip can store
@@ -60,11 +62,15 @@ class Package:
         path: the zip file.
         manifest: the contents of package.json.
         texts: all other members except the weights, by name.
+        other: the bytes of the package for other contrasts, or None.
+        content: the bytes of this package, if it lies in another one.
     """
 
     path: Path
     manifest: dict[str, Any]
     texts: dict[str, str]
+    other: bytes | None = None
+    content: bytes | None = None
 
     def params(self, template: Params) -> Params:
         """The weights, float32, with the structure and shapes of the template.
@@ -75,7 +81,7 @@ class Package:
         flat = flax.traverse_util.flatten_dict(template, sep=_SEPARATOR)
         shapes = {name: tuple(leaf.shape) for name, leaf in flat.items()}
         where = f'{self.path}: {WEIGHTS}'
-        with _opened(self.path) as archive, archive.open(WEIGHTS) as stream:
+        with _opened(self.path, self.content) as archive, archive.open(WEIGHTS) as stream:
             size = archive.getinfo(WEIGHTS).file_size
             content = stream.read(size + 1)  # to the end, where the checksum is compared
         tensors = _decoded(content, shapes, where)
@@ -88,6 +94,7 @@ def write(
     texts: Mapping[str, str],
     params: Params,
     half: bool = False,
+    other: bytes | None = None,
 ) -> int:
     """Write a package; an existing file is replaced once the new one is complete.
 
@@ -97,6 +104,7 @@ def write(
         texts: the other members except the weights.
         params: the averaged parameters.
         half: store matrices and kernels as float16 where they fit into it.
+        other: the package for other contrasts.
 
     Returns:
         Its size in bytes.
@@ -108,6 +116,7 @@ def write(
         MANIFEST: (json.dumps(manifest, indent=2) + '\n').encode(),
         **{name: text.encode() for name, text in texts.items()},
         WEIGHTS: safetensors.numpy.save(tensors),
+        **({} if other is None else {OTHER: other}),
     }
     archive_bytes = io.BytesIO()
     with zipfile.ZipFile(archive_bytes, 'w', zipfile.ZIP_STORED) as archive:
@@ -172,37 +181,46 @@ def _decoded(content: bytes, expected: Mapping[str, tuple[int, ...]], where: str
     return {name: array.astype(np.float32) for name, array in tensors.items()}
 
 
-def open_package(path: Path) -> Package:
+def open_package(path: Path, content: bytes | None = None) -> Package:
     """Read the texts of a package and check everything except the weights.
+
+    Args:
+        path: the zip file.
+        content: the bytes of a package that lies in that file, or None.
 
     Raises:
         UserError: the file is not a package, or a damaged or harmful one, or of a format that this
             version does not read.
     """
-    if not path.is_file():
+    if content is None and not path.is_file():
         raise UserError(
             f'{path}: no such file; make a package: fluidjax export RUN --out=model.zip'
         )
-    with _opened(path) as archive:
+    other = None
+    with _opened(path, content) as archive:
         _check_members(path, archive.infolist())
         manifest = parse_json(_text(path, archive, MANIFEST), f'{path}: {MANIFEST}', EXPORT_AGAIN)
         texts = {
             name: _text(path, archive, name)
             for name in archive.namelist()
-            if name not in (MANIFEST, WEIGHTS)
+            if name not in (MANIFEST, WEIGHTS, OTHER)
         }
+        if OTHER in archive.namelist():
+            if content is not None:
+                raise UserError(f'{path}: {OTHER} contains another package; {EXPORT_AGAIN}')
+            other = archive.read(OTHER)
     _check_manifest(path, manifest)
     for name, text in texts.items():
         if name != CARD:
             parse_json(text, f'{path}: {name}', EXPORT_AGAIN)
-    return Package(path, manifest, texts)
+    return Package(path, manifest, texts, other, content)
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
-    """The opened zip; any error of reading it becomes a UserError."""
+def _opened(path: Path, content: bytes | None = None) -> Iterator[zipfile.ZipFile]:
+    """The opened zip, a file or its bytes; any error of reading it becomes a UserError."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(path if content is None else io.BytesIO(content)) as archive:
             yield archive
     except UserError:
         raise
@@ -240,7 +258,7 @@ def _check_members(path: Path, members: list[zipfile.ZipInfo]) -> None:
             f'{EXPORT_AGAIN}'
         )
     for member in members:
-        limit = WEIGHTS_LIMIT if member.filename == WEIGHTS else TEXT_LIMIT
+        limit = WEIGHTS_LIMIT if member.filename in (WEIGHTS, OTHER) else TEXT_LIMIT
         packed = max(member.compress_size, 1)
         if member.file_size > limit or (
             member.file_size > 1 << 16 and member.file_size > MOST_PACKED * packed

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -16,11 +17,14 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+import fluidjax
+from configs import ldm
 from data_pipelines import grids, mni_template, resampling
 from fluidjax.base.errors import UserError
 from fluidjax.predict import batch
 from fluidjax.predict.reading import Options, read_scans
 from fluidjax.predict.scans import ScanFile, name_of, select
+from fluidjax.runs import export
 
 KINDS = ('desc-healthy_T1w', 'desc-anomaly_probseg', 'desc-anomaly_mask', 'desc-brain_mask')
 ENDINGS = {f'{kind}{end}' for kind in KINDS for end in ('.nii.gz', '.json')} | {
@@ -313,6 +317,9 @@ def test_the_command_reads_labels_and_jobs(predicted, smoke_run, command, tmp_pa
         ('sub-01_space-MNI_T1w.nii', 'sub-01_space-MNI'),
         ('T1.mgz', 'T1'),
         ('_T1w.nii', '_T1w'),
+        ('sub-01_ses-2_run-1_FLAIR.nii.gz', 'sub-01_ses-2_acq-FLAIR_run-1'),
+        ('sub-01_acq-3d_T2w.nii', 'sub-01_acq-3d_T2w'),
+        ('p01_flair.nii', 'p01_flair'),
     ],
 )
 def test_names(path, name):
@@ -345,3 +352,41 @@ def test_a_folder_is_searched_but_for_masks_and_results(tmp_path):
         select([tmp_path / 'empty'], tmp_path / 'out')
     with pytest.raises(UserError, match='only the results'):
         select([tmp_path / 'bids'], tmp_path / 'bids')
+
+
+def test_each_scan_has_the_model_of_its_contrast(head, smoke_run, tmp_path):
+    """A package with a second model, for bright lesions: the same weights, another threshold."""
+    plain, other, both = (tmp_path / f'{name}.zip' for name in ('plain', 'other', 'both'))
+    export.export(smoke_run, plain)
+    with zipfile.ZipFile(plain) as old, zipfile.ZipFile(other, 'w') as new:
+        for name in old.namelist():
+            content = old.read(name)
+            if name == 'config.json':
+                made = ldm.get_config('smoke,contrast=flair').to_dict()
+                made['synthesis']['contrasts'] = ['t2w', 'flair']
+                sections = {part: made[part] for part in ('wide', 'variants', 'synthesis')}
+                content = json.dumps(json.loads(content) | sections)
+            new.writestr(name, content)
+    export.export(smoke_run, both, other=other)
+    data, affine = head
+    turned = np.where(data > 0, np.maximum(1200 - data, 1), 0).astype(np.float32)
+    scans = [
+        write(tmp_path / 'sub-1_T1w.nii.gz', head),
+        write(tmp_path / 'sub-1_T2w.nii.gz', (turned, affine)),
+    ]
+    predict(scans, both, tmp_path / 'out')
+    summaries = {}
+    for path in (tmp_path / 'out').rglob('*_desc-anomaly_lesions.json'):
+        summary = json.loads(path.read_text())['Summary']
+        summaries[summary['contrast']] = summary
+    assert summaries['t1w']['run'] == 'both.zip' and summaries['t1w']['name'] == 'sub-1'
+    assert summaries['t2w']['run'] == 'both.zip (other contrasts)'
+    assert not any('contrast' in line for line in summaries['t2w']['warnings'])
+    folder = tmp_path / 'out' / 'sub-1' / 'anat'
+    assert (folder / 'sub-1_acq-T2w_desc-healthy_T2w.nii.gz').is_file()
+    found = fluidjax.load(both).detect(scans[1])
+    assert found.contrast == 't2w' and not any('contrast' in line for line in found.warnings)
+    predict(scans[1:], plain, tmp_path / 'alone')
+    (path,) = (tmp_path / 'alone').rglob('*_desc-anomaly_lesions.json')
+    (warning,) = (w for w in json.loads(path.read_text())['Summary']['warnings'] if 'contrast' in w)
+    assert 'T1w' in warning

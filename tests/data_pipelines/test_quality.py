@@ -8,6 +8,7 @@ import synthetic_heads as heads
 
 from data_pipelines import bias_field, grids, mni_template, preprocess, quality, quality_picture
 from data_pipelines.volume_io import Volume, load_volume
+from fluidjax.base.errors import UserError
 
 DEMO = grids.GRIDS['demo']
 
@@ -86,3 +87,43 @@ def test_picture(monkeypatch):
         made = preprocess.preprocess(scan, DEMO, registration='none', bias_field=n4)
         png = quality_picture.quality_figure(made, DEMO, scan, dpi=30)
         assert png.startswith(b'\x89PNG') and len(png) > 5000
+
+
+@pytest.mark.parametrize(
+    'csf,gm,wm,name',
+    [
+        (1, 2, 3, 't1w'),
+        (3, 2, 1, 't2w'),
+        (1, 3, 2, 'flair'),
+        (2, 3, 1, 'other'),
+        (1, 1, 2, 'other'),
+    ],
+)
+def test_a_contrast_is_known_by_the_order_of_its_tissues(csf, gm, wm, name):
+    levels = {
+        tissue: mni_template.TissueLevel(float(value), 1.0)
+        for tissue, value in (('csf', csf), ('gm', gm), ('wm', wm))
+    }
+    assert quality.contrast_of(levels) == name
+    assert bool(quality.contrast_warnings(levels)) is (name != 't1w')
+    wanted = quality.contrast_warnings(levels, ('t2w', 'flair'))
+    assert bool(wanted) is (name not in ('t2w', 'flair'))
+    far = {tissue: level._replace(share=0.1) for tissue, level in levels.items()}
+    assert quality.contrast_of(far) == 't1w'
+
+
+def test_other_contrasts_keep_their_bright_tissue():
+    scan = heads.stripped()
+    inverse = np.where(scan.data > 0, np.maximum(1200 - scan.data, 1), 0).astype(np.float32)
+    made = preprocess.preprocess(
+        Volume(inverse, scan.affine, 't2.nii'), DEMO, extraction='none', contrasts=('t2w',)
+    )
+    assert made.contrast == 't2w' and not any('contrast' in line for line in made.warnings)
+    assert np.mean(made.image[made.brain] > 0.99) < 0.01
+
+
+def test_a_ct_is_refused():
+    scan = heads.stripped()
+    units = np.where(scan.data > 0, 30.0 + scan.data / 100, -1000.0).astype(np.float32)
+    with pytest.raises(UserError, match='ct.nii: is a CT by its intensities'):
+        preprocess.preprocess(Volume(units, scan.affine, 'ct.nii'), DEMO)

@@ -250,3 +250,20 @@ def test_an_argument_without_scans_stops_nothing(tmp_path):
     assert len(given.failures) == 1 and 'masks' in given.failures[0]
     with pytest.raises(UserError, match='found only masks'):
         scan_arguments.given_scans([tmp_path / 'masks'], tmp_path / 'out')
+
+
+def test_files_of_other_contrasts_are_used_where_they_are_wanted(tmp_path):
+    names = ('sub-1_T1w.nii', 'sub-1_FLAIR.nii', 'sub-1_T2w.nii', 'sub-1_ce-gd_T1w.nii',
+             'sub-1_dwi.nii', 'sub-1_label-lesion_mask.nii')  # fmt: skip
+    data = touch(tmp_path, *names)
+
+    def used(*contrasts):
+        cases = scan_folders.find_cases(data, 'test_dir', contrasts)
+        assert all(case.mask.name == names[-1] for case in cases)
+        return {case.scan.name for case in cases}
+
+    assert used('t1w') == {names[0]}
+    assert used('t2w', 'flair') == {names[1], names[2]}
+    assert used('t1w', 't1ce') == {names[0], names[3]}
+    reasons = dict(scan_folders.list_scans(data, 'test_dir', contrasts=('flair',)).left_out)
+    assert reasons[data / names[0]] == 'T1w by its name, not flair'

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import os
 from pathlib import Path
@@ -26,8 +27,7 @@ class Detector:
     """Fails for batches with any of some scans, and for those of more than `most`."""
 
     def __init__(self, bad=(), most=9, size=2):
-        self.bad, self.most, self.size = bad, most, size
-        self.run = SimpleNamespace(config=SimpleNamespace(detect=SimpleNamespace(batch_size=size)))
+        self.bad, self.most, self.batch_size = bad, most, size
 
     def with_batch(self, size):
         return Detector(self.bad, size, size)
@@ -38,6 +38,11 @@ class Detector:
         if set(cases) & set(self.bad):
             raise ZeroDivisionError(f'cannot divide by {LATIN1}')
         return list(cases)
+
+
+def one_model(detector):
+    model = SimpleNamespace(detector=detector, source=None)
+    return SimpleNamespace(for_contrast=lambda contrast: model)
 
 
 @pytest.fixture
@@ -52,10 +57,27 @@ def work(monkeypatch, tmp_path):
             written.append(output[number])
 
         monkeypatch.setattr(batch, '_write', write)
-        outcome = batch._predict_all(map(scan, names), len(names), detector, None, tmp_path)
+        models = one_model(detector)
+        outcome = batch._predict_all(map(scan, names), len(names), models, tmp_path)
         return outcome, written
 
     return call
+
+
+def test_scans_of_a_batch_have_one_model():
+    dark, bright = Detector(size=2), Detector(size=3)
+    models = SimpleNamespace(
+        for_contrast=lambda contrast: SimpleNamespace(
+            detector=bright if contrast == 'flair' else dark
+        )
+    )
+    kinds = {'a': 't1w', 'b': 'flair', 'c': 't1w', 'd': 'flair', 'e': 't1w'}
+    scans = [dataclasses.replace(scan(name), contrast=kind) for name, kind in kinds.items()]
+    made = [
+        (detector, ''.join(one.case for one in some))
+        for detector, some in batch._batches(iter(scans), models)
+    ]
+    assert made == [(dark, 'ac'), (bright, 'bd'), (dark, 'e')]
 
 
 def test_a_scan_that_fails_in_its_batch_is_a_line_and_the_others_go_on(work):

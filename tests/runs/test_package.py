@@ -17,7 +17,7 @@ from fluidjax.base.errors import UserError
 from fluidjax.runs import card as model_card
 from fluidjax.runs import evaluate, export, thresholds
 from fluidjax.runs import package as package_file
-from fluidjax.runs.load import load_run
+from fluidjax.runs.load import load_run, models_of
 
 
 @pytest.fixture(scope='module')
@@ -51,6 +51,48 @@ def test_a_package_holds_the_run(smoke_run, package):
     assert thresholds.load(new, 'fpr_1') == 0.1
     changed = load_run(package, {'diffusion.process.sampler_steps': 1})
     assert changed.config.diffusion.process.sampler_steps == 1
+
+
+@pytest.fixture(scope='module')
+def bright(package, tmp_path_factory):
+    """A package for T2w and FLAIR scans; its weights are those of the other."""
+    with zipfile.ZipFile(package) as archive:
+        config = json.loads(archive.read('config.json'))
+    made = ldm.get_config('smoke,contrast=any').to_dict()
+    made['synthesis']['contrasts'] = ['t2w', 'flair']
+    config |= {name: made[name] for name in ('wide', 'variants', 'synthesis')}
+    path = tmp_path_factory.mktemp('bright') / 'bright.zip'
+    return edited(package, path, {'config.json': json.dumps(config)})
+
+
+def test_a_package_can_hold_one_for_other_contrasts(smoke_run, package, bright, tmp_path):
+    path = tmp_path / 'both.zip'
+    export.export(smoke_run, path, other=bright)
+    run = load_run(path)
+    models = models_of(run)
+    assert tuple(models) == ('t1w', 't2w', 'flair')
+    assert models['t1w'] is run and models['t2w'] is models['flair'] is not run
+    jax.tree.map(np.testing.assert_array_equal, models['flair'].params, run.params)
+    assert thresholds.load(models['flair'], 'fpr_1') == 0.1
+    assert tuple(models_of(load_run(package))) == ('t1w',)
+    assert path.stat().st_size > package.stat().st_size + bright.stat().st_size
+
+
+def test_a_package_in_a_package_is_checked(smoke_run, package, bright, tmp_path):
+    path = tmp_path / 'both.zip'
+    with pytest.raises(UserError, match='is for no contrast that the run is not for'):
+        export.export(smoke_run, path, other=package)
+    with pytest.raises(UserError, match='--other: .* is not a package'):
+        export.export(smoke_run, path, other=smoke_run)
+    nested = edited(bright, tmp_path / 'nested.zip', add=[('other_contrasts.zip', b'')])
+    twice = edited(
+        package, tmp_path / 'twice.zip', add=[('other_contrasts.zip', nested.read_bytes())]
+    )
+    with pytest.raises(UserError, match='contains another package'):
+        models_of(load_run(twice))
+    broken = edited(package, tmp_path / 'broken.zip', add=[('other_contrasts.zip', b'PK no')])
+    with pytest.raises(UserError, match='is not a model package, or is damaged'):
+        models_of(load_run(broken))
 
 
 def test_the_same_run_gives_the_same_bytes(smoke_run, package, tmp_path):
