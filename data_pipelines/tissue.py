@@ -31,6 +31,7 @@ _CORTEX = (1000, 3000)
 _OUTSIDE_CSF = 24  # of the ventricles' labels it is the only one that also lies around the brain
 _T1W = {'csf': 0.28, 'grey': 0.66, 'deep_grey': 0.76, 'cerebellar_grey': 0.64, 'stem': 0.84}
 _CLOSED_MM = 4.0  # sulci up to twice as wide belong to the brain
+_DEEP_MM = 8.0
 _LEAST_ML = 400.0
 # Of the mixture model: steps, the share of a prior that is the same everywhere, least spread.
 _STEPS, _FLAT, _LEAST_SPREAD = 20, 0.1, 0.02
@@ -127,7 +128,8 @@ def from_labels(
             f'{path}: its labels give a brain of {ml:.0f} ml; is it a label map, and are its '
             "labels FreeSurfer's? Give others by a table, --config.cohort.labels=FILE.json"
         )
-    tissue = np.where(brain, tissue, -1)
+    unknown = TISSUES.index('csf')  # of a vessel, or of what no table names
+    tissue = np.where(brain, np.where(tissue < 0, unknown, tissue), -1)
     levels = np.array([0.0, *(_T1W.get(name, 0.88) for name in TISSUES)], np.float32)
     # The blur is the partial volume of a scan, without which it is refused as a label map.
     image = ndimage.gaussian_filter(levels[tissue + 1], 0.6)
@@ -169,7 +171,10 @@ def _tissues(labels: np.ndarray, table: Mapping[str, tuple[int, ...]]) -> np.nda
 
 
 def _brain(labels: Volume, tissue: np.ndarray) -> np.ndarray:
-    """The brain of a label map: all tissues, of the fluid around them that in the sulci."""
+    """The brain of a label map: all tissues, of the fluid around them that in the sulci.
+
+    What has no tissue belongs to it only deep inside, as vessels between the hemispheres.
+    """
     solid = (tissue >= 0) & (tissue != TISSUES.index('csf'))
     solid |= (tissue == TISSUES.index('csf')) & (labels.data != _OUTSIDE_CSF)
     if not solid.any():
@@ -177,4 +182,6 @@ def _brain(labels: Volume, tissue: np.ndarray) -> np.ndarray:
     sizes = resampling.voxel_sizes(labels.affine)
     near = ndimage.distance_transform_edt(~solid, sampling=sizes) <= _CLOSED_MM
     closed = ndimage.distance_transform_edt(near, sampling=sizes) > _CLOSED_MM
-    return ndimage.binary_fill_holes(closed | solid) & (tissue >= 0)
+    whole = ndimage.binary_fill_holes(closed | solid)
+    deep = ndimage.distance_transform_edt(whole, sampling=sizes) > _DEEP_MM
+    return whole & ((tissue >= 0) | deep)

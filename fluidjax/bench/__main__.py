@@ -13,6 +13,7 @@
     fluidjax bench code --config=configs/ldm.py:demo       PSNR and sharpness of its autoencoder
     fluidjax bench evaluation --scans 4 20 60              memory of an evaluation at 160^3
     fluidjax bench robustness --healthy SCANS              what it marks in changed healthy scans
+    fluidjax bench contrasts --real SCANS --picture=FILE   synthesised scans beside real ones
     fluidjax bench rehearsal --config=configs/ldm.py:2mm   three steps of all: train, eval, predict
 
 Times are medians, without compilation. With --aot nothing is run, and no TPU is needed.
@@ -75,6 +76,8 @@ MODEL = FLAGS.add_text(
     'model', '', 'robustness: a run or a package; by default the one that comes with fluidjax.'
 )
 DRAWS = FLAGS.add_integer('draws', 5, 'robustness: random draws of a change per scan.', least=1)
+REAL = FLAGS.add_words('real', [], 'contrasts: files of real scans of any contrast.')
+PICTURE = FLAGS.add_text('picture', '', 'contrasts: the PNG to write.')
 QUICK = FLAGS.add_switch('quick', False, 'fluid: only three of the schemes.')
 
 
@@ -235,6 +238,16 @@ def _robustness() -> dict:
     return robustness.measure(model, HEALTHY.value, DRAWS.value)
 
 
+def _contrasts() -> dict:
+    from configs import ldm
+    from fluidjax.bench import contrasts
+
+    if not PICTURE.value:
+        raise cli.UserError('bench contrasts needs --picture=FILE.png')
+    config = ldm.get_config('2mm,contrast=any') if CONFIG.value is None else CONFIG.value
+    return contrasts.draw(config, REAL.value, Path(PICTURE.value).expanduser())
+
+
 def _code() -> dict:
     from fluidjax.base import environment
 
@@ -262,6 +275,7 @@ SUBJECTS = {
     'memory': _memory,
     'rehearsal': _rehearsal,
     'robustness': _robustness,
+    'contrasts': _contrasts,
     'code': _code,
     'evaluation': _evaluation,
 }

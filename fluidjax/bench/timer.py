@@ -16,10 +16,12 @@ import jax
 import jax.numpy as jnp
 
 from fluidjax.base import cli
+from fluidjax.base.subject import TISSUES
 from fluidjax.detect.anomaly_map import PUBLISHED, closest_shift, median_filter, residual_map
 from fluidjax.fluid.randomize import randomize_batch
 from fluidjax.runs.cohort import model_grid
-from fluidjax.runs.stages import build_stages, fluid_settings, longest_stage
+from fluidjax.runs.stages import build_stages, fluid_settings, longest_stage, synthesis_settings
+from fluidjax.synthesis.generate import synthesise_batch
 from fluidjax.training.state import run_once
 
 
@@ -93,16 +95,25 @@ class Bench:
     def __init__(self, config: Any) -> None:
         self.grid = model_grid(config)
         self.stages = build_stages(config, self.grid)
-        self.fluid = fluid_settings(config)
+        self.fluid, self.synthesis = fluid_settings(config), synthesis_settings(config)
         self.key = jax.random.key(0)
 
     def batch(self, size: int) -> dict[str, jax.Array]:
-        """Random brains that fill the volume, and as many lesion masks."""
+        """Random brains that fill the volume, as many lesion masks, and tissue if it is needed."""
         shape = (size, *self.grid.shape)
         image = jax.random.uniform(self.key, (*shape, 1), minval=0.3, maxval=0.9)
         part = tuple(slice(n // 4, n // 2) for n in self.grid.shape)
         lesions = jnp.zeros(shape, jnp.uint8).at[(slice(None), *part)].set(1)
-        return {'image': image, 'brain': jnp.ones_like(image), 'lesions': lesions}
+        batch = {'image': image, 'brain': jnp.ones_like(image), 'lesions': lesions}
+        if self.synthesis is not None:
+            tissue = jax.random.randint(self.key, (*shape, len(TISSUES)), 0, 42)
+            batch['tissue'] = tissue.astype(jnp.uint8)
+        return batch
+
+    def synthesise(self, batch: dict[str, jax.Array], key: jax.Array) -> Any:
+        """Scans of a batch's tissue."""
+        tissue, brain = batch['tissue'], batch['brain']
+        return synthesise_batch(key, tissue, brain, self.grid.spacing, self.synthesis)
 
     def randomize(self, batch: dict[str, jax.Array], key: jax.Array) -> Any:
         """The fluid randomization of a batch."""
@@ -133,6 +144,8 @@ def time_all(config: Any, repeats: int) -> dict[str, dict[str, float]]:
     for stage in bench.stages:
         method, batch = stage.method, bench.batch(stage.training.batch_size)
         size, params = len(batch['image']), run_once(method.init, key)
+        if bench.synthesis is not None:
+            parts[f'synthesise {size}'] = (bench.synthesise, batch, key)
         if method.pairs is not None:
             parts[f'draw {size} pairs'] = (method.pairs, batch, key)
         parts[f'{method.stage} gradient, batch {size}'] = (
