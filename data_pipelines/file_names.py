@@ -29,7 +29,8 @@ class Kind(enum.Enum):
 FREESURFER_SCANS = ('norm.mgz', 'brainmask.mgz', 'T1.mgz', 'nu.mgz', 'orig.mgz')
 # Files that `fluidjax predict` writes, of this and of former versions.
 _RESULT = re.compile(
-    r'_desc-(healthy_(T1w|T2w|FLAIR)|anomaly_(mask|probseg|map)|uncertainty_(probseg|map))$'
+    r'_desc-(healthy_(T1w|T2w|FLAIR)|(anomaly|fused)_(mask|probseg|map)|probability_probseg'
+    r'|uncertainty_(probseg|map))$'
 )
 _BIDS_NAME = re.compile(r'sub-[A-Za-z0-9+]+(_[A-Za-z]+-[A-Za-z0-9+]+)*(_[A-Za-z0-9]+)?$')
 _MASK_SUFFIXES = {'mask', 'dseg', 'probseg', 'mseg', 'seg', 'roi', 'label', 'lesion'}

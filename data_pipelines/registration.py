@@ -29,6 +29,7 @@ SIMILARITY_LEVELS = ((2, 5.0),)
 AFFINE_LEVELS = ((2, 4.0), (1, 2.0))
 SIMILARITY_STEP_MM, AFFINE_STEP_MM = 4.0, 1.0  # longest first step of a level
 MAX_ITERATIONS = 100
+FAR_APART_MM = 20.0  # centres of a brain in two scans of a session, by their headers
 TEMPLATE_GRID = grids.ModelGrid((48, 56, 48), (REGISTRATION_SPACING_MM,) * 3)
 
 
@@ -59,6 +60,41 @@ def register_to_mni(scan: np.ndarray, brain: np.ndarray, affine: np.ndarray) -> 
         full.SetTranslation(similarity.GetTranslation())
         registration_method(fixed_mask, full, AFFINE_LEVELS, AFFINE_STEP_MM).Execute(fixed, moving)
     return as_matrix(full)
+
+
+def register_rigidly(
+    fixed: np.ndarray,
+    fixed_brain: np.ndarray,
+    fixed_affine: np.ndarray,
+    moving: np.ndarray,
+    moving_brain: np.ndarray,
+    moving_affine: np.ndarray,
+) -> np.ndarray:
+    """The rigid map from one scan's world to another's of the same head, both RAS+ mm.
+
+    It starts from the headers, or, where by these the brains lie apart, from their centres.
+
+    Args:
+      fixed, moving: (x, y, z) intensities, background 0, of any contrasts.
+      fixed_brain, moving_brain: (x, y, z) bool.
+      fixed_affine, moving_affine: voxel -> world.
+
+    Returns:
+      moving_from_fixed, (4, 4) float64.
+    """
+    image, centre, _ = _moving_image(fixed, fixed_brain, fixed_affine)
+    mask, _, _ = _moving_image(fixed_brain.astype(np.float32), fixed_brain, fixed_affine)
+    other, other_centre, _ = _moving_image(moving, moving_brain, moving_affine)
+    rigid = sitk.Euler3DTransform()
+    rigid.SetCenter(centre)
+    apart = np.subtract(other_centre, centre)
+    if np.linalg.norm(apart) > FAR_APART_MM:
+        rigid.SetTranslation(apart.tolist())
+    with one_thread():
+        inside = sitk.Cast(mask > 0.05, sitk.sitkUInt8)
+        method = registration_method(inside, rigid, AFFINE_LEVELS, AFFINE_STEP_MM)
+        method.Execute(image, other)
+    return as_matrix(rigid)
 
 
 @contextlib.contextmanager

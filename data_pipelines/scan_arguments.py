@@ -27,14 +27,18 @@ class Given:
 
 
 def given_scans(
-    arguments: Sequence[str | Path], out: Path, contrasts: Sequence[str] = (T1W,)
+    arguments: Sequence[str | Path],
+    out: Path,
+    contrasts: Sequence[str] = (T1W,),
+    every: bool = False,
 ) -> Given:
     """The scans of files and folders; a folder is searched by `scan_folders.list_scans`.
 
     Args:
       arguments: image files, which are taken whatever they are called, and folders.
       out: the output folder, whose files are not scans.
-      contrasts: that can be used; those other than T1w only of a folder without T1w scans.
+      contrasts: that can be used; those other than T1w only of a folder without T1w scans, or
+        with `every` of all.
 
     Raises:
       UserError: no argument names a scan.
@@ -45,7 +49,9 @@ def given_scans(
     for argument in arguments:
         path = Path(argument).expanduser()
         try:
-            found, others = _in_folder(path, out, contrasts) if path.is_dir() else ([path], [])
+            found, others = (
+                _in_folder(path, out, contrasts, every) if path.is_dir() else ([path], [])
+            )
         except UserError as error:
             failures.append(str(error))
             continue
@@ -57,10 +63,11 @@ def given_scans(
 
 
 def _in_folder(
-    folder: Path, out: Path, contrasts: Sequence[str]
+    folder: Path, out: Path, contrasts: Sequence[str], every: bool
 ) -> tuple[list[Path], list[tuple[Path, str]]]:
     try:
-        listing = list_scans(folder, 'SCAN', with_masks=False)
+        wanted = contrasts if every else (T1W,)
+        listing = list_scans(folder, 'SCAN', with_masks=False, contrasts=wanted)
     except UserError:
         if tuple(contrasts) == (T1W,):
             raise

@@ -67,6 +67,12 @@ COUNTERPART = FLAGS.add_choice(
     ['filled', 'model'],
     "The healthy image: the scan with its marked voxels filled, or the model's own image.",
 )
+FUSE = FLAGS.add_switch(
+    'fuse',
+    False,
+    'Use all contrasts that the model is for, and fuse those of a session: the mean of their '
+    'probabilities, on the voxels of its T1w scan.',
+)
 QUALITY = FLAGS.add_switch('quality', True, 'Draw how the scan was brought onto the atlas.')
 
 
@@ -75,6 +81,9 @@ def _selected(scans: list[str], out: Path, workdir: Path) -> Selection:
     from fluidjax.predict.models import contrasts_of
     from fluidjax.predict.scans import select
 
+    if FUSE.value:
+        contrasts = contrasts_of(workdir)
+        return select(scans, out, PARTICIPANTS.value, SESSIONS.value, contrasts, every=True)
     try:
         return select(scans, out, PARTICIPANTS.value, SESSIONS.value)
     except cli.UserError:
@@ -113,6 +122,7 @@ def main(scans: list[str]) -> None:
         Options(Steps(EXTRACTION.value, N4.value, REGISTRATION.value), BRAIN.value, QUALITY.value),
         jobs,
         COUNTERPART.value,
+        FUSE.value,
     )
 
 

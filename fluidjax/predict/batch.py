@@ -28,6 +28,7 @@ from fluidjax.predict.files import (
     write_folder_index,
     write_prediction,
 )
+from fluidjax.predict.fuse import fuse_sessions
 from fluidjax.predict.models import Models, load_models
 from fluidjax.predict.on_scan import grid_of, predicted_on_scan
 from fluidjax.predict.reading import Options, Scan, read_scans
@@ -43,6 +44,7 @@ def predict(
     options: Options = Options(),
     jobs: int = 1,
     counterpart: str = 'filled',
+    fuse: bool = False,
 ) -> None:
     """Write counterpart, maps, masks, table of regions, picture and page of each scan.
 
@@ -54,6 +56,7 @@ def predict(
         options: how scans are read.
         jobs: how many scans are preprocessed at once; the results do not depend on it.
         counterpart: what is written as the healthy image, one of `on_scan.COUNTERPARTS`.
+        fuse: also fuse the contrasts of each session, see `predict.fuse`.
 
     Raises:
         UserError: no trained and evaluated run, or some scan failed (after all others are done).
@@ -68,6 +71,9 @@ def predict(
     options = options.of_run(models.run, models.contrasts)
     with contextlib.closing(read_scans(files, grid_of(models.run), options, jobs)) as scans:
         outcome = _predict_all(scans, len(files), models, out)
+    if fuse and not outcome.problem:
+        for line in fuse_sessions(out, outcome.done):
+            cli.tell(line)
     _report(outcome, selection, out)
 
 

@@ -41,6 +41,7 @@ TABLE = 'desc-anomaly_lesions'
 # BIDS has no suffix for anomaly maps; of those it has, a soft segmentation comes closest.
 MAP, UNCERTAINTY = 'desc-anomaly_probseg', 'desc-uncertainty_probseg'
 PROBABILITY = 'desc-probability_probseg'
+FUSED, FUSED_MASK = 'desc-fused_probseg', 'desc-fused_mask'
 # Bytes that a scan's name may have, so that the longest of the names of its results is possible.
 ROOM = LONGEST - len(f'_{UNCERTAINTY}.nii.gz')
 HEALTHY = {
@@ -51,7 +52,11 @@ HEALTHY = {
     'that the medians of the brain and the background agree. Zero outside the brain',
 }
 OPTIONAL = (
-    *(f'{kind}{ending}' for kind in (UNCERTAINTY, PROBABILITY) for ending in ('.nii.gz', '.json')),
+    *(
+        f'{kind}{ending}'
+        for kind in (UNCERTAINTY, PROBABILITY, FUSED, FUSED_MASK)
+        for ending in ('.nii.gz', '.json')
+    ),
     'desc-quality.png',
 )
 FORMER = tuple(  # names of fluidjax 0.1.0
@@ -82,6 +87,13 @@ class Source:
     threshold: float
     counterpart: str = 'filled'
     certainty: Certainty = Certainty()
+
+    @property
+    def threshold_probability(self) -> float | None:
+        """The probability of a lesion where the map is at the threshold, or None if not known."""
+        level = np.full((1, 1, 1), self.threshold)
+        found = self.certainty.probability_of(level, np.ones((1, 1, 1), bool))
+        return None if found is None else float(found[0, 0, 0])
 
 
 def check_folder(out: Path) -> None:
@@ -179,6 +191,7 @@ def _summary_of(
         'step': source.step,
         'threshold_rule': source.rule,
         'threshold': source.threshold,
+        'threshold_probability': source.threshold_probability,
         'marked_ml': round(voxel * int(predicted.mask.sum()), 3),
         'brain_ml': round(voxel * int(predicted.brain.sum()), 1),
         'regions': len(marked),

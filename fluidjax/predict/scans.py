@@ -54,6 +54,7 @@ def select(
     participants: Sequence[str] = (),
     sessions: Sequence[str] = (),
     contrasts: Sequence[str] = ('t1w',),
+    every: bool = False,
 ) -> Selection:
     """Every scan of the files and folders given.
 
@@ -65,13 +66,13 @@ def select(
         out: the output folder, whose files are not scans.
         participants: keep scans of these BIDS labels only, with or without `sub-`; all if empty.
         sessions: the same for sessions, with or without `ses-`.
-        contrasts: that there is a model for, see `scan_arguments.given_scans`.
+        contrasts, every: that there is a model for, see `scan_arguments.given_scans`.
 
     Raises:
         UserError: no scan at all, a label that no scan has, or two files that differ only in their
             ending.
     """
-    found = given_scans(given, out, contrasts)
+    found = given_scans(given, out, contrasts, every)
     paths = _with_labels(list(found.scans), '--participant-label', 'sub-', participants)
     paths = _with_labels(paths, '--session-label', 'ses-', sessions)
     others = [(path, 'not asked for by its label') for path in found.scans if path not in paths]

@@ -1,0 +1,156 @@
+"""Several contrasts of one session, fused: the mean of their probabilities on one scan's voxels.
+
+It works on the files that `predict` has written, so each scan also has its own results.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_pipelines.file_names import subject_words
+from data_pipelines.grids import voxel_positions
+from data_pipelines.registration import register_rigidly
+from data_pipelines.resampling import sample_each
+from data_pipelines.volume_io import Volume, load_volume, save_like
+from fluidjax.base.failures import failure_line
+from fluidjax.base.files import write_json
+from fluidjax.base.names import shown
+from fluidjax.detect.evaluate import voxel_ml
+from fluidjax.predict.files import FUSED, FUSED_MASK, PROBABILITY, TABLE, short_names
+from fluidjax.predict.scans import ScanFile
+
+_SESSION = re.compile(r'(sub-[A-Za-z0-9]+)(?:_(ses-[A-Za-z0-9]+))?(?:_|\.)')
+
+
+@dataclasses.dataclass(frozen=True)
+class Member:
+    """A predicted scan of a session.
+
+    Attributes:
+        path: its file.
+        scan: its voxels.
+        probability, brain: on them.
+        threshold: the probability at which its own mask begins.
+        start: path of its results without their last part.
+    """
+
+    path: Path
+    scan: Volume
+    probability: np.ndarray
+    brain: np.ndarray
+    threshold: float
+    start: Path
+
+
+def session_of(path: Path) -> tuple[str, ...]:
+    """Whose scan a file is, and of which session: by its BIDS name, else by words and folder."""
+    bids = _SESSION.match(path.name)
+    if bids:
+        return tuple(filter(None, bids.groups()))
+    return (str(path.parent), *subject_words(path))
+
+
+def fuse_sessions(out: Path, files: Sequence[ScanFile]) -> list[str]:
+    """Fuse the results of the scans of each session that has several.
+
+    Writes `desc-fused_probseg` and `desc-fused_mask` beside the results of the session's first T1w
+    scan, or of its first one. A voxel is marked where the mean of the probabilities is at least the
+    mean of those at which the scans' own masks begin.
+
+    Args:
+        out: the folder of the results.
+        files: the scans that were predicted.
+
+    Returns:
+        A line for each session: what was marked, or why it was not fused.
+    """
+    sessions: dict[tuple[str, ...], list[ScanFile]] = {}
+    for file in files:
+        sessions.setdefault(session_of(file.path), []).append(file)
+    return [_line(out, members) for members in sessions.values() if len(members) > 1]
+
+
+def _line(out: Path, files: Sequence[ScanFile]) -> str:
+    """A session's line; a failure must not hide the results of the other sessions."""
+    try:
+        return _fused(out, files)
+    except Exception as error:
+        return f'not fused: {failure_line(files[0].path, error)}'
+
+
+def _fused(out: Path, files: Sequence[ScanFile]) -> str:
+    summaries = [_summary(out, file) for file in files]
+    names = ', '.join(shown(file.path) for file in files)
+    unknown = [s['name'] for s in summaries if s.get('threshold_probability') is None]
+    if unknown:
+        return f'{names}: not fused, as the model of {unknown[0]} knows no probabilities'
+    members = [_member(out, file, s) for file, s in zip(files, summaries, strict=True)]
+    first = next((i for i, s in enumerate(summaries) if s['contrast'] == 't1w'), 0)
+    target = members[first]
+    placed = [_on_voxels_of(target, member) for member in members]
+    weight = sum(brain.astype(np.float32) for _, brain in placed)
+    total = sum(probability * brain for probability, brain in placed)
+    fused = np.where(target.brain, total / np.maximum(weight, 1.0), 0.0).astype(np.float32)
+    level = float(np.mean([member.threshold for member in members]))
+    mask = target.brain & (fused >= level)
+    about = {
+        'Sources': [shown(member.path) for member in members],
+        'SpatialReference': 'orig',
+        'Description': 'Mean of the probabilities of a lesion by several contrasts of a session, '
+        'brought together by a rigid registration. Zero outside the brain',
+    }
+    save_like(Path(f'{target.start}_{FUSED}.nii.gz'), fused, target.scan)
+    write_json(Path(f'{target.start}_{FUSED}.json'), about)
+    marked = {**about, 'Type': 'Lesion', 'Description': f'Where {FUSED} is at least {level:.6g}'}
+    save_like(Path(f'{target.start}_{FUSED_MASK}.nii.gz'), mask, target.scan)
+    write_json(Path(f'{target.start}_{FUSED_MASK}.json'), marked)
+    ml = voxel_ml(target.scan.affine) * int(mask.sum())
+    return f'{names}: fused, {ml:.1f} ml marked; {shown(Path(f"{target.start}_{FUSED}.nii.gz"))}'
+
+
+def _start(out: Path, file: ScanFile) -> Path:
+    short = short_names(file)
+    return out / short.folder / short.name
+
+
+def _summary(out: Path, file: ScanFile) -> dict[str, Any]:
+    return json.loads(Path(f'{_start(out, file)}_{TABLE}.json').read_text('utf-8'))['Summary']
+
+
+def _member(out: Path, file: ScanFile, summary: dict[str, Any]) -> Member:
+    start = _start(out, file)
+    load = lambda kind: load_volume(f'{start}_{kind}.nii.gz', allow_empty=True).data
+    return Member(
+        file.path,
+        load_volume(file.path),
+        load(PROBABILITY),
+        load('desc-brain_mask') > 0,
+        float(summary['threshold_probability']),
+        start,
+    )
+
+
+def _on_voxels_of(target: Member, member: Member) -> tuple[np.ndarray, np.ndarray]:
+    """The probability of a member on the voxels of another, and where it has a brain there."""
+    if member is target:
+        return target.probability, target.brain
+    fixed, moving = target.scan, member.scan
+    matrix = register_rigidly(
+        np.where(target.brain, fixed.data, 0.0),
+        target.brain,
+        fixed.affine,
+        np.where(member.brain, moving.data, 0.0),
+        member.brain,
+        moving.affine,
+    )
+    positions = voxel_positions(fixed.data.shape, matrix @ fixed.affine)
+    volumes = (member.probability, member.brain.astype(np.float32))
+    probability, brain = sample_each(volumes, moving.affine, positions)
+    return probability, brain >= 0.5
