@@ -105,7 +105,9 @@ def smoke_run(tmp_path_factory) -> Path:
     )
     rules = dict.fromkeys(thresholds.RULES, 0.1)
     run = Run(config, grid, method, {}, settings.steps, folder)
-    thresholds.save(folder, run, {'conddiff': rules}, {'conddiff': Choice(configured(run))})
+    thresholds.save(
+        folder, run, {'conddiff': rules}, {'conddiff': Choice(configured(run.config, run.method))}
+    )
     (folder / 'eval').mkdir()
     entry = {'mean': 0.25, 'ci_low': 0.1, 'ci_high': 0.4, 'n': 4}
     (folder / 'eval' / 'metrics.json').write_text(

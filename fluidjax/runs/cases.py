@@ -21,7 +21,7 @@ from fluidjax.base.settings import check
 from fluidjax.base.subject import Subject
 from fluidjax.fluid.randomize import randomize_batch
 from fluidjax.runs import laws
-from fluidjax.runs.cohort import derived_seed, model_grid
+from fluidjax.runs.cohort import derived_seed, model_grid, trained_contrasts
 from fluidjax.runs.contrasts import has_bright_lesions, synthesised
 from fluidjax.runs.stages import fluid_settings, synthesis_settings, variant_settings
 
@@ -138,13 +138,14 @@ def own_test_set(config: ConfigDict, cohort: Any) -> tuple[str, Cases, Split]:
 
     Without diseased scans the test set is the second half of the validation scans, with lesions
     simulated as in training, and its name ends in `-simulated`. A single validation scan gives the
-    thresholds and the test cases, with a warning. Where scans are synthesised, so are those of the
-    embedded cohort's test subjects, whose lesions are painted for T1w.
+    thresholds and the test cases, with a warning. The test subjects of the embedded cohort are
+    T1w; for a run of other contrasts they are synthesised, with lesions simulated as in training.
     """
     seed = derived_seed(config.seed, 'test lesions')
     if 'test' in cohort.sizes:
         split = split_validation(config, cohort, keep_half=False)
-        if synthesis_settings(config) is None or config.cohort.name != 'template':
+        given = trained_contrasts(config) == ('t1w',) or not cohort.name.startswith('template_')
+        if given:
             return cohort.name, scans_of(cohort, 'test'), split
         brains = healthy_of(config, cohort, 'test')
         cases = with_simulated_lesions(config, brains, seed, split.bank)

@@ -9,10 +9,12 @@ import dataclasses
 import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from fluidjax.base.errors import UserError
@@ -56,24 +58,26 @@ class Choice:
     spreads: Mapping[str, Spread] = dataclasses.field(default_factory=dict)
 
 
-def configured(run: Run) -> Recipe:
-    """The recipe that the configuration of a run names, used where none was chosen.
+def configured(config: ConfigDict, method: Any) -> Recipe:
+    """The recipe that a configuration names for its last method, used where none was chosen.
 
     Raises:
         UserError: a setting in `config.detect` that does not fit.
     """
-    detect = run.config.detect
+    detect = config.detect
     settings = settings_from(MapSettings, detect.map, 'detect.map')
-    has_head = getattr(run.method, 'probability', None) is not None
+    has_head = getattr(method, 'probability', None) is not None
     head = detect.get('head', 'product' if has_head else 'none')
     for name, value, choices in (
         ('reference', detect.reference, REFERENCES),
-        ('head', head, HEADS if has_head else HEADS[:1]),
+        ('head', head, HEADS),
     ):
         check(value in choices, f'detect.{name}', value, f'is not one of {", ".join(choices)}')
-    if detect.reference != 'scan' and run.method.autoencoder is None:
+    advice = 'needs a head, and none is trained (config.head.training.steps); set it to none'
+    check(head == 'none' or has_head, 'detect.head', head, advice)
+    if detect.reference != 'scan' and method.autoencoder is None:
         raise UserError(
-            f"config.detect.reference: {run.config.method} has no autoencoder; set it to 'scan'"
+            f"config.detect.reference: {config.method} has no autoencoder; set it to 'scan'"
         )
     # Older runs do not have the field `mirror`.
     mirror, smoothing = bool(detect.get('mirror', False)), float(settings.smoothing_mm)
@@ -94,7 +98,7 @@ class Detector:
     def __init__(self, run: Run, choice: Choice | None = None) -> None:
         detect, method = run.config.detect, run.method
         self.run = run
-        self.choice = Choice(configured(run)) if choice is None else choice
+        self.choice = Choice(configured(run.config, run.method)) if choice is None else choice
         self.map_settings = settings_from(MapSettings, detect.map, 'detect.map')
         self.spacing = tuple(float(h) for h in run.grid.spacing)
         self.batch_size = int(detect.batch_size)

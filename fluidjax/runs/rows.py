@@ -59,7 +59,8 @@ def rows_of(
 
 def own_row(detector: Detector, fixed: Mapping[str, tuple] | None = None) -> Row:
     """The row of the run's method."""
-    return Row(detector.evidence, fixed or {}, start=configured(detector.run))
+    run = detector.run
+    return Row(detector.evidence, fixed or {}, start=configured(run.config, run.method))
 
 
 def trivial_rows(detector: Detector, training: Iterable[Subject]) -> dict[str, Row]:

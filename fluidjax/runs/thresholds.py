@@ -165,10 +165,10 @@ def load_choice(run: Run) -> Choice:
         UserError: as for `load`, or the healthy residual that the recipe needs is missing.
     """
     if run.text('calibration.json') is None:
-        return Choice(configured(run))
+        return Choice(configured(run.config, run.method))
     stored = _read(run).get('recipes', {}).get(run.name)
     if stored is None:  # of a version that did not choose recipes
-        return Choice(configured(run))
+        return Choice(configured(run.config, run.method))
     where = run.path / 'calibration.json'
     try:
         recipe = Recipe(**stored)

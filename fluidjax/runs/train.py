@@ -15,8 +15,7 @@ from ml_collections import ConfigDict
 from fluidjax.base import cli, environment, files
 from fluidjax.base.disk import check_output
 from fluidjax.base.errors import UserError
-from fluidjax.base.settings import differences, load_config, save_config, settings_from
-from fluidjax.detect.anomaly_map import MapSettings
+from fluidjax.base.settings import differences, load_config, save_config
 from fluidjax.fluid.grid import Grid
 from fluidjax.methods.latent_diffusion import LatentDiffusion
 from fluidjax.methods.regression import Regression
@@ -29,6 +28,7 @@ from fluidjax.runs.cohort import (
     model_grid,
     open_cohort,
 )
+from fluidjax.runs.detector import configured
 from fluidjax.runs.feed import Feed, some_volumes
 from fluidjax.runs.length import Change, changes, go_on, in_steps, with_steered
 from fluidjax.runs.load import load_run
@@ -120,7 +120,7 @@ def _open_run(config: ConfigDict, workdir: Path) -> _Plan:
     stages = build_stages(config, grid)
     if parallel.is_first():
         _refuse_another_run(config, stages, workdir, grid)
-    settings_from(MapSettings, config.detect.map, 'detect.map')
+    configured(config, stages[-1].method)  # an evaluation would fail after the training
     for stage in stages:  # fails if shapes do not fit
         state_template(stage.method.init, stage.method.trainable, stage.training)
     layouts = [parallel.layout_of(stage.training.batch_size) for stage in stages]

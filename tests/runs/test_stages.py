@@ -28,7 +28,7 @@ from fluidjax.methods.pairs import PairMaker
 from fluidjax.models.discriminator import Discriminator
 from fluidjax.runs.cohort import model_grid
 from fluidjax.runs.stages import METHODS, build_stages, fluid_settings, longest_stage
-from fluidjax.runs.train import _refuse_another_run
+from fluidjax.runs.train import _refuse_another_run, train
 from fluidjax.training.loop import state_template
 
 
@@ -415,3 +415,11 @@ def test_every_method_is_trained_on_any_contrast(method):
     if method not in ('ldm', 'vae'):
         with pytest.raises(UserError, match='only law=wide paints lesions in other contrasts'):
             build_stages(config, grid)
+
+
+def test_a_map_that_cannot_be_made_is_refused_before_the_training(tmp_path):
+    config = config_of('fluidjax', 'smoke')
+    config.head.training.steps = 0
+    with pytest.raises(UserError, match="config.detect.head: 'product' needs a head"):
+        train(config, tmp_path / 'run')
+    assert not (tmp_path / 'run').exists()

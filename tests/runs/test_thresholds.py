@@ -200,7 +200,8 @@ def test_a_recipe_and_its_healthy_residual_are_found_again(tmp_path):
 def test_without_a_choice_the_configuration_says_how_maps_are_made(tmp_path):
     run = run_at(tmp_path, method=Coded())
     choice = thresholds.load_choice(run)
-    assert choice.recipe == configured(run) and choice.recipe.reference == 'autoencoder'
+    assert choice.recipe == configured(run.config, run.method)
+    assert choice.recipe.reference == 'autoencoder'
     assert not choice.spreads
 
 
