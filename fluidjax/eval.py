@@ -3,6 +3,7 @@
     fluidjax eval --workdir=runs/demo
     fluidjax eval --workdir=model.zip --data_dir=HEALTHY --test_dir=PATIENTS --out=scores
     fluidjax eval --workdir=model.zip --embedded
+    fluidjax eval --workdir=runs/any --contrast=flair --data_dir=MAPS --test_dir=SCANS --out=X
 
 `python -m fluidjax.eval` is the same command.
 """
@@ -32,6 +33,12 @@ EMBEDDED = FLAGS.add_switch(
     False,
     'Evaluate on the embedded cohort, whatever it was trained on; no scans are needed.',
 )
+CONTRAST = FLAGS.add_text(
+    'contrast',
+    '',
+    'Of a run for several contrasts (t1w, t2w, flair, t1ce): choose recipe and thresholds for this '
+    'one, on validation scans made in it, and test on such scans; needs --out.',
+)
 VOLUMES = FLAGS.add_switch('volumes', True, 'Also write NIfTI files of every test subject.')
 
 
@@ -47,7 +54,8 @@ def main() -> None:
         if set(scans) - {'store'}:
             raise cli.UserError('--embedded: needs no scans; leave out --data_dir and --test_dir')
         scans['name'] = 'template'
-    report = evaluate.run_evaluation(Path(WORKDIR.value).expanduser(), VOLUMES.value, out, scans)
+    workdir = Path(WORKDIR.value).expanduser()
+    report = evaluate.run_evaluation(workdir, VOLUMES.value, out, scans, CONTRAST.value)
     print(f'report: {report.absolute()}')
 
 

@@ -8,6 +8,7 @@ lesions of several kinds (`laws.MIXTURE`). So no diseased scans are needed to ch
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from fluidjax.detect.scores import verdict
 from fluidjax.runs import package
 from fluidjax.runs import thresholds as calibration
 from fluidjax.runs.cases import healthy_of, own_test_set
-from fluidjax.runs.cohort import check_cohort_of, open_cohort
+from fluidjax.runs.cohort import check_cohort_of, open_cohort, trained_contrasts
 from fluidjax.runs.detector import Detector, Output
 from fluidjax.runs.load import Run, load_run
 from fluidjax.runs.rows import rows_of
@@ -40,6 +41,7 @@ def run_evaluation(
     save_volumes: bool = True,
     out: Path | None = None,
     scans: Mapping[str, str] | None = None,
+    contrast: str = '',
 ) -> Path:
     """Evaluate a run on its cohort's test subjects; see the module's docstring.
 
@@ -51,6 +53,8 @@ def run_evaluation(
         scans: other scans than those of the training, as fields of `config.cohort`: `{'data_dir':
             DIR, 'test_dir': DIR}`, or `{'name': 'template'}` for the embedded cohort. For the
             folder of a run `out` is needed then.
+        contrast: the one, of several that a run is for, that recipes and thresholds are chosen for
+            and that it is tested on; '' for all. `out` is needed then, too.
 
     Returns:
         Path of the report.
@@ -59,12 +63,14 @@ def run_evaluation(
         UserError: there is no trained run, a cohort that cannot be read, or a folder that cannot be
             written to.
     """
-    home, folder = _where_to_write(workdir, out, bool(scans))
+    home, folder = _where_to_write(workdir, out, bool(scans or contrast))
     for place in {home, folder}:
         check_output(place, '--workdir' if out is None else '--out')
     run = load_run(workdir)
+    if contrast:
+        run = _for_contrast(run, contrast)
     cohort = open_cohort(_with_scans(run.config, workdir, scans or {}))
-    if not scans:
+    if not scans and not contrast:
         check_cohort_of(workdir, run.text('cohort.json'), cohort)
     name, cases, split = own_test_set(run.config, cohort)
     training = healthy_of(run.config, cohort, 'train')
@@ -126,6 +132,18 @@ def _save_choices(folder: Path, run: Run, chosen: Mapping[str, Calibrated]) -> N
     )
 
 
+def _for_contrast(run: Run, contrast: str) -> Run:
+    """A run as one for a single contrast of those that it is for."""
+    known = trained_contrasts(run.config)
+    if contrast not in known:
+        raise UserError(f'--contrast: {contrast} is none of those of this run, {", ".join(known)}')
+    if 'synthesis' not in run.config:
+        return run
+    config = run.config.copy_and_resolve_references()
+    config.synthesis.contrasts = (contrast,)
+    return dataclasses.replace(run, config=config)
+
+
 def _where_to_write(workdir: Path, out: Path | None, other_scans: bool) -> tuple[Path, Path]:
     """The folder of the thresholds, and the folder of the report."""
     if out is not None:
@@ -135,8 +153,8 @@ def _where_to_write(workdir: Path, out: Path | None, other_scans: bool) -> tuple
         return beside, beside
     if other_scans:
         raise UserError(
-            f'{workdir}: to evaluate it on other scans give --out=DIR, so that its own scores and '
-            'thresholds are kept'
+            f'{workdir}: to evaluate it on other scans or for one contrast give --out=DIR, so that '
+            'its own scores and thresholds are kept'
         )
     return workdir, workdir / 'eval'
 

@@ -11,8 +11,9 @@ from configs import ldm
 from data_pipelines import input_pipeline
 from fluidjax.base.errors import UserError
 from fluidjax.base.subject import Subject
-from fluidjax.runs import cases, contrasts
-from fluidjax.runs.cohort import model_grid, open_cohort
+from fluidjax.runs import cases, contrasts, evaluate
+from fluidjax.runs.cohort import model_grid, open_cohort, trained_contrasts
+from fluidjax.runs.load import Run
 from fluidjax.runs.stages import synthesis_settings
 
 CONFIG = ldm.get_config('smoke,method=fluidjax,contrast=any')
@@ -73,3 +74,15 @@ def test_label_maps_are_not_scans():
     config.cohort.data_dir = 'somewhere'
     with pytest.raises(UserError, match='config.cohort.labels'):
         open_cohort(config)
+
+
+def test_a_run_of_several_contrasts_is_evaluated_for_one():
+    run = Run(CONFIG, GRID, None, {}, 1)
+    one = evaluate._for_contrast(run, 'flair')
+    assert trained_contrasts(one.config) == ('flair',)
+    assert trained_contrasts(run.config) == ('t1w', 't2w', 'flair', 't1ce')
+    plain = dataclasses.replace(run, config=ldm.get_config('smoke'))
+    assert evaluate._for_contrast(plain, 't1w') is plain
+    for each, wrong in ((run, 'ct'), (plain, 'flair')):
+        with pytest.raises(UserError, match=f'--contrast: {wrong} is none of those of this run'):
+            evaluate._for_contrast(each, wrong)
