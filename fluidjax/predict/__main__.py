@@ -87,6 +87,8 @@ def _selected(scans: list[str], out: Path, workdir: Path) -> Selection:
     try:
         return select(scans, out, PARTICIPANTS.value, SESSIONS.value)
     except cli.UserError:
+        if not any(Path(scan).expanduser().is_dir() for scan in scans):
+            raise  # files are taken whatever they are called
         contrasts = contrasts_of(workdir)
         if contrasts == ('t1w',):
             raise

@@ -17,6 +17,7 @@ from fluidjax.diffusion import losses, samplers
 from fluidjax.diffusion import schedule as sch
 from fluidjax.fluid.grid import Grid
 from fluidjax.methods import autoencoder as method
+from fluidjax.methods import scans
 from fluidjax.methods.augment import AugmentSettings
 from fluidjax.models import Autoencoder, AutoencoderConfig, Discriminator, UNet, UNetConfig
 from fluidjax.models.condition import VectorConditionEncoder
@@ -151,7 +152,7 @@ def test_autoencoder_loss_terms(golden_dir, load, monkeypatch):
             return last(golden['recon']), last(golden['z_mu']), 2.0 * jnp.log(z_sigma)
 
     monkeypatch.setattr(method.AutoencoderMethod, '_network', Stored())
-    monkeypatch.setattr(method, 'augment_batch', lambda key, image, brain, *_: (image, brain))
+    monkeypatch.setattr(scans, 'augment_batch', lambda key, image, brain, *_: (image, brain))
     weights = method.AutoencoderLoss(
         kl=float(golden['beta']),
         adversarial=float(golden['disc_weight']),
