@@ -189,17 +189,8 @@ class AutoencoderMethod(Method):
         Each has the parameters of the other behind `stop_gradient`, so the gradient of the sum
         consists of the gradients of the two losses.
         """
-        k_augment, k_eps = jax.random.split(key)
-        x, _, _ = healthy_scans(
-            batch,
-            k_augment,
-            key,
-            self.grid.spacing,
-            share,
-            augment=self.augment,
-            variants=self.variants,
-            synthesis=self.synthesis,
-        )
+        x, _, _ = healthy_scans(self, batch, key, share)
+        k_eps = jax.random.split(key)[1]
         eps = share.normal(k_eps, (x.shape[0], *self.latent_shape))
         x_hat, z_mu, z_log_var = self._network.apply({'params': params['autoencoder']}, x, eps)
         # 1. reconstruction

@@ -95,17 +95,8 @@ class PairMaker:
         return jax.vmap(one)(batch, keys)
 
     def _fresh(self, batch: dict[str, jax.Array], key: jax.Array, share: Share) -> Randomized:
-        k_augment, k_pairs = jax.random.split(key)
-        images, brains, appearance = healthy_scans(
-            batch,
-            k_augment,
-            key,
-            self.grid.spacing,
-            share,
-            augment=self.augment,
-            variants=self.variants,
-            synthesis=self.synthesis,
-        )
+        images, brains, appearance = healthy_scans(self, batch, key, share)
+        k_pairs = jax.random.split(key)[1]
         settings = self.randomization
         if settings is None:
             images = jax.vmap(divide_by_maximum)(images)

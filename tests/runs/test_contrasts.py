@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from configs import ldm
+from configs.methods import config_of
 from data_pipelines import input_pipeline
 from fluidjax.base.errors import UserError
-from fluidjax.base.subject import Subject
+from fluidjax.base.subject import TISSUES, Subject
 from fluidjax.runs import cases, contrasts, evaluate
 from fluidjax.runs.cohort import model_grid, open_cohort, trained_contrasts
 from fluidjax.runs.load import Run
-from fluidjax.runs.stages import synthesis_settings
+from fluidjax.runs.stages import build_stages, synthesis_settings
 
 CONFIG = ldm.get_config('smoke,method=fluidjax,contrast=any')
 GRID = model_grid(CONFIG)
@@ -86,3 +89,19 @@ def test_a_run_of_several_contrasts_is_evaluated_for_one():
     for each, wrong in ((run, 'ct'), (plain, 'flair')):
         with pytest.raises(UserError, match=f'--contrast: {wrong} is none of those of this run'):
             evaluate._for_contrast(each, wrong)
+
+
+@pytest.mark.parametrize('method', ['conddiff', 'fluidjax', 'severity', 'ldm', 'vae'])
+def test_every_method_is_trained_on_any_contrast(method):
+    config = config_of(method, 'smoke,contrast=any')
+    grid = model_grid(config)
+    volume = jax.ShapeDtypeStruct((1, *grid.shape, 1), jnp.float32)
+    tissue = jax.ShapeDtypeStruct((1, *grid.shape, len(TISSUES)), jnp.uint8)
+    batch, key = {'image': volume, 'brain': volume, 'tissue': tissue}, jax.random.key(0)
+    for stage in build_stages(config, grid):
+        params = jax.eval_shape(stage.method.init, key)
+        assert jax.eval_shape(stage.method.loss, params, batch, key)[0].shape == ()
+    del config.wide
+    if method not in ('ldm', 'vae'):
+        with pytest.raises(UserError, match='only law=wide paints lesions in other contrasts'):
+            build_stages(config, grid)

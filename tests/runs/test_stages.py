@@ -5,29 +5,24 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
-from configs import fluid, ldm
+from configs import ldm
 from configs.methods import config_of
 from data_pipelines.grids import GRIDS
 from fluidjax.base.errors import UserError
-from fluidjax.base.settings import load_config, save_config, settings_from
-from fluidjax.base.subject import TISSUES
 from fluidjax.fluid.grid import Grid
 from fluidjax.fluid.randomize import Randomized
-from fluidjax.fluid.settings import FluidSettings
 from fluidjax.methods.autoencoder import AutoencoderMethod
 from fluidjax.methods.pairs import PairMaker
 from fluidjax.models.discriminator import Discriminator
 from fluidjax.runs.cohort import model_grid
-from fluidjax.runs.stages import METHODS, build_stages, fluid_settings, longest_stage
+from fluidjax.runs.stages import METHODS, build_stages, longest_stage
 from fluidjax.runs.train import _refuse_another_run, train
 from fluidjax.training.loop import state_template
 
@@ -284,76 +279,6 @@ def test_the_list_of_methods_has_a_configuration_each(method):
     assert (config.method, config.size, config.cohort.name) == (method, 'smoke', 'nifti')
 
 
-@pytest.mark.parametrize('method', METHODS)
-def test_training_and_randomize_draw_alike(method):
-    """The defaults, that is an open flow; training also has healthy pairs."""
-    assert fluid_settings(config_of(method, 'paper')) == FluidSettings(border_mm=0.0)
-    of_randomize = settings_from(FluidSettings, fluid.get_config(), '')
-    assert of_randomize == FluidSettings(border_mm=0.0, diseased_probability=1.0)
-
-
-@pytest.fixture
-def parsed(checkout, monkeypatch):
-    """The configuration of some words of a command line."""
-
-    def parse(*words):
-        monkeypatch.chdir(checkout)
-        monkeypatch.setattr(sys, 'argv', ['fluidjax', *words])
-        values = flags.FlagValues()
-        holder = config_flags.DEFINE_config_file('config', None, '', flag_values=values)
-        values(sys.argv)
-        return holder.value
-
-    return parse
-
-
-def test_every_field_of_the_fluid_can_be_set_for_training(parsed, tmp_path):
-    changed = {
-        'parity': True,
-        'diffusion_scale': 5.0,
-        'white_matter_bright': False,
-        'min_peak': 0.3,
-        'perlin_octaves': 2,
-        'perlin_persistence': 0.25,
-        'integrator': 'rk4',
-        'cfl': 0.5,
-        'max_steps': 7,
-        'storage': 'bfloat16',
-        'border_mm': 16.0,
-    }
-    words = [f'--config.fluid.{name}={value}' for name, value in changed.items()]
-    config = parsed('--config=configs/ldm.py:smoke,method=fluidjax', *words)
-    assert set(config.fluid) == {field.name for field in dataclasses.fields(FluidSettings)}
-    before = fluid_settings(parsed('--config=configs/ldm.py:smoke,method=fluidjax'))
-    assert fluid_settings(config) == dataclasses.replace(before, **changed)
-    for saved in (config, ConfigDict(config.to_dict())):
-        save_config(tmp_path / 'config.json', saved)
-        assert fluid_settings(load_config(tmp_path / 'config.json')) == fluid_settings(config)
-
-
-def test_a_number_of_steps_that_is_left_to_the_grid_is_saved_as_such(tmp_path):
-    config = ldm.get_config('smoke')
-    save_config(tmp_path / 'config.json', config)
-    loaded = load_config(tmp_path / 'config.json')
-    assert loaded.fluid.max_steps is None and fluid_settings(loaded) == fluid_settings(config)
-    with pytest.raises(TypeError):
-        config.fluid.max_steps = 'many'
-
-
-def test_a_run_from_before_the_fluids_fields_is_the_same_run(tmp_path):
-    config = ldm.get_config('smoke')
-    old = config.to_dict()
-    for field in ('parity', 'diffusion_scale', 'max_steps'):
-        del old['fluid'][field]
-    (tmp_path / 'checkpoints').mkdir()
-    (tmp_path / 'config.json').write_text(json.dumps(old))
-    grid = model_grid(config)
-    _refuse_another_run(config, build_stages(config, grid), tmp_path, grid)
-    config.fluid.diffusion_scale = 5.0
-    with pytest.raises(UserError, match='fluid.diffusion_scale'):
-        _refuse_another_run(config, build_stages(config, grid), tmp_path, grid)
-
-
 def _pairs_of(seed, stored):
     config = config_of('regression', 'smoke')
     config.seed, config.stored_pairs = seed, stored
@@ -399,22 +324,6 @@ def test_counterparts_of_a_bridge_that_cannot_differ_are_refused(noise, steps):
     build_stages(config, grid)
     process.update({'noise': 1.0, 'sampler_steps': 2, 'num_samples': 2})
     build_stages(config, grid)
-
-
-@pytest.mark.parametrize('method', ['conddiff', 'fluidjax', 'severity', 'ldm', 'vae'])
-def test_every_method_is_trained_on_any_contrast(method):
-    config = config_of(method, 'smoke,contrast=any')
-    grid = model_grid(config)
-    volume = jax.ShapeDtypeStruct((1, *grid.shape, 1), jnp.float32)
-    tissue = jax.ShapeDtypeStruct((1, *grid.shape, len(TISSUES)), jnp.uint8)
-    batch, key = {'image': volume, 'brain': volume, 'tissue': tissue}, jax.random.key(0)
-    for stage in build_stages(config, grid):
-        params = jax.eval_shape(stage.method.init, key)
-        assert jax.eval_shape(stage.method.loss, params, batch, key)[0].shape == ()
-    del config.wide
-    if method not in ('ldm', 'vae'):
-        with pytest.raises(UserError, match='only law=wide paints lesions in other contrasts'):
-            build_stages(config, grid)
 
 
 def test_a_map_that_cannot_be_made_is_refused_before_the_training(tmp_path):
