@@ -37,18 +37,20 @@ def from_ventricles(
         (jnp.arange(n) - (n - 1) / 2) * h + c
         for n, h, c in zip(shape, spacing, centre, strict=True)
     ]
-    x, y, z = jnp.meshgrid(*axes, indexing='ij')
-    right = jnp.stack([jnp.abs(x), y, z], axis=-1)
+    x, y, z = jnp.meshgrid(*axes, indexing='ij', sparse=True)
+    here = (jnp.abs(x), y, z)
     line = np.asarray(_VENTRICLE, np.float32)
-    nearest, least = jnp.zeros_like(right), jnp.full(shape, jnp.inf)
+    away, least = [jnp.zeros(shape)] * 3, jnp.full(shape, jnp.inf)
     for a, b in zip(line[:-1], line[1:], strict=True):
-        # Sums of products, not a matrix product, which accelerators round.
-        along = jnp.sum((right - a) * (b - a), axis=-1) / ((b - a) ** 2).sum()
-        point = a + jnp.clip(along, 0.0, 1.0)[..., None] * (b - a)
-        apart = jnp.linalg.norm(right - point, axis=-1)
-        nearest = jnp.where((apart < least)[..., None], point, nearest)
-        least = jnp.minimum(apart, least)
-    outward = (right - nearest) / jnp.maximum(least, 1e-3)[..., None]
+        length = ((b - a) ** 2).sum()
+        along = sum((p - q) * (d / length) for p, q, d in zip(here, a, b - a, strict=True))
+        along = jnp.clip(along, 0.0, 1.0)
+        apart = [p - (q + along * d) for p, q, d in zip(here, a, b - a, strict=True)]
+        squared = sum(p**2 for p in apart)
+        away = [jnp.where(squared < least, new, old) for new, old in zip(apart, away, strict=True)]
+        least = jnp.minimum(squared, least)
+    distance = jnp.sqrt(least)
     sideways = jnp.sign(x) * jnp.minimum(1.0, jnp.abs(x) / _MIDLINE_MM)
-    outward = outward.at[..., 0].multiply(sideways)
-    return least, outward, jnp.tanh(x / _MIDLINE_MM)
+    outward = jnp.stack([away[0] * sideways, *away[1:]], axis=-1)
+    outward = outward / jnp.maximum(distance, 1e-3)[..., None]
+    return distance, outward, jnp.broadcast_to(jnp.tanh(x / _MIDLINE_MM), shape)

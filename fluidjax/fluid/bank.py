@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fluidjax.base.interpolation import linear
 from fluidjax.fluid.draws import SeedDraw
 from fluidjax.fluid.grid import Grid
 from fluidjax.fluid.settings import FluidSettings
@@ -124,6 +125,4 @@ def _resample(
         / 1024.0
         for i in range(grid.ndim)
     ]
-    return jax.scipy.ndimage.map_coordinates(
-        mask.astype(jnp.float32), at, order=1, mode='constant', cval=0.0
-    )
+    return linear(mask.astype(jnp.float32), at, 'zero')

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fluidjax.base.interpolation import linear
 from fluidjax.fluid.grid import Grid
 
 _PRECISION = jax.lax.Precision.HIGHEST
@@ -39,7 +40,7 @@ def trace_back(V: jax.Array, mesh: Grid, nodes: Grid, time: jax.Array, num_steps
     dt = time / num_steps
 
     def velocity(X: jax.Array) -> jax.Array:
-        return jnp.stack([sample(component, X, mesh.periodic) for component in rate])
+        return jax.vmap(lambda component: sample(component, X, mesh.periodic))(rate)
 
     def step(X: jax.Array, _: None) -> tuple[jax.Array, None]:
         k1 = velocity(X)
@@ -99,9 +100,7 @@ def cubic_weights(at: np.ndarray, size: int, periodic: bool) -> np.ndarray:
 
 def sample(volume: jax.Array, voxel: jax.Array, periodic: bool = False) -> jax.Array:
     """Linear interpolation of a volume (x, y (, z)) at voxel indices (d, ...), constant beyond."""
-    return jax.scipy.ndimage.map_coordinates(
-        volume, list(voxel), order=1, mode='wrap' if periodic else 'nearest'
-    )
+    return linear(volume, voxel, 'wrap' if periodic else 'nearest')
 
 
 def carry(P0: jax.Array, displacement: jax.Array, grid: Grid) -> jax.Array:

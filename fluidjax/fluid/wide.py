@@ -198,12 +198,10 @@ def seeds(key: jax.Array, brain: jax.Array, grid: Grid, settings: WideSettings) 
     cells = tuple(max(2, round(length / _BUMP_MM)) for length in grid.extent)
     bumps = jnp.exp(_BUMPS * perlin_noise(k_noise, voxel_fractions(grid), cells))
     regions = _regions(brain, grid, settings.centre)
-    at = [jnp.arange(n, dtype=jnp.float32) * h for n, h in zip(grid.shape, grid.spacing)]
-    positions = jnp.stack(jnp.meshgrid(*at, indexing='ij'), axis=-1)
 
     def add(P0: jax.Array, one: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
         key, radius = one
-        return jnp.maximum(P0, _ellipsoid(key, radius, positions, bumps, regions, settings)), None
+        return jnp.maximum(P0, _ellipsoid(key, radius, grid, bumps, regions, settings)), None
 
     keys = jax.random.split(k_each, most)
     return jax.lax.scan(add, jnp.zeros(grid.shape), (keys, radii))[0]
@@ -212,7 +210,7 @@ def seeds(key: jax.Array, brain: jax.Array, grid: Grid, settings: WideSettings) 
 def _ellipsoid(
     key: jax.Array,
     radius: jax.Array,
-    positions: jax.Array,
+    grid: Grid,
     bumps: jax.Array,
     regions: jax.Array,
     settings: WideSettings,
@@ -220,16 +218,16 @@ def _ellipsoid(
     k_seat, k_place, k_axes, k_turn = jax.random.split(key, 4)
     region = regions[jax.random.randint(k_seat, (), 0, len(regions))]
     region = jnp.where(region.any(), region, regions[0])
-    spacing = positions[1, 1, 1] - positions[0, 0, 0]
-    middle = random_voxels(k_place, region, 1)[0] * spacing
+    middle = random_voxels(k_place, region, 1)[0]
     lengths = jnp.exp(_LONG * jax.random.normal(k_axes, (3,)))
     lengths = radius * lengths / jnp.prod(lengths) ** (1.0 / 3.0)
     angles = jax.random.uniform(k_turn, (3,), minval=-np.pi, maxval=np.pi)
     to_unit = turn(angles, 3) / jnp.maximum(lengths, 1e-3)[:, None]
-    turned = jnp.matmul(positions - middle, to_unit.T, precision=jax.lax.Precision.HIGHEST)
-    distance = jnp.linalg.norm(turned, axis=-1) * bumps
-    # A lesion smaller than a voxel still has one voxel.
-    distance = jnp.where(jnp.all(positions == middle, axis=-1), 0.0, distance)
+    away = [(jnp.arange(n) - middle[k]) * h for k, (n, h) in enumerate(zip(grid.shape, grid.spacing))]
+    x, y, z = jnp.meshgrid(*away, indexing='ij', sparse=True)
+    turned = [row[0] * x + row[1] * y + row[2] * z for row in to_unit]
+    # 0 in the middle: a lesion smaller than a voxel still has one voxel.
+    distance = jnp.sqrt(sum(t**2 for t in turned)) * bumps
     falling = jnp.clip(1.0 - (1.0 - settings.fluid.threshold) * distance, 0.0, 1.0)
     return jnp.where((radius > 0) & (distance <= 1.0), falling, 0.0)
 

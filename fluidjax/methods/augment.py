@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fluidjax.base.interpolation import linear
 from fluidjax.base.settings import check
 from fluidjax.base.share import sample_keys
 
@@ -104,11 +105,9 @@ def move(
     moved = jnp.einsum('ij,jxyz->ixyz', random_affine(k_affine, settings), position)
     moved = moved + settings.displacement_mm * fields
     voxel = [moved[i] / spacing[i] + half[i] for i in range(3)]
-
-    def sample(volume: jax.Array) -> jax.Array:
-        return jax.scipy.ndimage.map_coordinates(volume, voxel, order=1, mode='constant', cval=0.0)
-
-    return sample(image), (sample(brain) > 0.5).astype(image.dtype)
+    both = jnp.stack([image, brain.astype(image.dtype)])
+    image, brain = jax.vmap(lambda volume: linear(volume, voxel, 'zero'))(both)
+    return image, (brain > 0.5).astype(image.dtype)
 
 
 def recolour(

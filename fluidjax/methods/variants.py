@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fluidjax.base.interpolation import linear
 from fluidjax.base.settings import check
 from fluidjax.base.share import sample_keys
 from fluidjax.fluid.anatomy import CENTRE_MM, WALL_MM, from_ventricles
@@ -155,7 +156,7 @@ def widen_ventricles(
     shift = (source - distance)[..., None] * outward  # mm
     at = jnp.meshgrid(*(jnp.arange(n, dtype=jnp.float32) for n in image.shape), indexing='ij')
     places = [a + shift[..., i] / spacing[i] for i, a in enumerate(at)]
-    widened = jax.scipy.ndimage.map_coordinates(image, places, order=1, mode='nearest')
+    widened = linear(image, places, 'nearest')
     filled = jax.nn.sigmoid(2.0 * (wall - 1.0 - distance)) * jnp.minimum(moved / 2.0, 1.0)
     if fluid is not None:
         return widened + jnp.where(image > 0, filled, 0.0) * (fluid - widened)
