@@ -33,7 +33,7 @@ _RESULT = re.compile(
     r'|uncertainty_(probseg|map))$'
 )
 _BIDS_NAME = re.compile(r'sub-[A-Za-z0-9+]+(_[A-Za-z]+-[A-Za-z0-9+]+)*(_[A-Za-z0-9]+)?$')
-_MASK_SUFFIXES = {'mask', 'dseg', 'probseg', 'mseg', 'seg', 'roi', 'label', 'lesion'}
+_MASK_SUFFIXES = {'mask', 'dseg', 'probseg', 'mseg', 'seg', 'roi', 'label', 'lesion', 'synthseg'}
 
 _T1W = re.compile(r'(3d)?t1(w|n|wi|3d)?(mprage|mpr|spgr|fspgr|bravo)?|mprage|mpr|fspgr|spgr|bravo')
 _CONTRAST_AGENT = re.compile(
@@ -51,12 +51,12 @@ _MASK = re.compile(
     r'(brain|head|skull|tissue|cortex|lesions?|tumou?r|stroke|infarct|glioma|wmh|ms|wm|gm|csf|t1w?'
     r'|t2w?|flair|manual|auto|gt|binary|bin|final|deface|prob|[adm])?'
     r'(masks?|segs?|segmentations?|segmented|labels?|labelmap|rois?|lesions?)[0-9]?'
-    r'|aseg|aparc|wmparc|ribbon|wmh|parcellation'
+    r'|aseg|aparc|synthseg|wmparc|ribbon|wmh|parcellation'
 )
 # At the end of a name these are masks; elsewhere they say what the patients have.
 _MASK_AT_END = re.compile(r'tumou?rs?|infarcts?|gtv|ctv')
 _ANATOMY = re.compile(
-    r'brain|skull|head|aseg|aparc|wmparc|tissue|ribbon|cort|[dm]seg|probseg|deface|parcellation'
+    r'brain|skull|head|aseg|aparc|synthseg|wmparc|tissue|ribbon|cort|[dm]seg|probseg|deface|parcellation'
     r'|ventric|hippocamp|thalam|(?<![a-z])(gm|wm|csf)(?![a-z])'
 )
 _DISEASE = re.compile(

@@ -96,12 +96,16 @@ def _scan_record(case: Case, source: NiftiSource) -> dict:
         )
     for warning in result.warnings:
         tqdm.tqdm.write(f'{case.scan}: {warning}', file=sys.stderr)
-    made = record(case.name, result.image, result.brain, result.affine, lesion=result.lesion)
+    beside = tissue.labels_beside(case.scan)
+    fractions = beside and tissue.on_scan(beside, result.affine, result.brain)
+    made = record(
+        case.name, result.image, result.brain, result.affine, result.lesion, tissue=fractions
+    )
     return {**made, _FAULTS: '; '.join(result.faults)}
 
 
 def with_tissue(record: dict, wanted: bool, grid: grids.ModelGrid | None = None) -> dict:
-    """A record with tissue fractions if they are wanted: its own, or estimated from its image.
+    """A record with tissue fractions if they are wanted: of labels, or estimated from its image.
 
     Args:
       record: of a scan, or of a mask of the lesion bank, which gets zeros.
@@ -157,10 +161,10 @@ def lesion_records(lesion_dir: str, grid: grids.ModelGrid) -> Iterator[tuple[int
 
 
 def files_of(item: Case | Path) -> list[Path]:
-    """The files of a record: a scan and its mask, or a mask of the lesion bank."""
+    """The files of a record: a scan, its lesion mask and its label map, or a mask of the bank."""
     if isinstance(item, Path):
         return [item]
-    return [item.scan] if item.mask is None else [item.scan, item.mask]
+    return [path for path in (item.scan, item.mask, tissue.labels_beside(item.scan)) if path]
 
 
 def key_of(item: Case | Path, source: NiftiSource) -> str:

@@ -1,4 +1,4 @@
-"""Tissue fractions on the model grid: of a label map, or estimated from a T1w scan.
+"""Tissue fractions on the model grid: of a label map, of one beside a scan, or estimated from it.
 
 Fractions are of `base.subject.TISSUES`, stored as uint8 with 255 for 1; their sum is 1 in the brain
 and 0 outside. `fluidjax.synthesis` makes scans of any contrast from them.
@@ -7,6 +7,7 @@ and 0 outside. `fluidjax.synthesis` makes scans of any contrast from them.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import numpy as np
 from scipy import ndimage
 
 from data_pipelines import grids, mni_template, preprocess, resampling
-from data_pipelines.volume_io import Volume, load_volume
+from data_pipelines.volume_io import Volume, load_volume, strip_ending
 from fluidjax.base.errors import UserError
 from fluidjax.base.subject import TISSUES, Preprocessed
 
@@ -33,6 +34,15 @@ _T1W = {'csf': 0.28, 'grey': 0.66, 'deep_grey': 0.76, 'cerebellar_grey': 0.64, '
 _CLOSED_MM = 4.0  # sulci up to twice as wide belong to the brain
 _DEEP_MM = 8.0
 _LEAST_ML = 400.0
+# Label maps with FreeSurfer's numbers, the best first: in a subject's folder `mri`, and after the
+# name of a scan (SynthSeg writes scan_synthseg.nii.gz, fMRIPrep the names of BIDS).
+_IN_MRI = ('aparc.DKTatlas+aseg.deep', 'aparc+aseg', 'synthseg', 'aseg.auto_noCCseg', 'aseg')
+_AFTER_NAME = (
+    '_synthseg', '_desc-synthseg_dseg', '_desc-aparcaseg_dseg', '_desc-aseg_dseg', '_aparc+aseg',
+    '_aseg',
+)  # fmt: skip
+_ENDINGS = ('.nii.gz', '.nii', '.mgz', '.mgh')
+_LEAST_LABELLED = 0.7  # of the brain
 # Of the mixture model: steps, the share of a prior that is the same everywhere, least spread.
 _STEPS, _FLAT, _LEAST_SPREAD = 20, 0.1, 0.02
 
@@ -136,13 +146,61 @@ def from_labels(
     mask = Volume(brain.astype(np.float32), labels.affine, labels.path)
     scan = Volume(np.where(brain, image, 0.0), labels.affine, labels.path)
     made = preprocess.preprocess(scan, grid, None, registration, brain=mask)
-    volumes = [
-        resampling.resample_image(
-            (tissue == number).astype(np.float32), labels.affine, grid.shape, made.affine
+    fractions = _resampled(tissue, labels.affine, grid.shape, made.affine)
+    return made, stored(fractions, made.brain)
+
+
+def labels_beside(scan: Path) -> Path | None:
+    """The label map of a scan with FreeSurfer's numbers, by its name; None if there is none.
+
+    FreeSurfer's and FastSurfer's lie in the folder `mri` of the scan, SynthSeg's and fMRIPrep's
+    begin with the name of the scan, with or without its suffix.
+    """
+    if scan.parent.name == 'mri':
+        names = list(_IN_MRI)
+    else:
+        whole = strip_ending(scan)
+        short = re.sub(r'(_desc-preproc)?_t1w?$', '', whole, flags=re.IGNORECASE)
+        names = [stem + end for end in _AFTER_NAME for stem in (whole, short)]
+    paths = (scan.parent / (name + ending) for name in names for ending in _ENDINGS)
+    return next((path for path in paths if path != scan and path.is_file()), None)
+
+
+def on_scan(path: Path, affine: np.ndarray, brain: np.ndarray) -> np.ndarray:
+    """Stored fractions of a preprocessed scan, of the label map of the scan it was made from.
+
+    What has no label in the brain counts as fluid.
+
+    Args:
+      path: of the label map, with FreeSurfer's numbers.
+      affine: of the preprocessed scan, in the space of the label map.
+      brain: (x, y, z) bool.
+
+    Raises:
+      UserError: a file that cannot be read, or labels that do not lie in this brain.
+    """
+    labels, tissue = _cropped(load_volume(path), FREESURFER)
+    fractions = _resampled(tissue, labels.affine, brain.shape, affine)
+    labelled = fractions.sum(axis=-1)
+    share = labelled[brain].mean() if brain.any() else 0.0
+    if share < _LEAST_LABELLED:
+        raise UserError(
+            f"{path}: has FreeSurfer's labels in {100 * share:.0f} % of the brain of the scan "
+            'beside it; move it away, or replace it by the label map of that scan'
         )
+    fractions[..., TISSUES.index('csf')] += np.maximum(1.0 - labelled, 0.0)
+    return stored(fractions, brain)
+
+
+def _resampled(
+    tissue: np.ndarray, affine: np.ndarray, shape: tuple[int, ...], to: np.ndarray
+) -> np.ndarray:
+    """Fractions `(x, y, z, tissues)` on another grid, of a volume of tissue numbers."""
+    volumes = [
+        resampling.resample_image((tissue == number).astype(np.float32), affine, shape, to)
         for number in range(len(TISSUES))
     ]
-    return made, stored(np.stack(volumes, axis=-1), made.brain)
+    return np.stack(volumes, axis=-1)
 
 
 def _cropped(labels: Volume, table: Mapping[str, tuple[int, ...]]) -> tuple[Volume, np.ndarray]:

@@ -223,7 +223,8 @@ def _ellipsoid(
     lengths = radius * lengths / jnp.prod(lengths) ** (1.0 / 3.0)
     angles = jax.random.uniform(k_turn, (3,), minval=-np.pi, maxval=np.pi)
     to_unit = turn(angles, 3) / jnp.maximum(lengths, 1e-3)[:, None]
-    away = [(jnp.arange(n) - middle[k]) * h for k, (n, h) in enumerate(zip(grid.shape, grid.spacing))]
+    axes = zip(grid.shape, grid.spacing, middle)
+    away = [(jnp.arange(n) - place) * h for n, h, place in axes]
     x, y, z = jnp.meshgrid(*away, indexing='ij', sparse=True)
     turned = [row[0] * x + row[1] * y + row[2] * z for row in to_unit]
     # 0 in the middle: a lesion smaller than a voxel still has one voxel.

@@ -8,7 +8,16 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from data_pipelines import grids, input_pipeline, mni_template, template_cohort, tissue
+from data_pipelines import (
+    grids,
+    input_pipeline,
+    mni_template,
+    records,
+    scan_folders,
+    template_cohort,
+    tissue,
+)
+from data_pipelines.nifti_source import NiftiSource
 from data_pipelines.records import with_tissue
 from fluidjax.base.errors import UserError
 from fluidjax.base.subject import TISSUES
@@ -107,3 +116,58 @@ def test_the_embedded_cohort_has_tissue_where_it_is_wanted(tmp_path):
     assert cohort.tissue and cohort.sizes['lesions'] == 1
     assert input_pipeline.lesion_bank(cohort).shape == (1, *SMOKE.shape)
     assert all(s.tissue.any() for s in input_pipeline.subjects(cohort, 'test'))
+
+
+FREESURFER_OF = np.array([24, 3, 2, 10, 8, 16])  # one label of each tissue
+
+
+@pytest.fixture
+def scan_with_labels(record, tmp_path):
+    """A scan of the demo's grid, skull-stripped, with a label map beside it."""
+    labels = np.where(record['brain'] > 0, FREESURFER_OF[record['tissue'].argmax(axis=-1)], 0)
+    for name, volume in (('p1_T1w', record['image']), ('p1_synthseg', labels.astype(np.int16))):
+        nib.save(nib.Nifti1Image(volume, DEMO.affine), tmp_path / f'{name}.nii')
+    return tmp_path / 'p1_T1w.nii', tmp_path / 'p1_synthseg.nii'
+
+
+def test_labels_beside_a_scan_are_its_tissue(scan_with_labels, record):
+    scan, labels = scan_with_labels
+    assert tissue.labels_beside(scan) == labels
+    cases = scan_folders.list_scans(scan.parent, 'data_dir')
+    assert [case.scan for case in cases.cases] == [scan], cases.left_out
+    source = NiftiSource(DEMO, str(scan.parent), registration='none')
+    made = records.make(cases.cases[0], source)
+    both = (made['brain'] > 0) & (record['brain'] > 0)
+    expected = record['tissue'].argmax(axis=-1)[both]
+    assert (made['tissue'].argmax(axis=-1)[both] == expected).mean() > 0.95
+    assert np.abs(made['tissue'][made['brain'] > 0].sum(axis=-1) - 255.0).max() <= 3
+    before = records.key_of(cases.cases[0], source)
+    labels.unlink()
+    assert records.key_of(cases.cases[0], source) != before
+    assert 'tissue' not in records.make(cases.cases[0], source)
+
+
+def test_labels_of_another_brain_are_refused(scan_with_labels, record):
+    _, labels = scan_with_labels
+    moved = DEMO.affine.copy()
+    moved[0, 3] += 90.0
+    with pytest.raises(UserError, match='labels in .* % of the brain of the scan beside'):
+        tissue.on_scan(labels, moved, record['brain'] > 0)
+
+
+@pytest.mark.parametrize(
+    ('scan', 'labels'),
+    [
+        ('sub-01_T1w.nii.gz', 'sub-01_T1w_synthseg.nii.gz'),
+        ('sub-01_desc-preproc_T1w.nii.gz', 'sub-01_desc-aparcaseg_dseg.nii.gz'),
+        ('bert/mri/norm.mgz', 'bert/mri/aparc+aseg.mgz'),
+        ('fast/mri/orig.mgz', 'fast/mri/aparc.DKTatlas+aseg.deep.mgz'),
+    ],
+)
+def test_label_maps_are_found_by_the_names_of_their_programs(tmp_path, scan, labels):
+    for name in (scan, labels):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert tissue.labels_beside(tmp_path / scan) == tmp_path / labels
+    (tmp_path / labels).unlink()
+    assert tissue.labels_beside(tmp_path / scan) is None
