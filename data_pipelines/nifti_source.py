@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipelines import grids, scan_folders
+from data_pipelines import grids, label_people, scan_folders
 from data_pipelines.scan_folders import Case
 from data_pipelines.volume_io import load_volume, strip_ending
 from fluidjax.base.errors import UserError
@@ -184,6 +184,8 @@ def _label_maps(source: NiftiSource) -> list[Case]:
 
 def _divided(cases: list[Case], source: NiftiSource, num_others: int) -> dict[str, list[Case]]:
     """The random division by the seed."""
+    if source.labels == 'freesurfer':
+        cases = label_people.one_person_each(cases)
     diseased = [case for case in cases if has_lesion(case)]
     patients = {case.person for case in diseased}
     healthy: dict[tuple[str, ...], list[Case]] = {}
