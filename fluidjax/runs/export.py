@@ -3,6 +3,7 @@
     fluidjax export runs/demo --out=model.zip
     fluidjax export runs/mine --out=mine.zip --dtype=float16 --note='72 healthy adults, 3 T'
     fluidjax predict SCAN.nii.gz --workdir=model.zip --out=predictions
+    fluidjax export model.zip --other=flair.zip --out=both.zip
 
 The file, a model package, contains weights, configuration, thresholds, scores and a model card, but
 no folder names of this machine. `predict` and `eval` take it in place of a run's folder.
@@ -62,7 +63,8 @@ def export(
     """Write a run as a model package.
 
     Args:
-        workdir: a trained run; if it was evaluated, thresholds and scores are included.
+        workdir: a trained run; if it was evaluated, thresholds and scores are included. Or a
+            package, to put another one into it; all else in it stays as it is.
         out: the zip to write; an existing one is replaced.
         half: store weights as float16 where they fit into it.
         words: for the model card.
@@ -74,12 +76,13 @@ def export(
     Raises:
         UserError: there is no trained run, or its files are damaged.
     """
-    if package.is_package(workdir):
-        raise UserError(f'{workdir}: is a package, not a run; name the folder of a run')
     if out.suffix.lower() != '.zip' or out.is_dir():
         raise UserError(f'--out: {out} must be a file that ends in .zip')
     check_output(out.parent, '--out')
     run = load_run(workdir)
+    inner = None if other is None else _for_other_contrasts(run, other)
+    if package.is_package(workdir):
+        return _joined(workdir, out, inner, half, words)
     shared = without_folders(run.config)
     texts = {'config.json': _text(shared.to_dict())}
     cohort = _parsed(run, 'cohort.json') or {'cohort': 'unknown', 'sizes': {}}
@@ -89,7 +92,6 @@ def export(
     texts[package.CARD] = card.card(
         run, run.config, manifest, cohort, scores, words.note, words.licence
     )
-    inner = None if other is None else _for_other_contrasts(run, other)
     size = package.write(out, manifest, texts, jax.device_get(run.params), half, inner)
     return (
         f'{out}: {size / 1e6:.1f} MB, {manifest["parameters"]:,} parameters as '
@@ -98,15 +100,29 @@ def export(
     )
 
 
+def _joined(workdir: Path, out: Path, inner: bytes | None, half: bool, words: Words) -> str:
+    """Write a package with another one in it."""
+    if inner is None or half or words != Words():
+        raise UserError(
+            f'{workdir}: is a package, not a run; name the folder of a run, or give nothing but '
+            '--other and --out to put a package for other contrasts into this one'
+        )
+    size = package.write_with_other(workdir, out, inner)
+    return f'{out}: {size / 1e6:.1f} MB, {workdir.name} with a model for other contrasts'
+
+
 def _for_other_contrasts(run: Run, other: Path) -> bytes:
     """The bytes of a package for other contrasts, which is checked.
 
     Raises:
-        UserError: it is not a package, or of another grid, or of no other contrast.
+        UserError: it is not a package, or has one in it, or is of another grid, or of no other
+            contrast.
     """
     if not package.is_package(other):
         raise UserError(f'--other: {other} is not a package; export the run first')
     inner = load_run(other)
+    if package.open_package(other).other is not None:
+        raise UserError(f'--other: {other} has a model for other contrasts itself; give that one')
     if inner.grid != run.grid:
         raise UserError(f'--other: {other} is of another grid, {inner.grid.shape}')
     if not set(trained_contrasts(inner.config)) - set(trained_contrasts(run.config)):

@@ -118,6 +118,17 @@ def write(
         WEIGHTS: safetensors.numpy.save(tensors),
         **({} if other is None else {OTHER: other}),
     }
+    return _write_members(path, members)
+
+
+def write_with_other(package: Path, path: Path, other: bytes) -> int:
+    """Write a package again, with another one for other contrasts; returns its size in bytes."""
+    with _opened(package) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    return _write_members(path, {**members, OTHER: other})
+
+
+def _write_members(path: Path, members: Mapping[str, bytes]) -> int:
     archive_bytes = io.BytesIO()
     with zipfile.ZipFile(archive_bytes, 'w', zipfile.ZIP_STORED) as archive:
         for name, content in members.items():

@@ -65,6 +65,20 @@ def bright(package, tmp_path_factory):
     return edited(package, path, {'config.json': json.dumps(config)})
 
 
+def test_a_package_is_put_into_another(smoke_run, package, bright, tmp_path):
+    both, again = tmp_path / 'both.zip', tmp_path / 'again.zip'
+    export.export(smoke_run, both, other=bright)
+    assert 'with a model for other contrasts' in export.export(package, again, other=bright)
+    assert again.read_bytes() == both.read_bytes()
+    with pytest.raises(UserError, match='is a package, not a run; name the folder of a run'):
+        export.export(package, again)
+    with pytest.raises(UserError, match='give nothing but --other and --out'):
+        export.export(package, again, half=True, other=bright)
+    nested = edited(bright, tmp_path / 'n.zip', add=[('other_contrasts.zip', bright.read_bytes())])
+    with pytest.raises(UserError, match='has a model for other contrasts itself'):
+        export.export(package, again, other=nested)
+
+
 def test_a_package_can_hold_one_for_other_contrasts(smoke_run, package, bright, tmp_path):
     path = tmp_path / 'both.zip'
     export.export(smoke_run, path, other=bright)
