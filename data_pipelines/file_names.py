@@ -83,6 +83,11 @@ def contrast_named(path: str | os.PathLike[str]) -> str:
     return 't2w' if re.fullmatch(r'(3d)?t2(w|n|wi|3d)?', word) else ''
 
 
+def contrast_in_name(path: str | os.PathLike[str]) -> str:
+    """The contrast that a file's name says, T1w too; '' if it says none."""
+    return 't1w' if kind_of(path)[0] == Kind.T1W else contrast_named(path)
+
+
 def kind_of(path: str | os.PathLike[str]) -> tuple[Kind, str]:
     """What a file contains by its name, and the word that says so ('' if none does)."""
     name = strip_ending(path)

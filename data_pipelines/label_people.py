@@ -12,18 +12,18 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 import tqdm
 
 from data_pipelines.scan_folders import Case
+from data_pipelines.volume_io import load_volume
 
 # Of FreeSurfer's numbers, left and right together, as some maps do not tell sides apart.
 _STRUCTURES = (
     (2, 41), (3, 42), (4, 43), (7, 46), (8, 47), (10, 49), (11, 50), (12, 51), (13, 52), (14,),
     (15,), (16,), (17, 53), (18, 54), (26, 58), (28, 60),
 )  # fmt: skip
-_CORTEX = slice(1000, 3000)  # parcels, which count as cortex
+_CORTEX = (slice(1000, 3000), slice(11100, 12176))  # parcels, which count as cortex
 _FEWEST = 10  # structures that two maps must have in common
 _APART = 0.055  # mean difference of the logarithms of the volumes, from which people are others
 
@@ -32,7 +32,10 @@ def one_person_each(cases: Sequence[Case]) -> list[Case]:
     """Cases of label maps, those of the same person with the same `person`; what was found is told.
 
     Args:
-      cases: of files with FreeSurfer's numbers that can be read.
+      cases: of files with FreeSurfer's numbers.
+
+    Raises:
+      UserError: a file that cannot be read.
     """
     known: list[tuple[Case, np.ndarray]] = []
     result = []
@@ -40,7 +43,8 @@ def one_person_each(cases: Sequence[Case]) -> list[Case]:
         status = case.scan.stat()
         volumes = _log_volumes(case.scan, status.st_size, status.st_mtime_ns)
         nearest = min(known, key=lambda one: _difference(one[1], volumes), default=None)
-        if nearest and (apart := _difference(nearest[1], volumes)) < _APART:
+        told = any(case.person == other.person for other, _ in known)
+        if nearest and not told and (apart := _difference(nearest[1], volumes)) < _APART:
             tqdm.tqdm.write(
                 f'{case.scan.name} and {nearest[0].scan.name} are of one person, their structures '
                 f'differ by {100 * apart:.1f} % in volume: both go to the same split',
@@ -56,10 +60,10 @@ def one_person_each(cases: Sequence[Case]) -> list[Case]:
 def _log_volumes(path: Path, size: int, changed: int) -> np.ndarray:
     """Logarithms of the volumes of `_STRUCTURES`, ml; nan for one that is missing."""
     del size, changed  # of the file, for the cache
-    image = nib.load(path)
-    labels = np.maximum(np.round(np.asanyarray(image.dataobj)), 0).astype(np.int64)
-    counts = np.bincount(labels.ravel(), minlength=_CORTEX.stop)
-    counts[3] += counts[_CORTEX].sum()
+    image = load_volume(path)
+    labels = np.maximum(np.round(image.data), 0).astype(np.int64)
+    counts = np.bincount(labels.ravel(), minlength=_CORTEX[-1].stop)
+    counts[3] += sum(counts[parcels].sum() for parcels in _CORTEX)
     ml = counts * abs(np.linalg.det(image.affine[:3, :3])) / 1000.0
     volumes = np.array([ml[list(numbers)].sum() for numbers in _STRUCTURES])
     return np.log(np.where(volumes > 0, volumes, np.nan))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipelines import grids, label_people, scan_folders
+from data_pipelines import grids, label_people, owners, scan_folders, tissue
 from data_pipelines.scan_folders import Case
 from data_pipelines.volume_io import load_volume, strip_ending
 from fluidjax.base.errors import UserError
@@ -81,7 +81,7 @@ class NiftiSource:
         )
 
     def _described_labels(self) -> list:
-        return [self.labels] if self.labels else []
+        return [sorted(tissue.table_of(self.labels).items())] if self.labels else []
 
     def _files(self) -> list[tuple]:
         folders = [(getattr(self, purpose), purpose) for purpose in PURPOSES]
@@ -175,10 +175,13 @@ def _used_cases(source: NiftiSource, purpose: str) -> list[Case]:
 
 
 def _label_maps(source: NiftiSource) -> list[Case]:
-    """Every image file of `data_dir`, whatever its name, as that of a person of its own."""
+    """Every image file of `data_dir`, whatever its name; each without a subject is a person."""
     paths = scan_folders.nifti_files(source.data_dir, 'data_dir')
     names = scan_folders.numbered([strip_ending(path.name) for path in paths])
-    cases = [Case(name, path, None, (name,)) for name, path in zip(names, paths, strict=True)]
+    cases = [
+        Case(name, path, None, (owners.bids_subject(path, Path(source.data_dir)) or name,))
+        for name, path in zip(names, paths, strict=True)
+    ]
     return [case for case in cases if source.is_used(case.scan, 'data_dir')]
 
 
@@ -205,7 +208,8 @@ def _divided(cases: list[Case], source: NiftiSource, num_others: int) -> dict[st
     return {
         'train': pick(order[num_validation:]),
         'validation': pick(order[:num_validation]),
-        'test': diseased,
+        # Patients of data_dir are T1w; a model of other contrasts is not tested on them.
+        'test': diseased if scan_folders.T1W in source.test_contrasts else [],
     }
 
 

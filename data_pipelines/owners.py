@@ -36,11 +36,16 @@ def persons(scans: Sequence[Path], folder: Path) -> dict[Path, tuple[str, ...]]:
     return {scan: _person(scan, folder, scan.parent in shared) for scan in scans}
 
 
-def _person(scan: Path, folder: Path, in_folder_of_its_own: bool) -> tuple[str, ...]:
+def bids_subject(scan: Path, folder: Path) -> str:
+    """The BIDS subject of a file in a folder, `sub-01`, by its name or its folders'; '' if none."""
     parts = scan.relative_to(folder).parts
     labelled = [part for part in (parts[-1], *parts[:-1]) if part.startswith('sub-')]
-    if labelled:
-        return (re.split(r'[_.]', labelled[0])[0],)
+    return re.split(r'[_.]', labelled[0])[0] if labelled else ''
+
+
+def _person(scan: Path, folder: Path, in_folder_of_its_own: bool) -> tuple[str, ...]:
+    if subject := bids_subject(scan, folder):
+        return (subject,)
     here, words = os.fspath(scan.parent), subject_words(scan)
     if scan.parent.name == 'mri' and scan.name in FREESURFER_SCANS:
         return (os.fspath(scan.parent.parent),)

@@ -20,6 +20,7 @@ from data_pipelines import bias_field as n4
 from data_pipelines import brain_extraction, grids, mni_template, orientation, quality
 from data_pipelines import registration as affine_registration
 from data_pipelines.background import background_level, with_black_background
+from data_pipelines.file_names import contrast_in_name
 from data_pipelines.mask_on_scan import on_voxels_of
 from data_pipelines.mni_template import TissueLevel, tissue_levels
 from data_pipelines.resampling import resample_image, resample_mask
@@ -95,7 +96,8 @@ def preprocess(
         return brain_on_grid * resample_image(scaled, head.affine, grid.shape, affine)
 
     levels = tissue_levels(head.data, head.affine, scan_from_mni)
-    contrast = quality.contrast_of(levels)
+    named = contrast_in_name(scan.path)
+    contrast = quality.contrast_of(levels, named)
     before = None
     if bias_field:
         before = on_grid(shaded, tissue_levels(shaded, head.affine, scan_from_mni)['wm'])
@@ -106,7 +108,7 @@ def preprocess(
     overlap = dice(brain_on_grid, mni_brain(grid))
     placed = _Placed(scan, extracted, whole, head, in_head, scan_from_mni)
     wrong_axes = _orientation_fault(placed, registration == 'affine')
-    faults = wrong_axes or quality.contrast_warnings(levels, contrasts)
+    faults = wrong_axes or quality.contrast_warnings(levels, contrasts, named)
     doubts = _doubts(placed, overlap, bias_field, bool(wrong_axes))
     warnings = (*scan.warnings, *extracted.warnings, *(lesion.warnings if lesion else ()))
     return Preprocessed(

@@ -26,30 +26,39 @@ CLIPPED_CM2 = 10.0
 LEAST_AIR = 0.05  # share of the voxels of a CT that are air, and that are not
 # Share of the template's tissue that must lie in the scan for its contrast to be judged.
 LEAST_SHARE = 0.25
+_ALIKE = 1.1  # grey and white matter that differ by a smaller factor are nearly equal
 
 
 # The tissues of each contrast, from dark to bright; a T1w scan after contrast agent is T1w here.
 _ORDERS = {('csf', 'gm', 'wm'): 't1w', ('wm', 'gm', 'csf'): 't2w', ('csf', 'wm', 'gm'): 'flair'}
 
 
-def contrast_of(levels: Mapping[str, TissueLevel]) -> str:
+def contrast_of(levels: Mapping[str, TissueLevel], named: str = '') -> str:
     """'t1w', 't2w' or 'flair' by the order of the tissues' intensities, or 'other'.
 
     A scan that hardly overlaps with the template is taken for T1w.
+
+    Args:
+      levels: of the tissues.
+      named: what the scan's name says, or ''. It decides between T1w and FLAIR where grey and white
+        matter are nearly equal: fluid in the voxels of the cortex darkens both.
     """
     medians = {tissue: level.median for tissue, level in levels.items()}
     if min(level.share for level in levels.values()) < LEAST_SHARE:
         return 't1w'
     if len(set(medians.values())) < len(medians):
         return 'other'
+    grey, white = medians['gm'], medians['wm']
+    if named in ('t1w', 'flair') and medians['csf'] < grey < _ALIKE * white < _ALIKE**2 * grey:
+        return named
     return _ORDERS.get(tuple(sorted(medians, key=medians.__getitem__)), 'other')
 
 
 def contrast_warnings(
-    levels: Mapping[str, TissueLevel], wanted: Sequence[str] = ('t1w',)
+    levels: Mapping[str, TissueLevel], wanted: Sequence[str] = ('t1w',), named: str = ''
 ) -> list[str]:
-    """Another contrast than those that are wanted, by the order of the tissues' intensities."""
-    contrast = contrast_of(levels)
+    """Another contrast than those that are wanted, see `contrast_of`."""
+    contrast = contrast_of(levels, named)
     if contrast in wanted or (contrast == 't1w' and 't1ce' in wanted):
         return []
     if wanted != ('t1w',):

@@ -21,7 +21,7 @@ import numpy as np
 import tqdm
 
 from data_pipelines import grids, nifti_source, preprocess, resampling, scan_folders, tissue
-from data_pipelines.file_names import without_bytes
+from data_pipelines.file_names import contrast_in_name, without_bytes
 from data_pipelines.nifti_source import NiftiSource
 from data_pipelines.scan_folders import Case
 from data_pipelines.volume_io import load_volume
@@ -182,6 +182,8 @@ def key_of(item: Case | Path, source: NiftiSource) -> str:
     ]
     if source.labels and not isinstance(item, Path):
         described.append(['labels', repr(tissue.table_of(source.labels))])
+    if not isinstance(item, Path) and contrast_in_name(item.scan) == 'flair':
+        described.append('flair')  # of two contrasts that look alike it is this one
     for path in files_of(item):
         try:
             with open(path, 'rb') as file:

@@ -37,8 +37,8 @@ def given_scans(
     Args:
       arguments: image files, which are taken whatever they are called, and folders.
       out: the output folder, whose files are not scans.
-      contrasts: that can be used; those other than T1w only of a folder without T1w scans, or
-        with `every` of all.
+      contrasts: that can be used; where T1w is one of them, the others only of a folder without
+        T1w scans, or with `every` of all.
 
     Raises:
       UserError: no argument names a scan.
@@ -65,11 +65,11 @@ def given_scans(
 def _in_folder(
     folder: Path, out: Path, contrasts: Sequence[str], every: bool
 ) -> tuple[list[Path], list[tuple[Path, str]]]:
+    first = (T1W,) if T1W in contrasts and not every else contrasts
     try:
-        wanted = contrasts if every else (T1W,)
-        listing = list_scans(folder, 'SCAN', with_masks=False, contrasts=wanted)
+        listing = list_scans(folder, 'SCAN', with_masks=False, contrasts=first)
     except UserError:
-        if tuple(contrasts) == (T1W,):
+        if tuple(contrasts) == tuple(first):
             raise
         listing = list_scans(folder, 'SCAN', with_masks=False, contrasts=contrasts)
     results = out.resolve()

@@ -219,8 +219,9 @@ def _why_not(file: FoundFile, folder: Path, contrasts: Sequence[str]) -> str:
     named = T1W if kind == Kind.T1W else contrast_named(file.path)
     if kind == Kind.OTHER or (named and named not in contrasts):
         wanted = 'T1w' if T1W in contrasts else ', '.join(contrasts)
-        return '' if named in contrasts else f'{word} by its name, not {wanted}'
-    if kind in (Kind.T1W, Kind.UNNAMED):
+        if named not in contrasts:
+            return f'{word} by its name, not {wanted}'
+    if named or kind == Kind.UNNAMED:
         return f'in {SOURCE}' if file.part == SOURCE else ''
     return kind.value
 

@@ -19,7 +19,7 @@ from data_pipelines.volume_io import Volume, load_volume, strip_ending
 from fluidjax.base.errors import UserError
 from fluidjax.base.subject import TISSUES, Preprocessed
 
-# Labels of FreeSurfer (and SynthSeg, FastSurfer) by tissue; those of the cortex are 1000 to 2999.
+# Labels of FreeSurfer (and SynthSeg, FastSurfer) by tissue, without those of parcels.
 FREESURFER = {
     'csf': (4, 5, 14, 15, 24, 30, 31, 43, 44, 62, 63, 72, 136, 137, 163, 164),
     'grey': (3, 42),
@@ -28,7 +28,8 @@ FREESURFER = {
     'cerebellar_grey': (8, 47),
     'stem': (7, 16, 46),
 }
-_CORTEX = (1000, 3000)
+# First and last parcel of the cortex, and of the white matter beneath it, by either atlas.
+_PARCELS = {'grey': ((1000, 2999), (11100, 12175)), 'white': ((3000, 5002), (13100, 14175))}
 _OUTSIDE_CSF = 24  # of the ventricles' labels it is the only one that also lies around the brain
 _T1W = {'csf': 0.28, 'grey': 0.66, 'deep_grey': 0.76, 'cerebellar_grey': 0.64, 'stem': 0.84}
 _CLOSED_MM = 4.0  # sulci up to twice as wide belong to the brain
@@ -42,7 +43,9 @@ _AFTER_NAME = (
     '_aseg',
 )  # fmt: skip
 _ENDINGS = ('.nii.gz', '.nii', '.mgz', '.mgh')
+_LEAST_PARCEL = 1000
 _LEAST_LABELLED = 0.7  # of the brain
+_MOST_UNKNOWN = 0.1  # of a brain that labels make: what no tissue has
 # Of the mixture model: steps, the share of a prior that is the same everywhere, least spread.
 _STEPS, _FLAT, _LEAST_SPREAD = 20, 0.1, 0.02
 
@@ -138,6 +141,15 @@ def from_labels(
             f'{path}: its labels give a brain of {ml:.0f} ml; is it a label map, and are its '
             "labels FreeSurfer's? Give others by a table, --config.cohort.labels=FILE.json"
         )
+    # Around a brain SynthSeg has labels of the head, all below those of parcels.
+    without = (tissue < 0) & (brain | (labels.data >= _LEAST_PARCEL))
+    if without.sum() > _MOST_UNKNOWN * brain.sum():
+        values, counts = np.unique(np.round(labels.data[without]), return_counts=True)
+        raise UserError(
+            f'{path}: {100 * without.sum() / brain.sum():.0f} % of its brain has labels of no '
+            f'tissue, most often {values[counts.argmax()]:.0f}; give a table, '
+            '--config.cohort.labels=FILE.json'
+        )
     unknown = TISSUES.index('csf')  # of a vessel, or of what no table names
     tissue = np.where(brain, np.where(tissue < 0, unknown, tissue), -1)
     levels = np.array([0.0, *(_T1W.get(name, 0.88) for name in TISSUES)], np.float32)
@@ -219,9 +231,12 @@ def _cropped(labels: Volume, table: Mapping[str, tuple[int, ...]]) -> tuple[Volu
 def _tissues(labels: np.ndarray, table: Mapping[str, tuple[int, ...]]) -> np.ndarray:
     """The number of the tissue of each label, -1 for none."""
     labels = np.round(labels).astype(np.int32)
-    number_of = np.full(max(int(labels.max()), _CORTEX[1]) + 1, -1, np.int8)
+    highest = max(last for parcels in _PARCELS.values() for _, last in parcels)
+    number_of = np.full(max(int(labels.max()), highest) + 1, -1, np.int8)
     if table is FREESURFER:
-        number_of[slice(*_CORTEX)] = TISSUES.index('grey')
+        for tissue, parcels in _PARCELS.items():
+            for first, last in parcels:
+                number_of[first : last + 1] = TISSUES.index(tissue)
     for tissue, members in table.items():
         members = [label for label in members if 0 <= label < len(number_of)]
         number_of[members] = TISSUES.index(tissue)

@@ -77,22 +77,14 @@ QUALITY = FLAGS.add_switch('quality', True, 'Draw how the scan was brought onto 
 
 
 def _selected(scans: list[str], out: Path, workdir: Path) -> Selection:
-    """The scans to predict: T1w ones, or others where there are none and a model is for them."""
+    """The scans to predict: T1w ones, or others where there are none, that a model is for."""
     from fluidjax.predict.models import contrasts_of
     from fluidjax.predict.scans import select
 
-    if FUSE.value:
-        contrasts = contrasts_of(workdir)
-        return select(scans, out, PARTICIPANTS.value, SESSIONS.value, contrasts, every=True)
-    try:
-        return select(scans, out, PARTICIPANTS.value, SESSIONS.value)
-    except cli.UserError:
-        if not any(Path(scan).expanduser().is_dir() for scan in scans):
-            raise  # files are taken whatever they are called
-        contrasts = contrasts_of(workdir)
-        if contrasts == ('t1w',):
-            raise
-    return select(scans, out, PARTICIPANTS.value, SESSIONS.value, contrasts)
+    some_folder = any(Path(scan).expanduser().is_dir() for scan in scans)
+    # Files are taken whatever they are called.
+    contrasts = contrasts_of(workdir) if some_folder else ('t1w',)
+    return select(scans, out, PARTICIPANTS.value, SESSIONS.value, contrasts, every=FUSE.value)
 
 
 def main(scans: list[str]) -> None:

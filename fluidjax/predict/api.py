@@ -40,7 +40,7 @@ from fluidjax.predict.on_scan import (
 from fluidjax.runs import package, thresholds
 from fluidjax.runs import train as training
 from fluidjax.runs.detector import Detector
-from fluidjax.runs.load import Run, load_run, models_of
+from fluidjax.runs.load import Run, load_run, model_for, models_of
 
 __all__ = ['Detection', 'Model', 'load', 'train']
 
@@ -165,7 +165,7 @@ class Model:
         """The results, and the run for the scan's contrast, which gave them."""
         steps = dataclasses.replace(steps.of_run(self.run), contrasts=tuple(self._runs))
         preprocessed = on_model_grid(volume, grid_of(self.run), steps)
-        run = self._runs.get(preprocessed.contrast, self.run)
+        run = model_for(preprocessed.contrast, self._runs)
         if id(run) not in self._detectors:
             self._detectors[id(run)] = Detector(run, thresholds.load_choice(run))
         case = subject_of('scan', preprocessed)

@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.file_names import subject_words
-from data_pipelines.grids import voxel_positions
 from data_pipelines.registration import register_rigidly
-from data_pipelines.resampling import sample_each
+from data_pipelines.resampling import to_scan
 from data_pipelines.volume_io import Volume, load_volume, save_like
+from fluidjax.base.disk import is_of_disk
+from fluidjax.base.errors import UserError
 from fluidjax.base.failures import failure_line
 from fluidjax.base.files import write_json
 from fluidjax.base.names import shown
@@ -27,6 +28,9 @@ from fluidjax.predict.files import FUSED, FUSED_MASK, PROBABILITY, TABLE, short_
 from fluidjax.predict.scans import ScanFile
 
 _SESSION = re.compile(r'(sub-[A-Za-z0-9]+)(?:_(ses-[A-Za-z0-9]+))?(?:_|\.)')
+# Share of the smaller brain that lies in the other one after the registration, at least.
+_LEAST_OVERLAP = 0.8
+_LEAST_SHARE = 0.25  # of a voxel in a brain, by which its probability is divided
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,11 +54,17 @@ class Member:
 
 
 def session_of(path: Path) -> tuple[str, ...]:
-    """Whose scan a file is, and of which session: by its BIDS name, else by words and folder."""
+    """Whose scan a file is, and of which session: by its BIDS name, else by words and folder.
+
+    The first part is the folder of the data set, as `sub-01` of another one is another person.
+    """
+    path = path.absolute()
     bids = _SESSION.match(path.name)
-    if bids:
-        return tuple(filter(None, bids.groups()))
-    return (str(path.parent), *subject_words(path))
+    if not bids:
+        return (str(path.parent), *subject_words(path))
+    of_subject = [folder for folder in path.parents if folder.name == bids[1]]
+    data_set = of_subject[-1].parent if of_subject else path.parent
+    return (str(data_set), *filter(None, bids.groups()))
 
 
 def fuse_sessions(out: Path, files: Sequence[ScanFile]) -> list[str]:
@@ -62,7 +72,7 @@ def fuse_sessions(out: Path, files: Sequence[ScanFile]) -> list[str]:
 
     Writes `desc-fused_probseg` and `desc-fused_mask` beside the results of the session's first T1w
     scan, or of its first one. A voxel is marked where the mean of the probabilities is at least the
-    mean of those at which the scans' own masks begin.
+    mean of those at which the own masks begin of the scans that see it.
 
     Args:
         out: the folder of the results.
@@ -70,6 +80,9 @@ def fuse_sessions(out: Path, files: Sequence[ScanFile]) -> list[str]:
 
     Returns:
         A line for each session: what was marked, or why it was not fused.
+
+    Raises:
+        DiskError, OSError: nothing more can be written.
     """
     sessions: dict[tuple[str, ...], list[ScanFile]] = {}
     for file in files:
@@ -82,6 +95,8 @@ def _line(out: Path, files: Sequence[ScanFile]) -> str:
     try:
         return _fused(out, files)
     except Exception as error:
+        if is_of_disk(error):
+            raise
         return f'not fused: {failure_line(files[0].path, error)}'
 
 
@@ -98,8 +113,9 @@ def _fused(out: Path, files: Sequence[ScanFile]) -> str:
     weight = sum(brain.astype(np.float32) for _, brain in placed)
     total = sum(probability * brain for probability, brain in placed)
     fused = np.where(target.brain, total / np.maximum(weight, 1.0), 0.0).astype(np.float32)
+    least = sum(m.threshold * brain for m, (_, brain) in zip(members, placed, strict=True))
+    mask = target.brain & (fused >= (least / np.maximum(weight, 1.0)).astype(np.float32))
     level = float(np.mean([member.threshold for member in members]))
-    mask = target.brain & (fused >= level)
     about = {
         'Sources': [shown(member.path) for member in members],
         'SpatialReference': 'orig',
@@ -108,7 +124,8 @@ def _fused(out: Path, files: Sequence[ScanFile]) -> str:
     }
     save_like(Path(f'{target.start}_{FUSED}.nii.gz'), fused, target.scan)
     write_json(Path(f'{target.start}_{FUSED}.json'), about)
-    marked = {**about, 'Type': 'Lesion', 'Description': f'Where {FUSED} is at least {level:.6g}'}
+    limit = f'{level:.6g}, or the mean of the thresholds of those scans that see the voxel'
+    marked = {**about, 'Type': 'Lesion', 'Description': f'Where {FUSED} is at least {limit}'}
     save_like(Path(f'{target.start}_{FUSED_MASK}.nii.gz'), mask, target.scan)
     write_json(Path(f'{target.start}_{FUSED_MASK}.json'), marked)
     ml = voxel_ml(target.scan.affine) * int(mask.sum())
@@ -138,7 +155,11 @@ def _member(out: Path, file: ScanFile, summary: dict[str, Any]) -> Member:
 
 
 def _on_voxels_of(target: Member, member: Member) -> tuple[np.ndarray, np.ndarray]:
-    """The probability of a member on the voxels of another, and where it has a brain there."""
+    """The probability of a member on the voxels of another, and where it has a brain there.
+
+    Raises:
+        UserError: the brains lie apart.
+    """
     if member is target:
         return target.probability, target.brain
     fixed, moving = target.scan, member.scan
@@ -150,7 +171,15 @@ def _on_voxels_of(target: Member, member: Member) -> tuple[np.ndarray, np.ndarra
         member.brain,
         moving.affine,
     )
-    positions = voxel_positions(fixed.data.shape, matrix @ fixed.affine)
-    volumes = (member.probability, member.brain.astype(np.float32))
-    probability, brain = sample_each(volumes, moving.affine, positions)
-    return probability, brain >= 0.5
+    affine = np.linalg.inv(matrix) @ moving.affine  # of its voxels in the world of the other
+    share = to_scan(member.brain.astype(np.float32), affine, fixed)
+    brain = share >= 0.5
+    smaller = max(min(int(brain.sum()), int(target.brain.sum())), 1)
+    if np.sum(brain & target.brain) < _LEAST_OVERLAP * smaller:
+        raise UserError(
+            f'{shown(member.path)}: after a rigid registration its brain lies beside that of '
+            f'{shown(target.path)}; are they of one person?'
+        )
+    # Divided, as the zeros around a brain would darken its rim.
+    probability = to_scan(member.probability, affine, fixed) / np.maximum(share, _LEAST_SHARE)
+    return np.minimum(probability, 1.0), brain

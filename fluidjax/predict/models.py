@@ -9,7 +9,7 @@ from fluidjax.base.errors import UserError
 from fluidjax.predict.files import Source
 from fluidjax.runs import thresholds
 from fluidjax.runs.detector import Detector
-from fluidjax.runs.load import Run, load_run, models_of
+from fluidjax.runs.load import Run, load_run, model_for, models_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,8 +43,8 @@ class Models:
         return tuple(self.by_contrast)
 
     def for_contrast(self, contrast: str) -> Model:
-        """The model for a scan; for a contrast without one, that of the named run."""
-        return self.by_contrast.get(contrast) or next(iter(self.by_contrast.values()))
+        """The model for a scan, see `runs.load.model_for`."""
+        return model_for(contrast, self.by_contrast)
 
 
 def contrasts_of(workdir: Path) -> tuple[str, ...]:

@@ -61,8 +61,8 @@ def healthy_of(
     scans, settings = scans_of(cohort, split, start, stop), synthesis_settings(config)
     if settings is None:
         return scans
-    grid, seed = model_grid(config), derived_seed(config.seed, 'validation lesions')
-    return Cases(lambda: synthesised(scans, settings, grid, seed))
+    grid, seed = model_grid(config), derived_seed(config.seed, f'scans of {split}')
+    return Cases(lambda: synthesised(scans, settings, grid, seed, start))
 
 
 def batches(cases: Iterable[Subject], size: int) -> Iterator[list[Subject]]:

@@ -16,7 +16,12 @@ from fluidjax.fluid.grid import Grid
 # Each purpose of random numbers in a run has its own seed, derived from the run's seed.
 PURPOSES = ('first stage', 'second stage', 'validation lesions', 'test lesions', 'sampling')
 # Purposes that came later: another entry in PURPOSES would change the seeds of all older runs.
-LATER_PURPOSES = {'third stage': 2**30}
+LATER_PURPOSES = {
+    'third stage': 2**30,
+    'scans of train': 2**30 + 2**26,
+    'scans of validation': 2**30 + 2**27,
+    'scans of test': 2**30 + 2**28,
+}
 STAGE_PURPOSES = ('first stage', 'second stage', 'third stage')
 
 

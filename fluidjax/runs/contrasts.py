@@ -8,8 +8,9 @@ from collections.abc import Iterable, Iterator
 import jax
 import numpy as np
 
+from data_pipelines.preprocess import BRIGHTEST, BRIGHTEST_INTENSITY, WHITE_MATTER_INTENSITY
 from fluidjax.base.errors import UserError
-from fluidjax.base.subject import Subject
+from fluidjax.base.subject import TISSUES, Subject
 from fluidjax.fluid.grid import Grid
 from fluidjax.synthesis.contrasts import CONTRASTS
 from fluidjax.synthesis.generate import SynthesisSettings, synthesise
@@ -29,7 +30,7 @@ def has_bright_lesions(settings: SynthesisSettings | None, number: int) -> bool:
 
 
 def synthesised(
-    cases: Iterable[Subject], settings: SynthesisSettings, grid: Grid, seed: int
+    cases: Iterable[Subject], settings: SynthesisSettings, grid: Grid, seed: int, first: int = 0
 ) -> Iterator[Subject]:
     """Healthy cases with an image made from their tissue, each in a contrast by its number.
 
@@ -37,7 +38,9 @@ def synthesised(
         cases: with tissue fractions.
         settings: of the run.
         grid: of the images.
-        seed: of the random draws.
+        seed: of the random draws, another one for each split.
+        first: the first case's number among those of its split, for the draws; the contrasts begin
+            anew with it.
 
     Raises:
         UserError: a case has no tissue fractions.
@@ -57,11 +60,26 @@ def synthesised(
                     key, tissue, brain, grid.spacing, own
                 )[0]
             )
-        # Not a key of `laws.lesions_by`, which has the same seed.
-        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), number), 5)
+        key = jax.random.fold_in(jax.random.key(seed), first + number)
         image = np.asarray(made[name](key, case.tissue, case.brain.astype(np.float32)))
+        image = at_level_of_scans(image, case, name)
         blank = np.zeros(case.brain.shape, bool)
         lesion = None if case.lesion is None else blank
         yield dataclasses.replace(
             case, name=f'{case.name}-{name}', image=image, lesion=lesion, healthy=None
         )
+
+
+def at_level_of_scans(image: np.ndarray, case: Subject, contrast: str) -> np.ndarray:
+    """A synthesised image `(x, y, z)` on the scale that preprocessing gives to real scans.
+
+    Thresholds that are chosen on it would be in another unit than the maps of real scans.
+    """
+    inside = case.brain > 0
+    white = case.tissue[..., TISSUES.index('white')]
+    pure = inside & (white >= np.quantile(white[inside], 0.75))
+    if contrast in ('t1w', 't1ce'):
+        gain = WHITE_MATTER_INTENSITY / max(float(np.median(image[pure])), 1e-3)
+    else:
+        gain = BRIGHTEST_INTENSITY / max(float(np.percentile(image[inside], BRIGHTEST)), 1e-3)
+    return np.clip(gain * image, 0.0, 1.0).astype(np.float32)

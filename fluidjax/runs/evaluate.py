@@ -173,7 +173,8 @@ def _with_scans(config: ConfigDict, workdir: Path, scans: Mapping[str, str]) -> 
         )
     changed = ConfigDict(config.to_dict())
     if scans:
-        fresh = {'name': 'nifti', 'data_dir': '', 'test_dir': '', 'lesion_dir': '', 'embedded': 0}
+        folders = dict.fromkeys(('data_dir', 'test_dir', 'lesion_dir'), '')
+        fresh = {'name': 'nifti', **folders, 'embedded': 0, 'labels': ''}
         changed.cohort.update({**fresh, **scans})
     return changed
 

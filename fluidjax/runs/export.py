@@ -115,8 +115,7 @@ def _for_other_contrasts(run: Run, other: Path) -> bytes:
     """The bytes of a package for other contrasts, which is checked.
 
     Raises:
-        UserError: it is not a package, or has one in it, or is of another grid, or of no other
-            contrast.
+        UserError: it is not a package, or has one in it, or cannot be used beside the run.
     """
     if not package.is_package(other):
         raise UserError(f'--other: {other} is not a package; export the run first')
@@ -125,15 +124,30 @@ def _for_other_contrasts(run: Run, other: Path) -> bytes:
         raise UserError(f'--other: {other} has a model for other contrasts itself; give that one')
     if inner.grid != run.grid:
         raise UserError(f'--other: {other} is of another grid, {inner.grid.shape}')
-    if not set(trained_contrasts(inner.config)) - set(trained_contrasts(run.config)):
+    more = set(trained_contrasts(inner.config)) - set(trained_contrasts(run.config))
+    if not more:
         raise UserError(f'--other: {other} is for no contrast that the run is not for')
+    if more == {'t1ce'} and 't1w' in trained_contrasts(run.config):
+        raise UserError(
+            f'--other: {other} is for T1w after contrast agent, which predict cannot tell from T1w'
+        )
+    if inner.method.needs_mask:
+        raise UserError(f'--other: {other} needs a mask of the lesion, so it cannot find any')
+    if _registration(inner.config) != _registration(run.config):
+        raise UserError(
+            f'--other: {other} was trained with registration {_registration(inner.config)}, the '
+            f'other model with {_registration(run.config)}; scans are prepared for both alike'
+        )
+    try:
+        thresholds.load(inner)
+    except UserError as error:
+        raise UserError(f'--other: {error}') from error
     return other.read_bytes()
 
 
 def manifest_of(run: Run, half: bool) -> dict[str, Any]:
     """The contents of package.json, except format and version."""
     grid = GRIDS[run.config.size]
-    registration = run.config.cohort.registration if run.config.cohort.name == 'nifti' else 'affine'
     return {
         'jax': jax.__version__,
         'method': run.config.method,
@@ -142,13 +156,18 @@ def manifest_of(run: Run, half: bool) -> dict[str, Any]:
         'weights': 'float16' if half else 'float32',
         'preprocessing': {
             'version': PREPROCESSING_VERSION,
-            'registration': registration,
+            'registration': _registration(run.config),
             'shape': list(grid.shape),
             'spacing_mm': list(grid.spacing),
             'centre_mm': list(grid.centre),
             'white_matter': WHITE_MATTER_INTENSITY,
         },
     }
+
+
+def _registration(config: ConfigDict) -> str:
+    """How scans are brought into MNI152 space."""
+    return config.cohort.registration if config.cohort.name == 'nifti' else 'affine'
 
 
 def without_folders(config: ConfigDict) -> ConfigDict:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 from ml_collections import ConfigDict
@@ -21,6 +21,7 @@ from fluidjax.training import checkpoint
 from fluidjax.training.loop import is_done, state_template
 
 Params = dict[str, Any]
+Model = TypeVar('Model')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,15 +114,33 @@ def _chosen_step(config: ConfigDict, folder: Path) -> int | None:
 def models_of(run: Run) -> dict[str, Run]:
     """The run for each contrast that a run or package is for: itself, or the one in its package.
 
+    Those that are trained on scans without any order of the tissues are also for 'other'.
+
     Raises:
         UserError: the package in the package cannot be used.
     """
-    models = dict.fromkeys(trained_contrasts(run.config), run)
+    models = dict.fromkeys(_known_to(run.config), run)
     if run.package is None or run.package.other is None:
         return models
     other = _load_package(run.path, {}, run.package.other)
-    others = [name for name in trained_contrasts(other.config) if name not in models]
+    others = [name for name in _known_to(other.config) if name not in models]
     return models | dict.fromkeys(others, other)
+
+
+def _known_to(config: ConfigDict) -> tuple[str, ...]:
+    synthesised = config.synthesis.contrasts if 'synthesis' in config else ()
+    return trained_contrasts(config) + (('other',) if 'random' in synthesised else ())
+
+
+def model_for(contrast: str, models: Mapping[str, Model]) -> Model:
+    """The model for a scan of a contrast; for one without a model the first.
+
+    T1w scans after contrast agent are taken for T1w, so a model for them is one for T1w where there
+    is no other.
+    """
+    if contrast == 't1w' and 't1w' not in models:
+        contrast = 't1ce'
+    return models.get(contrast) or next(iter(models.values()))
 
 
 def _load_package(path: Path, changes: Mapping[str, Any], content: bytes | None = None) -> Run:

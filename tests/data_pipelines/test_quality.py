@@ -112,6 +112,19 @@ def test_a_contrast_is_known_by_the_order_of_its_tissues(csf, gm, wm, name):
     assert quality.contrast_of(far) == 't1w'
 
 
+def test_a_name_decides_between_contrasts_that_look_alike():
+    def levels(csf, gm, wm):
+        values = {'csf': csf, 'gm': gm, 'wm': wm}
+        return {t: mni_template.TissueLevel(value, 1.0) for t, value in values.items()}
+
+    assert quality.contrast_of(levels(0.3, 0.5, 0.52), 'flair') == 'flair'
+    assert quality.contrast_of(levels(0.3, 0.52, 0.5), 't1w') == 't1w'
+    assert quality.contrast_of(levels(0.3, 0.52, 0.5), 't2w') == 'flair'
+    assert quality.contrast_of(levels(0.3, 0.4, 0.52), 'flair') == 't1w'
+    assert quality.contrast_of(levels(0.9, 0.52, 0.5), 't1w') == 't2w'
+    assert not quality.contrast_warnings(levels(0.3, 0.5, 0.52), ('flair',), 'flair')
+
+
 def test_other_contrasts_keep_their_bright_tissue():
     scan = heads.stripped()
     inverse = np.where(scan.data > 0, np.maximum(1200 - scan.data, 1), 0).astype(np.float32)

@@ -252,6 +252,27 @@ def test_an_argument_without_scans_stops_nothing(tmp_path):
         scan_arguments.given_scans([tmp_path / 'masks'], tmp_path / 'out')
 
 
+def test_other_contrasts_in_sourcedata_are_not_used_twice(tmp_path):
+    names = [f'sub-01/anat/sub-01_{name}.nii' for name in ('FLAIR', 'T1w')]
+    touch(tmp_path, *names, *(f'sourcedata/{name}' for name in names))
+    cases = scan_folders.find_cases(tmp_path, 'SCAN', ('t1w', 'flair'))
+    assert [case.scan for case in cases] == [tmp_path / name for name in names]
+
+
+def test_a_model_is_given_its_contrasts_folder_by_folder(tmp_path):
+    both = touch(tmp_path / 'both', 'sub-1_T1w.nii', 'sub-1_FLAIR.nii')
+    only = touch(tmp_path / 'only', 'sub-2_FLAIR.nii')
+
+    def names(*contrasts, every=False):
+        given = scan_arguments.given_scans([both, only], tmp_path / 'out', contrasts, every)
+        return [path.name for path in given.scans], len(given.failures)
+
+    assert names('t1w') == (['sub-1_T1w.nii'], 1)
+    assert names('flair') == (['sub-1_FLAIR.nii', 'sub-2_FLAIR.nii'], 0)
+    assert names('t1w', 'flair') == (['sub-1_T1w.nii', 'sub-2_FLAIR.nii'], 0)
+    assert len(names('t1w', 'flair', every=True)[0]) == 3
+
+
 def test_files_of_other_contrasts_are_used_where_they_are_wanted(tmp_path):
     names = ('sub-1_T1w.nii', 'sub-1_FLAIR.nii', 'sub-1_T2w.nii', 'sub-1_ce-gd_T1w.nii',
              'sub-1_dwi.nii', 'sub-1_label-lesion_mask.nii')  # fmt: skip

@@ -79,6 +79,34 @@ def test_a_label_map_becomes_a_scan_and_its_fractions(label_maps):
     assert fractions[made.image > 0.8, TISSUES.index('white')].mean() > 200
 
 
+@pytest.mark.parametrize(('grey', 'white'), [(1001, 3001), (12101, 13101), (2002, 5002)])
+def test_parcels_are_grey_and_white_matter(label_maps, tmp_path, grey, white):
+    image = nib.load(label_maps / 'seg0.nii')
+    labels = np.asarray(image.dataobj).astype(np.int32)
+    relabelled = np.where(labels == 3, grey, np.where(labels == 2, white, labels))
+    nib.save(nib.Nifti1Image(relabelled, image.affine), tmp_path / 'a.nii')
+    _, fractions = tissue.from_labels(tmp_path / 'a.nii', DEMO, 'none', tissue.FREESURFER)
+    _, expected = tissue.from_labels(label_maps / 'seg0.nii', DEMO, 'none', tissue.FREESURFER)
+    np.testing.assert_array_equal(fractions, expected)
+
+
+def test_labels_that_no_tissue_has_are_named(label_maps, tmp_path):
+    image = nib.load(label_maps / 'seg0.nii')
+    labels = np.asarray(image.dataobj).astype(np.int32)
+    nib.save(nib.Nifti1Image(np.where(labels == 2, 9001, labels), image.affine), tmp_path / 'a.nii')
+    with pytest.raises(UserError, match='% of its brain has labels of no tissue, most often 9001'):
+        tissue.from_labels(tmp_path / 'a.nii', DEMO, 'none', tissue.FREESURFER)
+
+
+def test_a_cohort_is_built_again_when_its_table_changes(label_maps, tmp_path):
+    table = tmp_path / 'table.json'
+    prints = []
+    for white in ([2], [2, 41]):
+        table.write_text(json.dumps({'white': white, 'grey': [3]}))
+        prints.append(NiftiSource(DEMO, str(label_maps), labels=str(table)).fingerprint())
+    assert prints[0] != prints[1]
+
+
 def test_labels_of_another_atlas_need_a_table(label_maps, tmp_path):
     table = tmp_path / 'table.json'
     table.write_text(json.dumps({'white': [507]}))

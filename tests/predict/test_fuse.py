@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from data_pipelines import mni_template, registration, resampling
 from data_pipelines.grids import ModelGrid
 from data_pipelines.volume_io import save_volume
+from fluidjax.predict import fuse
 from fluidjax.predict.files import PROBABILITY, TABLE
 from fluidjax.predict.fuse import fuse_sessions, session_of
 from fluidjax.predict.scans import ScanFile
@@ -92,6 +94,29 @@ def test_a_session_is_fused_on_its_t1w_scan(session):
     assert len(about['Sources']) == 2 and 'at least 0.3' in about['Description']
 
 
+def test_another_head_is_not_fused(session, tmp_path):
+    out, files = session
+    mask = out / 'sub-1' / 'anat' / f'{files[0].name}_desc-brain_mask.nii.gz'
+    kept = mask.read_bytes()
+    elsewhere = np.ones(GRID.shape, np.float32)
+    elsewhere[4:-4, 4:-4, 4:-4] = 0.0  # a shell
+    save_volume(mask, elsewhere, GRID.affine)
+    (line,) = fuse_sessions(out, files)
+    mask.write_bytes(kept)
+    assert line.startswith('not fused: ') and 'are they of one person?' in line
+
+
+def test_a_full_disk_is_not_hidden(session, monkeypatch):
+    out, files = session
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, 'No space left on device')
+
+    monkeypatch.setattr(fuse, 'save_like', full)
+    with pytest.raises(OSError, match='No space left'):
+        fuse_sessions(out, files)
+
+
 def test_what_cannot_be_fused_is_a_line(session, tmp_path):
     out, files = session
     assert fuse_sessions(out, files[:1]) == []
@@ -107,11 +132,13 @@ def test_what_cannot_be_fused_is_a_line(session, tmp_path):
 @pytest.mark.parametrize(
     'name,session',
     [
-        ('a/sub-1_ses-2_acq-x_T1w.nii.gz', ('sub-1', 'ses-2')),
-        ('sub-1_FLAIR.nii', ('sub-1',)),
+        ('a/sub-1_ses-2_acq-x_T1w.nii.gz', ('a', 'sub-1', 'ses-2')),
+        ('b/sub-1/ses-2/anat/sub-1_ses-2_FLAIR.nii', ('b', 'sub-1', 'ses-2')),
+        ('a/sub-1_FLAIR.nii', ('a', 'sub-1')),
         ('a/p01_flair.nii', ('a', 'p01')),
         ('a/p01_t1.nii', ('a', 'p01')),
     ],
 )
 def test_sessions_are_known_by_names(name, session):
-    assert session_of(Path(name)) == session
+    folder, *others = session_of(Path(name))
+    assert (folder, *others) == (str(Path(session[0]).absolute()), *session[1:])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from data_pipelines import input_pipeline
 from fluidjax.base.errors import UserError
 from fluidjax.base.subject import TISSUES, Subject
 from fluidjax.runs import cases, contrasts, evaluate
-from fluidjax.runs.cohort import model_grid, open_cohort, trained_contrasts
+from fluidjax.runs.cohort import derived_seed, model_grid, open_cohort, trained_contrasts
 from fluidjax.runs.load import Run
 from fluidjax.runs.stages import build_stages, synthesis_settings
 
@@ -52,6 +53,26 @@ def test_validation_scans_are_synthesised_each_in_its_contrast(cohort):
     white = [scan.image[scan.tissue[..., 2] > 128].mean() for scan in scans]
     assert [a > b for a, b in zip(csf, white)] == [False, True, False, False]
     assert [scan.name.rsplit('-', 1)[1] for scan in scans] == ['t1w', 't2w', 'flair', 't1ce']
+
+
+def test_synthesised_scans_have_the_level_of_real_ones(cohort):
+    for scan in cases.healthy_of(CONFIG, cohort, 'validation', stop=4):
+        white = scan.tissue[..., TISSUES.index('white')]
+        pure = scan.image[scan.brain & (white >= np.quantile(white[scan.brain], 0.75))]
+        if scan.name.endswith(('t1w', 't1ce')):
+            assert np.median(pure) == pytest.approx(0.82, abs=0.02)
+        else:
+            assert np.percentile(scan.image[scan.brain], 99.5) == pytest.approx(0.9, abs=0.02)
+
+
+def test_splits_have_random_numbers_of_their_own(cohort):
+    scan = next(iter(input_pipeline.subjects(cohort, 'train')))
+    settings = dataclasses.replace(synthesis_settings(CONFIG), contrasts=('flair',))
+    make = lambda seed, first: next(contrasts.synthesised([scan], settings, GRID, seed, first))
+    seeds = [derived_seed(0, f'scans of {split}') for split in ('train', 'validation', 'test')]
+    images = [make(seed, 0).image for seed in seeds] + [make(seeds[0], 1).image]
+    for a, b in itertools.combinations(images, 2):
+        assert np.abs(a - b).max() > 0.02
 
 
 def test_validation_lesions_are_as_bright_as_the_contrast_calls_for(cohort):

@@ -17,7 +17,7 @@ from fluidjax.base.errors import UserError
 from fluidjax.runs import card as model_card
 from fluidjax.runs import evaluate, export, thresholds
 from fluidjax.runs import package as package_file
-from fluidjax.runs.load import load_run, models_of
+from fluidjax.runs.load import load_run, model_for, models_of
 
 
 @pytest.fixture(scope='module')
@@ -96,6 +96,15 @@ def test_a_package_in_a_package_is_checked(smoke_run, package, bright, tmp_path)
     path = tmp_path / 'both.zip'
     with pytest.raises(UserError, match='is for no contrast that the run is not for'):
         export.export(smoke_run, path, other=package)
+    with zipfile.ZipFile(bright) as archive:
+        config = json.loads(archive.read('config.json'))
+    config['synthesis']['contrasts'] = ['t1ce']
+    enhanced = edited(bright, tmp_path / 'ce.zip', {'config.json': json.dumps(config)})
+    with pytest.raises(UserError, match='after contrast agent, which predict cannot tell from'):
+        export.export(smoke_run, path, other=enhanced)
+    bare = edited(bright, tmp_path / 'bare.zip', drop=('calibration.json',))
+    with pytest.raises(UserError, match='--other: .*bare.zip'):
+        export.export(smoke_run, path, other=bare)
     with pytest.raises(UserError, match='--other: .* is not a package'):
         export.export(smoke_run, path, other=smoke_run)
     nested = edited(bright, tmp_path / 'nested.zip', add=[('other_contrasts.zip', b'')])
@@ -107,6 +116,13 @@ def test_a_package_in_a_package_is_checked(smoke_run, package, bright, tmp_path)
     broken = edited(package, tmp_path / 'broken.zip', add=[('other_contrasts.zip', b'PK no')])
     with pytest.raises(UserError, match='is not a model package, or is damaged'):
         models_of(load_run(broken))
+
+
+def test_the_model_for_a_contrast():
+    assert model_for('flair', {'t1w': 1, 'flair': 2}) == 2
+    assert model_for('other', {'t1w': 1, 'flair': 2}) == 1
+    assert model_for('other', {'t1w': 1, 'flair': 2, 'other': 3}) == 3
+    assert model_for('t1w', {'flair': 1, 't1ce': 2}) == 2
 
 
 def test_the_same_run_gives_the_same_bytes(smoke_run, package, tmp_path):
