@@ -283,8 +283,9 @@ def batches(
     num_devices: int = 1,
     process_index: int = 0,
     process_count: int = 1,
+    shuffled: bool = True,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Endless shuffled batches for one process, in the layout of pmap.
+    """Endless batches for one process, in the layout of pmap.
 
     Args:
       cohort: to read.
@@ -295,6 +296,7 @@ def batches(
       num_devices: local devices; they share `batch_size` evenly.
       process_index: number of this process, for its part of the global batch.
       process_count: number of processes.
+      shuffled: False: in the order of the split, over and over.
 
     Yields:
       {'image', 'brain'}: float32 and uint8 (device, batch_size / num_devices, x, y, z, 1); and
@@ -309,12 +311,12 @@ def batches(
             ' set a multiple of the number of devices'
         )
     fetch = _fetcher(cohort, split)
+    size, whole = cohort.sizes[split], batch_size * process_count
+    in_order = lambda step, slot: (step * whole + slot) % size
     dataset = _dataset(
         fetch,
         cohort,
-        lambda step, slot: sample_index(
-            step, slot, cohort.sizes[split], batch_size * process_count, seed
-        ),
+        (lambda step, slot: sample_index(step, slot, size, whole, seed)) if shuffled else in_order,
         first_slot=process_index * batch_size,
         batch_size=batch_size,
         start_step=start_step,

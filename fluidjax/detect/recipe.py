@@ -175,16 +175,17 @@ def _residuals(
 _residual_map = jax.jit(residual_map, static_argnames=('spacing', 'settings'))
 
 
-def first_few(cases: Iterable[Subject]) -> list[Subject]:
-    """The first cases, as many as recipes are compared on: `MOST_VOXELS` or one.
+def first_few(cases: Iterable[Subject], least: int = 1) -> list[Subject]:
+    """The first cases, as many as recipes are compared on: `MOST_VOXELS`, or more.
 
     Args:
       cases: of one shape; of an iterator no more cases are taken.
+      least: number of cases, however large they are.
     """
     cases = iter(cases)
     few = list(itertools.islice(cases, 1))
     fitting = int(MOST_VOXELS // few[0].image.size) if few else 0
-    return few + list(itertools.islice(cases, max(0, fitting - 1)))
+    return few + list(itertools.islice(cases, max(0, fitting - 1, least - 1)))
 
 
 def choose(

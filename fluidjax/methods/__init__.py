@@ -43,4 +43,6 @@ class Method:
         """The counterparts that a head sees, `(n, batch, x, y, z, 1)`: all, or their mean."""
         if self.separate:
             return self.counterparts(params, volumes, key)
+        if self.num_counterparts > 1:  # as in use, and not the volume of the mean latent
+            return self.counterparts(params, volumes, key).mean(axis=0, keepdims=True)
         return self.reconstruct(params, volumes, key, *masks)[None]

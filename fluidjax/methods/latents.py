@@ -71,7 +71,8 @@ class LatentMethod(Method):
         """
         encode = jax.jit(lambda v: self.autoencoder.encode(params, divide_by_maximum(v)))
         z = np.concatenate([np.asarray(encode(v[None])) for v in volumes])
-        centre = z.mean(axis=0) if self.process.centre_latents else np.zeros(z.shape[1:])
+        centred = self.process.centre_latents and len(z) > 1  # of one scan nothing would be left
+        centre = z.mean(axis=0) if centred else np.zeros(z.shape[1:])
         spread = max(float((z - centre).std()), 1e-6)
         latent = {'mean': jnp.asarray(centre, jnp.float32), 'scale': jnp.float32(1.0 / spread)}
         return {**params, 'latent': latent}

@@ -80,8 +80,9 @@ class PairMaker:
         """Pairs whose random numbers depend only on `seed`, the scan and its place in the store."""
         count = len(batch['image'])
         places = jnp.int32(self.stored * share.uniform(key, (count,)))
-        # The sum of its voxels identifies a scan, whatever the order of the batches.
-        scans = jax.lax.bitcast_convert_type(batch['image'].sum(axis=(1, 2, 3, 4)), jnp.uint32)
+        # A sum of integers identifies a scan, whatever the order of the batches and of the sum.
+        bits = jax.lax.bitcast_convert_type(batch['image'], jnp.uint32)
+        scans = bits.sum(axis=(1, 2, 3, 4), dtype=jnp.uint32)
         keys = jax.vmap(
             lambda scan, place: jax.random.fold_in(
                 jax.random.fold_in(jax.random.key(self.seed), scan), place
@@ -104,7 +105,9 @@ class PairMaker:
         if isinstance(settings, CorruptionSettings):
             return corrupt_batch(k_pairs, images, brains, self.grid, settings, share)
         lesions = batch.get('lesions')
-        if lesions is not None:  # every sample chooses among those of all
+        # Every sample chooses among those of all; with `accumulate` among those of its part, so
+        # that then the pairs depend on the number of devices.
+        if lesions is not None:
             lesions = share.everyones(lesions)
         keys = share.keys(k_pairs, len(images))
         if isinstance(settings, WideSettings):

@@ -80,8 +80,8 @@ class Split:
         validation: healthy scans with simulated lesions, on which recipes and thresholds are
             chosen: one case per scan and law (`laws.MIXTURE`).
         healthy: the same scans without lesions; varied where training varies its scans.
-        held_out: the healthy scans kept for a test set, which are not used in training either;
-            None where none are.
+        held_out: the healthy scans kept for a test set; None where none are. Training's own
+            validation loss, by which it may stop early, is of all validation scans.
         bank: real lesion masks `(n, x, y, z)` uint8, as in training, or None.
     """
 

@@ -155,7 +155,11 @@ class Detector:
         return Evidence(references, counterparts, back, probabilities)
 
     def _probabilities(self, cases: Sequence[Subject], counterparts: np.ndarray) -> np.ndarray:
-        """The head's probability of a lesion `(n, x, y, z)`."""
+        """The head's probability of a lesion `(n, x, y, z)`.
+
+        Here counterparts are 0 outside the brain. In its training a head also sees the blur that
+        the decoder leaves there; to give it that here as well does not help (docs/results.md).
+        """
         return self._batched(self._probability, cases, 'head', *counterparts.astype(np.float32))
 
     def autoencoder_evidence(self, cases: Sequence[Subject]) -> Evidence:

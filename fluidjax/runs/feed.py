@@ -31,7 +31,9 @@ class Feed:
         self._cohort, self.layout, self._seed = cohort, layout, seed
         self._bank = input_pipeline.lesion_bank(cohort)
 
-    def __call__(self, start: int, split: str = 'train') -> Iterator[dict[str, np.ndarray]]:
+    def __call__(
+        self, start: int, split: str = 'train', shuffled: bool = True
+    ) -> Iterator[dict[str, np.ndarray]]:
         """Endless batches of this process `(device, sample, ...)`, from the number `start` on."""
         layout = self.layout
         batches = self._pipeline.batches(
@@ -43,6 +45,7 @@ class Feed:
             len(layout.devices),
             layout.process,
             layout.processes,
+            shuffled,
         )
         for number, batch in enumerate(batches, start):
             yield batch if self._bank is None else {**batch, 'lesions': self._draw(number, batch)}
@@ -50,10 +53,10 @@ class Feed:
     def validation(self) -> Iterator[dict[str, np.ndarray]]:
         """The batches of one pass over the validation scans, always the same.
 
-        If the scans do not fill the last batch, it is completed from a second pass.
+        Every scan is in one of them. If they do not fill the last batch, the first ones come again.
         """
         count = -(-self._cohort.sizes.get('validation', 0) // self.layout.batch_size)
-        return itertools.islice(self(0, 'validation'), count)
+        return itertools.islice(self(0, 'validation', shuffled=False), count)
 
     def _draw(self, number: int, batch: dict[str, np.ndarray]) -> np.ndarray:
         """A mask for each image, `(device, sample, x, y, z)` uint8.

@@ -32,7 +32,8 @@ class Row:
         fixed: fields of `Recipe` that the search may not change, with their values; a tuple limits
             the search to those values.
         spreads: the residual in healthy scans; None: from `healthy` scans.
-        start: the recipe that the search starts from, and the result without a search.
+        start: the recipe that the search starts from.
+        unsearched: the recipe without a search; None: `start`.
         has_counterparts: whether the row's counterparts are healthy scans, to be scored as such.
     """
 
@@ -40,6 +41,7 @@ class Row:
     fixed: Mapping[str, tuple] = dataclasses.field(default_factory=dict)
     spreads: Mapping[str, Spread] | None = None
     start: Recipe = Recipe()
+    unsearched: Recipe | None = None
     has_counterparts: bool = True
 
 
@@ -66,15 +68,21 @@ def own_row(detector: Detector, fixed: Mapping[str, tuple] | None = None) -> Row
 def trivial_rows(detector: Detector, training: Iterable[Subject]) -> dict[str, Row]:
     """Rows that know nothing of lesions.
 
+    Without a search they have sign, smoothing and mirroring of the run's own row, where they can.
+
     autoencoder: the scan against the same, encoded and decoded (where the run has an autoencoder).
     mean_brain: the scan against the mean of the training scans.
     z_score: the same in units of their standard deviation.
     mirror_image: the scan against its own mirror image.
     intensity: a threshold on darkness or on brightness.
     """
+    own = configured(detector.run.config, detector.run.method)
+    plain = Recipe(sign=own.sign, smoothing_mm=own.smoothing_mm, mirror=own.mirror)
     rows = {}
     if detector.run.method.autoencoder is not None:
-        rows['autoencoder'] = Row(lambda cases, _: detector.autoencoder_evidence(cases))
+        rows['autoencoder'] = Row(
+            lambda cases, _: detector.autoencoder_evidence(cases), unsearched=plain
+        )
     mean, deviation = mean_and_spread(case.image for case in training)
 
     def against_mean(cases: Sequence[Subject], _: Recipe | None) -> Evidence:
@@ -86,13 +94,21 @@ def trivial_rows(detector: Detector, training: Iterable[Subject]) -> dict[str, R
         )
 
     usual = {'scan': Spread(np.zeros_like(mean), deviation)}
-    rows['mean_brain'] = Row(against_mean, {'unit': ('intensity',)})
-    rows['z_score'] = Row(against_mean, {'unit': ('spread',)}, usual, has_counterparts=False)
-    rows['mirror_image'] = Row(_against_mirror_image)
+    rows['mean_brain'] = Row(against_mean, {'unit': ('intensity',)}, unsearched=plain)
+    rows['z_score'] = Row(
+        against_mean,
+        {'unit': ('spread',)},
+        usual,
+        unsearched=dataclasses.replace(plain, unit='spread'),
+        has_counterparts=False,
+    )
+    own_mirror = dataclasses.replace(plain, mirror=False)
+    rows['mirror_image'] = Row(_against_mirror_image, unsearched=own_mirror)
     rows['intensity'] = Row(
         _intensity,
         {'sign': ('absolute',), 'unit': ('intensity',), 'reference': ('darkness', 'brightness')},
         start=Recipe('darkness'),
+        unsearched=Recipe('darkness', smoothing_mm=own.smoothing_mm),
         has_counterparts=False,
     )
     return rows
@@ -123,16 +139,17 @@ def choose(
         validation: the few cases with lesions on which recipes are compared (`recipe.first_few`).
         healthy: scans without lesions that say what is usual; the first `HEALTHY_SCANS` are used.
         detector: for the spacing and the settings of the map.
-        search: False keeps the recipe that the row starts from.
+        search: False keeps the recipe that the row has without one.
     """
-    known = row.evidence(validation, None if search else row.start)
+    given = row.start if row.unsearched is None else row.unsearched
+    known = row.evidence(validation, None if search else given)
     spreads = dict(row.spreads or {})
     fits = detector.map_settings.kind == 'residual'
-    wanted = row.fixed.get('unit', recipes.UNITS if search else (row.start.unit,))
+    wanted = row.fixed.get('unit', recipes.UNITS if search else (given.unit,))
     if not spreads and 'spread' in wanted and fits:
         spreads = _usual(row, healthy, detector)
     if not search:
-        return Choice(row.start, spreads), known
+        return Choice(given, spreads if given.unit == 'spread' else {}), known
     space = recipes.space_of(known, bool(spreads)) | dict(row.fixed)
     recipe = recipes.choose(
         known, validation, space, row.start, detector.spacing, detector.map_settings, spreads

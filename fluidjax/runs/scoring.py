@@ -24,8 +24,12 @@ from fluidjax.detect.recipe import first_few
 from fluidjax.detect.reliability import calibration_error, diagram, region_confidence
 from fluidjax.runs.cases import Split, batches
 from fluidjax.runs.detector import Choice, Detector, Output, number_of
+from fluidjax.runs.laws import MIXTURE
 from fluidjax.runs.rows import Row, choose, output
 from fluidjax.runs.thresholds import Certainty, Rules
+
+# Cases that a search compares recipes on, at least: one of each law.
+FEWEST_SEARCHED = len(MIXTURE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +66,8 @@ def calibrated(
         search: False keeps the recipes that the rows start from.
     """
     left = iter(split.validation)
-    few, choices, rules = first_few(left), {}, {name: Rules() for name in rows}
+    few = first_few(left, FEWEST_SEARCHED if search else 1)
+    choices, rules = {}, {name: Rules() for name in rows}
     own = Pooled()  # the maps of the run itself wait until its threshold is known
     for name, row in tqdm(rows.items(), desc='recipes', unit='row', leave=False):
         choices[name], known = choose(row, few, training, detector, search)

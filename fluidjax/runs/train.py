@@ -34,13 +34,14 @@ from fluidjax.runs.length import Change, changes, go_on, in_steps, with_steered
 from fluidjax.runs.load import load_run
 from fluidjax.runs.progress_picture import painter
 from fluidjax.runs.stages import Stage, build_stages, fluid_settings
-from fluidjax.training import parallel
+from fluidjax.training import checkpoint, parallel
 from fluidjax.training.logs import mirrored
 from fluidjax.training.loop import Watch, is_done, state_template, train_stage
 from fluidjax.training.stopping import StopRequest
 
 Params = dict[str, Any]
 FEW_STEPS = 1000
+START = 'start.json'  # the step of the run that a run started from
 OUTSIDE = ('seed', 'size', 'cohort', 'start')  # what no stage knows, but its parameters depend on
 
 
@@ -63,6 +64,7 @@ class _Plan:
     cohort: Any
     changed: list[Change]
     start: Params
+    start_step: int
 
 
 def train(
@@ -130,27 +132,34 @@ def _open_run(config: ConfigDict, workdir: Path) -> _Plan:
     old = _config_so_far(workdir) if parallel.is_first() else None
     changed = changes(workdir, build_stages(old, grid), stages) if old is not None else []
     feeds = [Feed(cohort, layout, seed) for layout, seed in zip(layouts, _seeds(config, stages))]
-    start = {}
+    start, start_step = {}, 0
     if parallel.is_first() and not all(
-        is_done(workdir / 'checkpoints' / stage.method.stage, stage.training) for stage in stages
+        checkpoint.latest_step(workdir / 'checkpoints' / stage.method.stage) for stage in stages
     ):
-        start = _start_of(config, stages)
-    return _Plan(config, stages, feeds, cohort, changed, start)
+        start, start_step = _start_of(config, stages, workdir)
+    return _Plan(config, stages, feeds, cohort, changed, start, start_step)
 
 
-def _start_of(config: ConfigDict, stages: tuple[Stage, ...]) -> Params:
-    """The parameter groups that the stages start from; older runs have no such field.
+def _start_of(config: ConfigDict, stages: tuple[Stage, ...], workdir: Path) -> tuple[Params, int]:
+    """The parameter groups that the stages start from, and the step of their run.
 
     Raises:
-        UserError: they are not those of the same method and size.
+        UserError: they are not those of the same method and size, or no longer those that the
+            first stages of this run started from.
     """
-    where = config.get('start', '')
+    where = config.get('start', '')  # older runs have no such field
     if not where:
-        return {}
+        return {}, 0
     run, used = load_run(Path(where).expanduser()), {}
     if run.config.method != config.method:
         raise UserError(
             f'config.start: {where} is of the method {run.config.method}, not {config.method}'
+        )
+    path = workdir / START
+    if path.is_file() and (before := files.read_json(path, 'delete it')['step']) != run.step:
+        raise UserError(
+            f'config.start: {where} is at step {run.step} now, and was at {before} when {workdir} '
+            'began; begin in another --workdir'
         )
     for stage in stages:
         template = jax.eval_shape(stage.method.init, jax.random.key(0))
@@ -162,7 +171,7 @@ def _start_of(config: ConfigDict, stages: tuple[Stage, ...]) -> Params:
                     'the same size and networks'
                 )
             used[name] = run.params[name]
-    return used
+    return used, run.step
 
 
 def _config_so_far(workdir: Path) -> ConfigDict | None:
@@ -188,6 +197,8 @@ def _write_identity(plan: _Plan, workdir: Path) -> None:
         _tell(line)
     save_config(workdir / 'config.json', plan.config)
     files.write_json(path, identity(plan.cohort))
+    if plan.start and not (workdir / START).is_file():
+        files.write_json(workdir / START, {'step': plan.start_step})
 
 
 def _describe(config: ConfigDict, stages: tuple[Stage, ...], feed: Feed, cohort: Any) -> None:

@@ -11,6 +11,7 @@ regression beside another method is that of the cell of regression.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import itertools
@@ -25,6 +26,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from configs.methods import config_of
+from data_pipelines import scan_folders
 from fluidjax.base import cli
 from fluidjax.base.disk import check_output
 from fluidjax.base.files import read_json, write_bytes, write_text
@@ -56,6 +58,8 @@ DRAWS, DRAWS_IN_PEOPLE = 2, 4
 PICTURED = 4  # cases of each test set
 # The cell whose detector also scores the trivial baselines, which learn nothing.
 TRIVIAL_FROM = 'conddiff'
+# The method that has a head by default; the heads of others are trained for as long.
+WITH_HEAD = 'fluidjax'
 Cells = Mapping[str, Mapping[str, Any]]
 # Lesions on which recipes and thresholds are chosen: of several laws, or of that of training.
 VALIDATIONS = ('mixture', 'training')
@@ -74,6 +78,15 @@ class Folders:
     healthy: str = ''
     patients: str = ''
     lesions: str = ''
+
+    def scans(self) -> dict[str, str]:
+        """What identifies the scans that are tested on: a hash of their names and sizes."""
+        given = {'healthy': self.healthy, 'patients': self.patients}
+        files = {name: scan_folders.described(path, name) for name, path in given.items() if path}
+        return {
+            name: scan_folders.digest([file[1:3] for file in found])
+            for name, found in files.items()
+        }
 
 
 def run(
@@ -98,7 +111,7 @@ def run(
     for seed in seeds:
         for number, (name, cell) in enumerate(cells.items(), 1):
             path = scores_path(workdir, name, seed, validation)
-            if path.is_file() and version_of(path) == VERSION:
+            if path.is_file() and _is_scored(path, folders):
                 continue
             cli.tell(f'seed {seed}, cell {number} of {len(cells)}: {name}')
             if cell.get('bank') and not folders.lesions:
@@ -113,8 +126,8 @@ def run(
             )
             write_bytes(path.with_suffix('.npz'), scores.pop('pictures'))
             seconds = training_seconds(folder)
-            about = {'cell': name, 'seed': seed, 'version': VERSION, 'training_seconds': seconds}
-            content = {**about, **scores}
+            about = {'cell': name, 'seed': seed, 'version': VERSION, 'scans': folders.scans()}
+            content = {**about, 'training_seconds': seconds, **scores}
             write_text(path, json.dumps(evaluate.json_safe(content)) + '\n')
 
 
@@ -124,9 +137,12 @@ def scores_path(workdir: Path, name: str, seed: int, validation: str = 'mixture'
     return workdir / folder / slug(name) / f'seed{seed}.json'
 
 
-def version_of(path: Path) -> int:
-    """The version of the test sets that a file of scores is of."""
-    return read_json(path, 'delete it to score the cell again').get('version', 1)
+def _is_scored(path: Path, folders: Folders) -> bool:
+    """Whether a file of scores is of the test sets of this version and of these folders."""
+    scores = read_json(path, 'delete it to score the cell again')
+    # Older files do not say which scans they are of.
+    same_scans = scores.get('scans', folders.scans()) == folders.scans()
+    return scores.get('version', 1) == VERSION and same_scans
 
 
 def slug(name: str) -> str:
@@ -139,7 +155,8 @@ def trained_name(name: str, cell: Mapping[str, Any]) -> str:
     if not cell.get('sample') and not cell.get('search'):
         return name
     changed = ' '.join(f'{k.rpartition(".")[2]} {v}' for k, v in cell.get('train', {}).items())
-    return ' '.join(filter(None, (cell['method'], changed, cell.get('law', ''))))
+    head = 'with head' if cell.get('head') else ''
+    return ' '.join(filter(None, (cell['method'], head, changed, cell.get('law', ''))))
 
 
 def cell_config(cell: Mapping[str, Any], scale: str, seed: int, lesions: str = '') -> ConfigDict:
@@ -153,6 +170,12 @@ def cell_config(cell: Mapping[str, Any], scale: str, seed: int, lesions: str = '
     """
     config = config_of(cell['method'], f'{scale},law={cell.get("law", "published")}')
     config.update_from_flattened_dict({**cell.get('train', {}), 'seed': seed})
+    ours = config_of(WITH_HEAD, scale)
+    if cell.get('head'):
+        config.head.training.steps = ours.head.training.steps
+    # Sign and smoothing are searched for; what is not must be the same for every row.
+    searched = ('sign', 'smoothing_mm')
+    config.detect.map.update({k: v for k, v in ours.detect.map.items() if k not in searched})
     if cell.get('bank'):
         config.cohort.lesion_dir = lesions
     return config
@@ -202,8 +225,16 @@ def _shared_stages(config: ConfigDict, other: Path) -> list[str]:
 
 def _metrics_of(run: Path, stage: str) -> list[str]:
     """The lines of a stage in a run's metrics."""
-    lines = (run / 'metrics.jsonl').read_text('utf-8').splitlines(keepends=True)
-    return [line for line in lines if json.loads(line)['stage'] == stage]
+    return [json.dumps(logged) + '\n' for logged in _logged(run) if logged['stage'] == stage]
+
+
+def _logged(run: Path) -> list[dict[str, Any]]:
+    """What a run has logged, without a last line that it was killed while writing."""
+    logged = []
+    for line in (run / 'metrics.jsonl').read_text('utf-8').splitlines():
+        with contextlib.suppress(json.JSONDecodeError):
+            logged.append(json.loads(line))
+    return logged
 
 
 def _copy_folder(source: Path, target: Path) -> None:
@@ -214,8 +245,7 @@ def _copy_folder(source: Path, target: Path) -> None:
 def training_seconds(folder: Path) -> float:
     """The time of a run's training without its interruptions, shared stages included."""
     seconds, last = 0.0, {}
-    for line in (folder / 'metrics.jsonl').read_text('utf-8').splitlines():
-        logged = json.loads(line)
+    for logged in _logged(folder):
         if 'seconds_per_step' not in logged:  # a validation loss
             continue
         done = logged['step'] - last.get(logged['stage'], 0)

@@ -96,7 +96,14 @@ def _finished(workdir: Path, names: Sequence[str], validation: str) -> list[dict
     ]
     cells = [read_json(path, 'delete it to score the cell again') for path in paths]
     versions = [cell.get('version', 1) for cell in cells]
-    for path, version in zip(paths, versions):
+    scans = next((cell['scans'] for cell in cells if 'scans' in cell), None)
+    for path, cell in zip(paths, cells, strict=True):
+        version = cell.get('version', 1)
+        if cell.get('scans', scans) != scans:
+            raise UserError(
+                f'{path}: scored on other scans (--healthy, --patients) than '
+                f'{paths[0]}; move it away, or run its cell again'
+            )
         if version != max(versions):
             raise UserError(
                 f'{path}: scored on the test sets of version {version}, others on those of '

@@ -68,6 +68,11 @@ def test_splits_hold_different_subjects(smoke_cohort):
         assert subject.lesion is None and subject.healthy is None
 
 
+def test_unshuffled_batches_hold_every_scan(smoke_cohort):
+    batches = _take(smoke_cohort, 3, batch_size=3, shuffled=False)
+    assert _ids(smoke_cohort, batches) == [[0, 1, 2], [3, 4, 5], [6, 7, 0]]
+
+
 def test_batch_shape_and_content(smoke_cohort):
     (batch,) = _take(smoke_cohort, 1, num_devices=2)
     assert set(batch) == {'image', 'brain'}

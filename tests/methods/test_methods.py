@@ -327,6 +327,17 @@ def test_stored_pairs_come_again_whatever_the_order_of_the_batch(batch):
         np.testing.assert_array_equal(volume, other[::-1])
 
 
+def test_stored_pairs_do_not_depend_on_how_a_batch_is_split():
+    rng = np.random.default_rng(0)
+    scans = rng.random((8, 20, 24, 20, 1)).astype(np.float32)
+    pairs = NoisyPairs(GRID, method_of('conddiff').pairs.augment, None, stored=1)
+    draw = jax.jit(lambda images: pairs({'image': images}, jax.random.key(0)).diseased)
+    whole = draw(scans)
+    for size in (1, 2):
+        parts = [draw(scans[start : start + size]) for start in range(0, 8, size)]
+        np.testing.assert_array_equal(np.concatenate(parts), whole)
+
+
 @pytest.mark.parametrize('name', ['conddiff', 'icdm', 'ldm'])
 def test_stored_pairs_are_shaped_as_fresh_ones(name, batch):
     pairs = dataclasses.replace(method_of(name).pairs, stored=1)

@@ -57,6 +57,28 @@ def detector():
     return Detector(Run(config, GRID, Method(), {}, 7))
 
 
+def test_without_a_search_trivial_rows_have_the_settings_of_the_run():
+    config = ldm.get_config('smoke')
+    config.detect.map.update({'smoothing_mm': 24.0, 'sign': 'darker'})
+    config.detect.mirror = True
+    detector = Detector(Run(config, GRID, Method(), {}, 7))
+    table = rows.rows_of(detector, [case(seed) for seed in range(3)])
+    cases = [case(7, lesion=True)]
+    made = {
+        name: rows.choose(row, cases, [case(8), case(9)], detector, search=False)
+        for name, row in table.items()
+    }
+    for name, (choice, _) in made.items():
+        recipe = choice.recipe
+        assert recipe.smoothing_mm == 24.0, name
+        assert recipe.sign == ('absolute' if name == 'intensity' else 'darker'), name
+        assert recipe.mirror is (name not in ('intensity', 'mirror_image')), name
+    maps = [
+        detector.maps(made[name][1], cases, made[name][0]) for name in ('mean_brain', 'z_score')
+    ]
+    assert np.abs(maps[0] - maps[1]).max() > 0.01
+
+
 @pytest.fixture(scope='module')
 def table(detector):
     return rows.rows_of(detector, [case(seed) for seed in range(5)])
@@ -112,7 +134,7 @@ def test_each_row_chooses_by_the_same_search(detector, table):
         assert known.counterparts.shape[1] == len(validation)
         assert bool(choice.spreads) == (recipe.unit == 'spread')
         start, _ = rows.choose(table[name], validation, healthy, detector, search=False)
-        assert start.recipe == table[name].start
+        assert start.recipe == table[name].unsearched
     limited = dataclasses.replace(table['mean_brain'], fixed={'sign': ('brighter',)})
     assert rows.choose(limited, validation, healthy, detector)[0].recipe.sign == 'brighter'
     assert Recipe().in_words() == 'absolute, 0 mm, scan'

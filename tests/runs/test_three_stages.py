@@ -59,7 +59,7 @@ def test_each_stage_starts_from_all_that_was_trained_before(tmp_path, monkeypatc
     for method, measured in ((AutoencoderMethod, {}), (LatentBridge, {'latent': 'measured'})):
         monkeypatch.setattr(method, 'prepare', lambda *given, more=measured: {**given[1], **more})
     feeds = [types.SimpleNamespace(validation=None, layout=None)] * len(STAGES)
-    plan = train._Plan(CONFIG, STAGES, feeds, None, [], {})
+    plan = train._Plan(CONFIG, STAGES, feeds, None, [], {}, 0)
     train._train_stages(plan, tmp_path, None, Watch())
     assert list(calls) == list(groups)
     assert len({seed for seed, _ in calls.values()}) == len(STAGES)
@@ -85,21 +85,31 @@ def test_each_stage_starts_from_all_that_was_trained_before(tmp_path, monkeypatc
 def test_a_training_starts_from_another_run(untrained, tmp_path):
     folder, params = untrained
     config = CONFIG.copy_and_resolve_references()
-    assert train._start_of(config, STAGES) == {}
+    assert train._start_of(config, STAGES, tmp_path) == ({}, 0)
     config.start = str(folder)
-    found = train._start_of(config, STAGES)
+    found, step = train._start_of(config, STAGES, tmp_path)
+    assert step == load_run(folder).step
     assert set(found) == {'autoencoder', 'unet', 'latent', 'head', 'health'}
     np.testing.assert_array_equal(found['latent']['mean'], params['latent']['mean'])
     other = ldm.get_config('smoke')
     other.start = str(folder)
     with pytest.raises(UserError, match='config.start: .* is of the method fluidjax, not conddiff'):
-        train._start_of(other, build_stages(other, model_grid(other)))
+        train._start_of(other, build_stages(other, model_grid(other)), tmp_path)
     config.bridge.network.channels = (16,)
     with pytest.raises(UserError, match='config.start: the unet of .* has other sizes'):
-        train._start_of(config, build_stages(config, model_grid(config)))
+        train._start_of(config, build_stages(config, model_grid(config)), tmp_path)
     config.start = str(tmp_path / 'nowhere')
     with pytest.raises(UserError, match='nowhere'):
-        train._start_of(config, STAGES)
+        train._start_of(config, STAGES, tmp_path)
+
+
+def test_a_start_that_was_trained_further_is_refused(untrained, tmp_path):
+    config = CONFIG.copy_and_resolve_references()
+    config.start = str(untrained[0])
+    began_at = load_run(untrained[0]).step + 1
+    (tmp_path / train.START).write_text(json.dumps({'step': began_at}))
+    with pytest.raises(UserError, match=f'and was at {began_at} when .* began'):
+        train._start_of(config, STAGES, tmp_path)
 
 
 @pytest.fixture(scope='module')

@@ -8,7 +8,7 @@ import json
 import numpy as np
 import pytest
 
-from configs.benchmark import LISTS
+from configs.benchmark import COMPARISON, LISTS
 from data_pipelines.grids import GRIDS
 from fluidjax.base.errors import UserError
 from fluidjax.base.settings import save_config
@@ -127,10 +127,50 @@ def test_scores_of_other_test_sets_are_not_mixed(tmp_path):
     for seed in (0, 1):
         scored(tmp_path, 'ldm', seed, 0.2)
     path = cells.scores_path(tmp_path, 'ldm', 1)
-    assert cells.version_of(path) == 1
+    assert not cells._is_scored(path, cells.Folders())
     path.write_text(json.dumps({**json.loads(path.read_text()), 'version': cells.VERSION}))
     with pytest.raises(UserError, match='seed0.json: scored on the test sets of version 1'):
         results.write(tmp_path, 'comparison', ['ldm'])
+
+
+def test_scores_of_other_scans_are_not_mixed(tmp_path):
+    folders = []
+    for number in (1, 2):
+        folder = tmp_path / f'people{number}'
+        folder.mkdir()
+        (folder / 'a.nii').write_bytes(b'x' * number)
+        folders.append(cells.Folders(healthy=str(folder)))
+    assert folders[0].scans() != folders[1].scans()
+    for seed, folder in enumerate(folders):
+        scored(tmp_path, 'ldm', seed, 0.2)
+        path = cells.scores_path(tmp_path, 'ldm', seed)
+        known = {'version': cells.VERSION, 'scans': folder.scans()}
+        path.write_text(json.dumps({**json.loads(path.read_text()), **known}))
+        assert [cells._is_scored(path, one) for one in folders] == [seed == 0, seed == 1]
+    with pytest.raises(UserError, match='seed1.json: scored on other scans'):
+        results.write(tmp_path, 'comparison', ['ldm'])
+
+
+@pytest.mark.parametrize('scale', ['smoke', 'demo', '1mm', 'paper'])
+def test_every_row_has_the_same_chances(scale):
+    configs = {name: cells.cell_config(cell, scale, 0) for name, cell in COMPARISON.items()}
+    ours = configs['fluidjax']
+    for name, config in configs.items():
+        if name in ('fluidjax', 'conddiff with head', 'regression with head'):
+            assert config.head.training.steps == ours.head.training.steps > 0, name
+        elif 'head' in config:
+            assert config.head.training.steps == 0, name
+        for field, value in config.detect.map.items():
+            if field not in ('sign', 'smoothing_mm'):
+                assert value == ours.detect.map[field], (name, field)
+
+
+def test_a_line_that_was_being_written_is_left_out(tmp_path):
+    lines = [{'stage': 'vae', 'step': n, 'seconds_per_step': 2.0} for n in (10, 20)]
+    text = ''.join(json.dumps(line) + '\n' for line in lines)
+    (tmp_path / 'metrics.jsonl').write_text(text + '{"stage": "va')
+    assert cells._metrics_of(tmp_path, 'vae') == text.splitlines(keepends=True)
+    assert cells.training_seconds(tmp_path) == 40.0
 
 
 def test_nothing_finished_says_so(tmp_path):
