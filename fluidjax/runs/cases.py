@@ -99,7 +99,8 @@ def split_validation(
     Args:
         config: of the run. With `detect.validation_scans` only that many scans are used.
         cohort: with the scans.
-        keep_half: use only the first half, and keep the second for a test set.
+        keep_half: use only the first half of the user's scans (and all of the embedded subjects),
+            and keep the second for a test set.
         mixture: lesions of all laws of `laws.MIXTURE` in deformed and recoloured scans; False: of
             the training's law alone, in the scans as they are.
 
@@ -111,9 +112,12 @@ def split_validation(
     most = config.detect.get('validation_scans', 0)  # older runs do not have the field
     check(most >= 0, 'detect.validation_scans', most, 'must be 0 (all scans) or more')
     count = cohort.sizes.get('validation', 0)
-    half = max(count // 2, 1) if keep_half else count
-    healthy = healthy_of(config, cohort, 'validation', stop=min(half, most) if most else half)
-    held_out = healthy_of(config, cohort, 'validation', start=half) if half < count else None
+    own = max(count - config.cohort.get('embedded', 0) // 8, 1)  # embedded subjects come after them
+    half = max(own // 2, 1) if keep_half else own
+    some = functools.partial(healthy_of, config, cohort, 'validation')
+    parts = [some(stop=half)] + ([some(start=own)] if own < count else [])
+    healthy = Cases(lambda: itertools.islice(itertools.chain(*parts), most or None))
+    held_out = some(start=half, stop=own) if half < own else None
     bank = input_pipeline.lesion_bank(cohort)
     chosen = laws.MIXTURE if mixture else (laws.TRAINING,) * TRAINING_DRAWS
     seed = derived_seed(config.seed, 'validation lesions')

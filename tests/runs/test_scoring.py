@@ -139,6 +139,17 @@ def test_validation_scans_are_read_when_a_loop_reaches_them(cohort):
         cases_of_runs.split_validation(config, cohort, keep_half=True)
 
 
+def test_the_scans_held_out_are_those_of_the_user(cohort):
+    """Embedded subjects, an eighth of those in training, come after them."""
+    config = ldm.get_config('smoke')
+    config.cohort.embedded = 8
+    split = cases_of_runs.split_validation(config, cohort, keep_half=True)
+    assert [one.name for one in split.healthy] == ['0', '1', '4']
+    assert [one.name for one in split.held_out] == ['2', '3']
+    split = cases_of_runs.split_validation(config, cohort, keep_half=False)
+    assert [one.name for one in split.healthy] == ['0', '1', '2', '3', '4']
+
+
 def test_a_scan_has_as_many_simulated_lesions_as_asked_for(cohort):
     config = ldm.get_config('smoke')
     scan = next(iter(cases_of_runs.split_validation(config, cohort, keep_half=True).healthy))
