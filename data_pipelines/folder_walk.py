@@ -87,11 +87,12 @@ def _why_unreadable(name: str, present: set[str]) -> str | None:
 def _part_of(here: Path, folder: Path) -> str:
     """The part of a folder in which one of its folders lies; what is inside `folder` decides.
 
-    Only results of fluidjax count at the top too: other derivatives may be given as such.
+    Only results of fluidjax count at the top too: other derivatives may be given as such. A run may
+    be trained in the folder of its scans.
     """
     parts = here.relative_to(folder).parts
     inside = [folder.joinpath(*parts[: i + 1]) for i in range(len(parts))]
-    if holds_predictions(folder) or any(map(_is_own, inside)):
+    if holds_predictions(folder) or holds_pairs(folder) or any(map(_is_own, inside)):
         return OWN
     if SOURCE in parts:
         return SOURCE
@@ -119,6 +120,11 @@ def holds_predictions(folder: Path) -> bool:
     return isinstance(made_by, list) and any(
         isinstance(one, dict) and one.get('Name') == 'fluidjax' for one in made_by
     )
+
+
+def holds_pairs(folder: Path) -> bool:
+    """Whether `fluidjax randomize` wrote a folder."""
+    return all((folder / name).exists() for name in _TOPS[0])
 
 
 def _is_own(folder: Path) -> bool:

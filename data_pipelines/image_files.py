@@ -197,6 +197,13 @@ def check_one_volume(name: str | Path, shape: tuple[int, ...], dtype: np.dtype) 
         raise UserError(f'{name}: holds complex numbers; give the magnitude image')
 
 
+def parts_of(path: Path) -> tuple[Path, ...]:
+    """The files of an image, whose content is all that it holds: two for a pair."""
+    if ending_of(path).lower() not in PAIR_ENDINGS:
+        return (path,)
+    return tuple(file for file in _header_and_voxels(path) if file.exists())
+
+
 def _header_and_voxels(path: Path) -> tuple[Path, Path]:
     """The files of the header and of the voxels, which differ only for a pair."""
     ending = ending_of(path)

@@ -241,10 +241,18 @@ def _refuse_nested_folders(source: NiftiSource) -> None:
     data = Path(source.data_dir).resolve()
     for purpose in ('test_dir', 'lesion_dir'):
         folder = getattr(source, purpose)
-        if folder and (data == Path(folder).resolve() or data in Path(folder).resolve().parents):
+        if not folder:
+            continue
+        other = Path(folder).resolve()
+        if data == other or data in other.parents:
             raise UserError(
                 f'{purpose}: {folder} lies inside data_dir {source.data_dir}, whose scans are '
                 'taken for healthy; move it out'
+            )
+        if purpose == 'test_dir' and other in data.parents:
+            raise UserError(
+                f'test_dir: {folder} holds data_dir {source.data_dir} too, whose scans are trained '
+                'on; name the folder of the test scans alone'
             )
 
 

@@ -53,13 +53,24 @@ def _person(scan: Path, folder: Path, in_folder_of_its_own: bool) -> tuple[str, 
     rest = words[len(of_folder) :]
     if of_folder and words[: len(of_folder)] == of_folder and not any(map(_is_identity, rest)):
         return (here,)
-    return (here,) if in_folder_of_its_own else (here, *words)
+    if in_folder_of_its_own:
+        return (here,)
+    # A visit is another scan of the same person, unless nothing else tells people apart.
+    others = tuple(word for number, word in enumerate(words) if not number or not _is_visit(word))
+    return (here, *(others if any(re.search(r'\d', word) for word in others) else words))
 
 
 def _is_identity(word: str) -> bool:
     """Whether a word may tell subjects apart: it has a number, which is not that of a session."""
-    return bool(re.search(r'\d', word)) and not re.fullmatch(
-        r'(ses|session|visit|tp|time|timepoint|scan|run|day|week|month|year|m|v)\d+', word
+    return bool(re.search(r'\d', word)) and not _is_visit(word)
+
+
+def _is_visit(word: str) -> bool:
+    """Whether a word numbers the sessions or scans of a person."""
+    return bool(
+        re.fullmatch(
+            r'(ses|session|visit|tp|time|timepoint|scan|run|day|week|month|year|m|v|mr)\d+', word
+        )
     )
 
 

@@ -19,7 +19,7 @@ from scipy import ndimage
 from data_pipelines import bias_field as n4
 from data_pipelines import brain_extraction, grids, mni_template, orientation, quality
 from data_pipelines import registration as affine_registration
-from data_pipelines.background import background_level, with_black_background
+from data_pipelines.background import background_level, black_level, with_black_background
 from data_pipelines.file_names import contrast_in_name
 from data_pipelines.mask_on_scan import on_voxels_of
 from data_pipelines.mni_template import TissueLevel, tissue_levels
@@ -71,7 +71,7 @@ def preprocess(
     if lesion is not None:
         lesion = on_voxels_of(lesion, scan, 'lesion mask')
     quality.refuse_ct(scan)
-    scan = with_black_background(scan)
+    given, scan = scan, with_black_background(scan)
     extracted, whole, background = brain_of(scan, extraction, brain)
     head, in_head = crop_to_brain(scan, whole, background)
     shaded, shading = head.data, 1.0
@@ -123,6 +123,7 @@ def preprocess(
         before=before,
         shading=shading,
         contrast=contrast,
+        background=background if given is scan else black_level(given.data),
     )
 
 

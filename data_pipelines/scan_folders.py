@@ -28,6 +28,7 @@ from data_pipelines.file_names import (
     without_bytes,
 )
 from data_pipelines.folder_walk import DERIVED, OWN, SOURCE, FoundFile
+from data_pipelines.image_files import parts_of
 from data_pipelines.owners import match_masks, persons
 from data_pipelines.volume_io import strip_ending
 from fluidjax.base.errors import UserError
@@ -151,7 +152,8 @@ def described(folder: str | os.PathLike[str], purpose: str) -> list[tuple[str, s
     """Purpose, path, size and time of change of each file of `nifti_files`."""
     return [
         (purpose, os.fspath(path.relative_to(folder)), status.st_size, status.st_mtime_ns)
-        for path in nifti_files(folder, purpose)
+        for file in nifti_files(folder, purpose)
+        for path in parts_of(file)
         for status in (path.stat() if path.exists() else path.lstat(),)
     ]
 

@@ -143,7 +143,8 @@ def participants(folder: Path) -> dict[str, dict[str, str]]:
         return {}
     try:
         with open(path, encoding='utf-8-sig', newline='') as file:
-            rows = list(csv.DictReader(file, delimiter='\t'))
+            # BIDS has no quotes: one in a cell must not swallow the rows after it.
+            rows = list(csv.DictReader(file, delimiter='\t', quoting=csv.QUOTE_NONE))
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(
             f'{path}: is not tab-separated text ({error}); save it again as UTF-8'
@@ -162,8 +163,9 @@ def participants(folder: Path) -> dict[str, dict[str, str]]:
 
 
 def _stripped(row: dict) -> dict[str, str]:
-    """A row without spaces; cells beyond the header's columns are dropped, missing ones empty."""
-    return {name.strip(): (cell or '').strip() for name, cell in row.items() if name is not None}
+    """A row without spaces and quotes, nor cells beyond the header's; missing cells are empty."""
+    plain = lambda text: (text or '').strip().strip('"').strip()
+    return {plain(name): plain(cell) for name, cell in row.items() if name is not None}
 
 
 def _bare(subject: str) -> str:

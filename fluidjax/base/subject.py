@@ -50,6 +50,7 @@ class Preprocessed:
       before: (x, y, z) the image without N4; None where N4 was off.
       shading: what N4 took out, 95th over 5th percentile of its field in the brain; 1 without.
       contrast: by the tissues' intensities, see `quality.contrast_of`.
+      background: intensity of the scan's background, which is 0 in the image.
     """
 
     image: np.ndarray
@@ -63,3 +64,4 @@ class Preprocessed:
     before: np.ndarray | None = None
     shading: float = 1.0
     contrast: str = 't1w'
+    background: float = 0.0

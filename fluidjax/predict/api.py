@@ -170,7 +170,9 @@ class Model:
             self._detectors[id(run)] = Detector(run, thresholds.load_choice(run))
         case = subject_of('scan', preprocessed)
         output = self._detectors[id(run)].detect([case])
-        predicted = predicted_on_scan(case, output, 0, marked(run), volume, counterpart)
+        predicted = predicted_on_scan(
+            case, output, 0, marked(run), volume, preprocessed.background, counterpart
+        )
         return predicted, preprocessed, run
 
     def _level(self, run: Run, threshold: str | float) -> float:

@@ -25,6 +25,7 @@ from fluidjax.predict.files import (
     Source,
     check_folder,
     describe_folder,
+    refuse_another_scan,
     write_folder_index,
     write_prediction,
 )
@@ -63,6 +64,8 @@ def predict(
     """
     files = selection.files
     check_folder(out)
+    for file in files:
+        refuse_another_scan(out, file)
     if options.brain and len(files) > 1:
         raise UserError(
             f'--brain: is the mask of one scan, but there are {len(files)}; predict them one by one'
@@ -214,7 +217,13 @@ def _usable(scans: Iterator[Scan | str], failures: list[str], bar: tqdm) -> Iter
 def _write(out: Path, scan: Scan, output: Output, number: int, source: Source) -> None:
     """Write one scan of a batch, and say so."""
     predicted = predicted_on_scan(
-        scan.case, output, number, source.threshold, scan.volume, source.counterpart
+        scan.case,
+        output,
+        number,
+        source.threshold,
+        scan.volume,
+        scan.background,
+        source.counterpart,
     )
     summary, path = write_prediction(out, scan, predicted, source), shown(scan.file.path)
     for warning in scan.warnings:

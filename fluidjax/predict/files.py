@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -17,11 +18,12 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.folder_walk import holds_predictions
+from data_pipelines.image_files import ending_of
 from data_pipelines.volume_io import save_like
 from fluidjax.base import __version__
 from fluidjax.base.disk import check_output
 from fluidjax.base.errors import UserError
-from fluidjax.base.files import asset, write_bytes, write_json, write_text
+from fluidjax.base.files import asset, read_json, write_bytes, write_json, write_text
 from fluidjax.base.names import LONGEST, short_name, shown
 from fluidjax.base.partial import partial_folder
 from fluidjax.base.subject import Subject
@@ -100,7 +102,8 @@ def check_folder(out: Path) -> None:
     """Check that a folder can be written to, and is absent or holds no other data set.
 
     Raises:
-        UserError: it is a file, cannot be written to, or holds another data set.
+        UserError: it is a file, cannot be written to, or holds another data set, scans, or files
+            that would be overwritten.
     """
     path = out / DESCRIPTION
     check_output(out, '--out')
@@ -108,6 +111,16 @@ def check_folder(out: Path) -> None:
         raise UserError(
             f'--out: {out} holds another data set (its {DESCRIPTION} is not of fluidjax); '
             'name another folder'
+        )
+    if holds_predictions(out) or not out.is_dir():
+        return
+    written = [out / name for name in ('README.md', '.bidsignore', 'index.html')]
+    images = (path for path in sorted(out.iterdir()) if path.is_file() and ending_of(path))
+    others = [*filter(Path.exists, written), *images]
+    if others:
+        raise UserError(
+            f'--out: {out} holds files that are not of fluidjax, as {others[0].name}; they would '
+            f'be overwritten or taken for results: name a new folder, e.g. {out / "fluidjax"}'
         )
 
 
@@ -169,6 +182,33 @@ def write_prediction(out: Path, scan: Scan, predicted: Predicted, source: Source
     return summary
 
 
+def _checksum(path: Path) -> str:
+    with open(path, 'rb') as file:
+        return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+def refuse_another_scan(out: Path, file: ScanFile) -> None:
+    """Check that the place of a scan's results holds none of another scan of the same name.
+
+    The same file elsewhere, and a file that was changed since, may replace their results.
+
+    Raises:
+        UserError: it does.
+    """
+    own = short_names(file)
+    table = out / own.folder / f'{own.name}_{TABLE}.json'
+    if not table.is_file():
+        return
+    before = read_json(table, 'delete it').get('Summary', {})
+    if before.get('scan') in (None, shown(file.path)) or 'sha256' not in before:
+        return
+    if before['sha256'] != _checksum(file.path):
+        raise UserError(
+            f'{shown(file.path)}: {shown(table.parent)} holds the results of {before["scan"]}, '
+            'which has the same name; give another --out, or predict both in one command'
+        )
+
+
 def short_names(file: ScanFile) -> ScanFile:
     """A scan whose results have names of at most 255 bytes."""
     name = short_name(file.name, ROOM)
@@ -184,6 +224,7 @@ def _summary_of(
     return {
         'name': scan.file.name,
         'scan': shown(scan.file.path),
+        'sha256': _checksum(scan.file.path),
         'contrast': scan.contrast,
         'page': (scan.file.folder / f'{scan.file.name}_desc-anomaly.html').as_posix(),
         'run': source.run,

@@ -9,7 +9,6 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
-from data_pipelines.background import black_level
 from data_pipelines.grids import ModelGrid
 from data_pipelines.preprocess import preprocess
 from data_pipelines.resampling import to_scan
@@ -123,6 +122,7 @@ def predicted_on_scan(
     number: int,
     marked: float | np.ndarray,
     scan: Volume,
+    background: float,
     counterpart: str = 'filled',
 ) -> Predicted:
     """A detector's output for one scan on that scan's voxels.
@@ -134,6 +134,7 @@ def predicted_on_scan(
         marked: a threshold, that a voxel is marked where its map is at least this; or the mask
             (x, y, z) on the scan's voxels, where it is known.
         scan: the scan's file.
+        background: its intensity of no signal, `Preprocessed.background`.
         counterpart: one of `COUNTERPARTS`.
     """
     share = to_scan(case.brain.astype(np.float32), case.affine, scan)
@@ -147,7 +148,7 @@ def predicted_on_scan(
     def placed(volume: np.ndarray) -> np.ndarray:
         return np.where(brain, to_scan(volume, case.affine, scan), 0.0)
 
-    slope, offset = intensity_scale(scan.data, within(case.image), brain)
+    slope, offset = intensity_scale(scan.data, within(case.image), brain, background)
     anomaly_map, spread = placed(output.maps[number]), output.uncertainty
     image = np.clip((scan.data - offset) / slope, 0.0, 1.0)
     mask = brain & (marked if isinstance(marked, np.ndarray) else anomaly_map >= marked)
@@ -189,7 +190,9 @@ def _other_side(case: Subject, mask: np.ndarray, scan: Volume) -> np.ndarray:
     return np.where(known, values / np.maximum(share, _LEAST_WEIGHT), np.nan)
 
 
-def intensity_scale(data: np.ndarray, image: np.ndarray, brain: np.ndarray) -> tuple[float, float]:
+def intensity_scale(
+    data: np.ndarray, image: np.ndarray, brain: np.ndarray, background: float
+) -> tuple[float, float]:
     """Slope and offset of the scan's intensity: `slope * image + offset`.
 
     The line through the background of both and the medians of their brains, which the blur of the
@@ -197,8 +200,9 @@ def intensity_scale(data: np.ndarray, image: np.ndarray, brain: np.ndarray) -> t
 
     Args:
         data, image, brain: (x, y, z) on one grid; `image` in [0, 1], its background 0.
+        background: intensity of no signal in `data`.
     """
-    offset = black_level(data)
+    offset = background
     if not brain.any():
         return float(np.ptp(data)) or 1.0, offset
     slope = (float(np.median(data[brain])) - offset) / max(float(np.median(image[brain])), 1e-3)

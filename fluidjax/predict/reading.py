@@ -64,6 +64,7 @@ class Scan:
         extraction: how its brain was found.
         quality: PNG of how it was brought onto the model's grid, or None.
         contrast: that it is taken for.
+        background: its intensity of no signal.
     """
 
     file: ScanFile
@@ -75,6 +76,7 @@ class Scan:
     extraction: str
     quality: bytes | None
     contrast: str = 't1w'
+    background: float = 0.0
 
 
 def read_scans(
@@ -137,6 +139,7 @@ def read_scan(file: ScanFile, grid: ModelGrid, options: Options) -> Scan:
         preprocessed.extraction,
         quality_figure(preprocessed, grid, volume) if options.quality else None,
         preprocessed.contrast,
+        preprocessed.background,
     )
 
 

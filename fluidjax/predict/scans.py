@@ -87,12 +87,13 @@ def name_of(path: str | Path) -> str:
     """A file's name without its ending, the suffix `_T1w` and the entity `desc`.
 
     `sub-01_ses-2_desc-preproc_T1w.nii.gz` is `sub-01_ses-2`. Another suffix becomes an entity, as
-    results have suffixes of their own: `sub-01_FLAIR.nii.gz` is `sub-01_acq-FLAIR`.
+    results have suffixes of their own: `sub-01_FLAIR.nii.gz` is `sub-01_acq-FLAIR`, and
+    `sub-01_acq-3D_FLAIR.nii.gz` is `sub-01_acq-3DFLAIR`.
     """
     name = result_name(Path(path))
     name = re.sub(r'_desc-[A-Za-z0-9]+', '', name) or name
     if '_acq-' in name:
-        return name
+        return re.sub(r'(_acq-[A-Za-z0-9]+)(.*)_(T2w|FLAIR)$', r'\1\3\2', name)
     return re.sub(
         r'^(sub-[A-Za-z0-9]+(?:_ses-[A-Za-z0-9]+)?)(.*)_(T2w|FLAIR)$', r'\1_acq-\3\2', name
     )

@@ -89,7 +89,8 @@ def healthy_from(volume: Volume, brain_path: str | None = None) -> Healthy:
     for warning in (*volume.warnings, *extracted.warnings):
         tqdm.write(f'{path}: {warning}', file=sys.stderr)
     box = _padded_box(brain)
-    spacing = tuple(float(h) for h in resampling.voxel_sizes(volume.affine))
+    # Rounded, as oblique scans of one spacing differ in the eighth digit, and each compiles anew.
+    spacing = tuple(round(float(h), 4) for h in resampling.voxel_sizes(volume.affine))
     scale = float(volume.data[brain].max()) - background
     if not scale > 0:
         raise UserError(f'{path}: its brain is no brighter than its background; give a T1w scan')

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from data_pipelines.image_files import parts_of
 from fluidjax.base import __version__
 from fluidjax.base.errors import UserError
 from fluidjax.base.files import read_json
@@ -98,9 +99,12 @@ def _plain(value: jax.Array) -> Any:
 
 
 def checksum(path: str | Path) -> str:
-    """SHA-256 of a file."""
-    with open(path, 'rb') as file:
-        return hashlib.file_digest(file, 'sha256').hexdigest()
+    """SHA-256 of an image; of a pair that of the header, then that of the voxels."""
+    sums = []
+    for part in parts_of(Path(path)):
+        with open(part, 'rb') as file:
+            sums.append(hashlib.file_digest(file, 'sha256').hexdigest())
+    return ' '.join(sums)
 
 
 def header(settings: FluidSettings, seed: int, num_pairs: int) -> dict[str, Any]:

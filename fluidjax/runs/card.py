@@ -138,6 +138,8 @@ def training_command(config: ConfigDict) -> str:
             continue
         if section == 'cohort' and last in STAND_INS:
             value = STAND_INS[last]
+        if section == 'cohort' and last == 'labels' and value not in ('', 'freesurfer'):
+            value = 'LABELS.json'
         if field == 'start' and value:
             value = 'MODEL'
         if last == 'perceptual_weights':

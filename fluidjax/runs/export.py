@@ -174,6 +174,8 @@ def without_folders(config: ConfigDict) -> ConfigDict:
     """The configuration without the folders of the machine that it was made on."""
     shared = ConfigDict(config.to_dict())
     shared.cohort.update({name: '' for name in _FOLDERS if name in shared.cohort})
+    if shared.cohort.get('labels', '') not in ('', 'freesurfer'):
+        shared.cohort.labels = Path(shared.cohort.labels).name
     if shared.get('start'):
         shared.start = Path(shared.start).name
     losses = shared.get('autoencoder', {}).get('losses', {})

@@ -11,6 +11,7 @@ hosts of TPU VM slices, --slurm submits an array of --workers jobs; --dry-run on
 """
 
 import copy
+import itertools
 import re
 import shlex
 import sys
@@ -93,6 +94,8 @@ def _worker_arguments() -> list[str]:
             words.append(word)
         elif not has_value and name in FLAGS and not FLAGS[name].boolean:
             rest = rest[1:]
+            if getattr(FLAGS[name], 'several_words', False):
+                rest = list(itertools.dropwhile(lambda word: not word.startswith('-'), rest))
     return words
 
 
@@ -143,6 +146,9 @@ def _sweep_here() -> None:
             score, write, configure = 'dice_validated', report.write_seeds, _with_seed(config)
         if RETRY.value and parallel.is_first():
             trials.forget_failures()
+        with parallel.together():
+            if parallel.is_first():
+                trials.refuse_another_sweep(configure)
         worker.work(trials, configure, score, WAIT.value, saved)
         if not parallel.is_first():
             return

@@ -9,10 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
+import json
 import os
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
+
+from ml_collections import ConfigDict
 
 from fluidjax.base import files
 from fluidjax.base.errors import UserError
@@ -102,11 +107,32 @@ class TrialStore:
         )
         claim.give_back()
 
+    def refuse_another_sweep(self, configure: Callable[[Fields], ConfigDict]) -> None:
+        """Check that the results here are of the configurations of this sweep.
+
+        Results of older versions do not say of which they are.
+
+        Raises:
+            UserError: one is of another configuration.
+        """
+        for name, result in self.results().items():
+            if result.get('config') not in (None, digest(configure(self.fields(name)))):
+                raise UserError(
+                    f'{self.workdir / name}: is the trial of another configuration; choose another '
+                    '--workdir, or delete this folder to do the trial again'
+                )
+
     def forget_failures(self) -> None:
         """Delete the results of trials that failed, so that they are done again."""
         for name, result in self.results().items():
             if 'error' in result:
                 (self.workdir / name / 'trial.json').unlink()
+
+
+def digest(config: ConfigDict) -> str:
+    """Hash of a configuration, ten hexadecimal digits."""
+    text = json.dumps(config.to_dict(), sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
 class SearchStore(TrialStore):

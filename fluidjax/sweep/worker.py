@@ -21,7 +21,7 @@ from fluidjax.base.disk import is_of_disk
 from fluidjax.base.errors import RESUME_ME, DiskError, Stopped, UserError
 from fluidjax.base.files import read_json
 from fluidjax.base.trials import Fields
-from fluidjax.sweep.store import TrialStore
+from fluidjax.sweep.store import TrialStore, digest
 
 POLL_SECONDS = 2.0
 EVALUATE_AGAIN = 'evaluate the run again, with fluidjax eval'
@@ -121,7 +121,8 @@ def _result(
     if parallel.is_first():
         cli.tell(f'{folder.name}: ' + ', '.join(f'{key}={value}' for key, value in fields.items()))
     try:
-        scores = do_trial(configure(fields), folder, saved)
+        config = configure(fields)
+        scores = do_trial(config, folder, saved)
     except DiskError:  # the other trials could not be written either
         raise
     except UserError as error:
@@ -138,7 +139,7 @@ def _result(
     value = scores.get(score)
     if value is None:
         return {'error': f"no score '{score}'; there are {', '.join(scores)}", 'scores': scores}
-    return {'score': value, 'scores': scores}
+    return {'score': value, 'scores': scores, 'config': digest(config)}
 
 
 def _tell_progress(store: TrialStore, name: str, result: dict[str, Any]) -> None:

@@ -318,7 +318,7 @@ def test_the_command_reads_labels_and_jobs(predicted, smoke_run, command, tmp_pa
         ('T1.mgz', 'T1'),
         ('_T1w.nii', '_T1w'),
         ('sub-01_ses-2_run-1_FLAIR.nii.gz', 'sub-01_ses-2_acq-FLAIR_run-1'),
-        ('sub-01_acq-3d_T2w.nii', 'sub-01_acq-3d_T2w'),
+        ('sub-01_acq-3d_T2w.nii', 'sub-01_acq-3dT2w'),
         ('p01_flair.nii', 'p01_flair'),
     ],
 )

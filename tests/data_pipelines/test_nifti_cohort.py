@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+import nibabel as nib
 import numpy as np
 import pytest
 
@@ -13,6 +14,7 @@ from data_pipelines import (
     nifti_source,
     records,
     scan_folders,
+    subject_splits,
     template_cohort,
 )
 from fluidjax.base.errors import UserError
@@ -46,6 +48,26 @@ def bids(tmp_path, write_scan, lesion_mask):
 def _build(folder, tmp_path, **changes):
     arguments = {'registration': 'none', **changes}
     return input_pipeline.nifti_cohort(SMOKE, tmp_path / 'store', folder, **arguments)
+
+
+def test_pairs_with_equal_headers_are_told_apart(tmp_path):
+    for number in range(2):
+        data = np.full((8, 8, 8), number + 1, np.int16)
+        nib.save(nib.Nifti1Pair(data, np.eye(4)), tmp_path / f'p{number}_T1w.hdr')
+    source = nifti_source.NiftiSource(grids.GRIDS['smoke'], str(tmp_path))
+    cases = scan_folders.find_cases(tmp_path, 'data_dir')
+    assert len({records.key_of(case, source) for case in cases}) == 2
+    before = source.fingerprint()
+    image = tmp_path / 'p1_T1w.img'
+    image.write_bytes(image.read_bytes() + b'x')
+    assert source.fingerprint() != before
+
+
+def test_a_test_folder_that_holds_the_training_scans_is_refused(tmp_path):
+    (tmp_path / 'data' / 'healthy').mkdir(parents=True)
+    folders = str(tmp_path / 'data' / 'healthy'), str(tmp_path / 'data')
+    with pytest.raises(UserError, match='test_dir: .* holds data_dir .* too'):
+        nifti_source.assign_splits(nifti_source.NiftiSource(grids.GRIDS['smoke'], *folders))
 
 
 def test_bids_folder_becomes_splits(bids, tmp_path, write_scan, lesion_mask):
@@ -195,3 +217,11 @@ def test_lesion_bank_outside_mni(tmp_path, write_scan, lesion_mask):
     path = write_scan(tmp_path / 'far.nii', lesion_mask, affine)
     with pytest.raises(UserError, match='far.nii: lies outside'):
         records.lesion_record(path, str(tmp_path), SMOKE)
+
+
+def test_a_quote_in_participants_does_not_swallow_rows(tmp_path):
+    lines = ['participant_id\tgroup\t"age"', 'sub-01\t"left handed\t20', 'sub-02\t"b"\t30']
+    (tmp_path / 'participants.tsv').write_text('\n'.join(lines) + '\n')
+    rows = subject_splits.participants(tmp_path)
+    assert {subject: row['age'] for subject, row in rows.items()} == {'01': '20', '02': '30'}
+    assert rows['02']['group'] == 'b'

@@ -252,6 +252,24 @@ def test_an_argument_without_scans_stops_nothing(tmp_path):
         scan_arguments.given_scans([tmp_path / 'masks'], tmp_path / 'out')
 
 
+def test_visits_are_of_one_person(tmp_path):
+    names = ('p01_day1_T1.nii', 'p01_day2_T1.nii', 'p02_day1_T1.nii', 'OAS1_0001_MR1.nii',
+             'OAS1_0001_MR2.nii', 'OAS1_0002_MR1.nii', 'S01_V1_T1.nii', 'S01_V2_T1.nii',
+             'visit1.nii', 'visit2.nii')  # fmt: skip
+    cases = scan_folders.find_cases(touch(tmp_path, *names), 'data_dir')
+    people: dict[tuple, set] = {}
+    for case in cases:
+        people.setdefault(case.person, set()).add(case.scan.name)
+    together = {frozenset(files) for files in people.values() if len(files) > 1}
+    assert together == {frozenset(names[:2]), frozenset(names[3:5]), frozenset(names[6:8])}
+
+
+def test_results_of_randomize_are_no_input(tmp_path):
+    folder = touch(tmp_path, '001_diseased.nii', '001_probability.nii', 'draws.json')
+    with pytest.raises(UserError, match='holds only results of fluidjax'):
+        scan_folders.list_scans(folder, 'SCAN')
+
+
 def test_other_contrasts_in_sourcedata_are_not_used_twice(tmp_path):
     names = [f'sub-01/anat/sub-01_{name}.nii' for name in ('FLAIR', 'T1w')]
     touch(tmp_path, *names, *(f'sourcedata/{name}' for name in names))

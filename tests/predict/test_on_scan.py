@@ -63,7 +63,7 @@ def _predicted(counterpart, marked=0.5):
     scan = scan_of(lambda p: 20 + ball(p) * 400 * (0.5 + 0.01 * (p[..., 0] - 8)))
     anomaly = np.where(positions[..., 0] > 8, 1.0, 0.0)
     output = Output(anomaly[None], case.image[None], 0.0, 0.1 * anomaly[None])
-    return predicted_on_scan(case, output, 0, marked, scan, counterpart), scan
+    return predicted_on_scan(case, output, 0, marked, scan, 20.0, counterpart), scan
 
 
 def test_the_models_counterpart_is_on_the_scans_scale():
@@ -108,5 +108,14 @@ def test_the_mask_is_where_the_written_map_reaches_the_threshold(predicted):
 def test_a_scan_without_contrast_has_a_scale_all_the_same():
     flat = np.zeros((4, 4, 4))
     for brain in (np.ones((4, 4, 4), bool), np.zeros((4, 4, 4), bool)):
-        slope, offset = intensity_scale(flat, flat, brain)
+        slope, offset = intensity_scale(flat, flat, brain, 0.0)
         assert slope > 0 and offset == 0
+
+
+def test_the_scale_goes_through_the_background_that_preprocessing_took():
+    brain = np.zeros((6, 6, 6), bool)
+    brain[2:4, 2:4, 2:4] = True
+    image = np.where(brain, 0.5, 0.0)
+    data = np.where(brain, 560.0, 500.0)  # tissue at the faces; the skull, at 60, is darkest
+    slope, offset = intensity_scale(data, image, brain, 60.0)
+    assert (slope, offset) == (1000.0, 60.0)

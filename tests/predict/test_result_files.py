@@ -6,6 +6,9 @@ import json
 import os
 from pathlib import Path
 
+import pytest
+
+from fluidjax.base.errors import UserError
 from fluidjax.predict import files, page
 from fluidjax.predict.scans import ScanFile
 
@@ -46,3 +49,37 @@ def test_a_page_links_to_names_that_are_not_utf8(tmp_path):
     page.write_index(tmp_path / 'index.html', [{**SUMMARY, 'name': name, 'page': f'{name}.html'}])
     index = (tmp_path / 'index.html').read_text('utf-8')
     assert r'<a href="M%FCller.html">M\xfcller</a>' in index
+
+
+@pytest.mark.parametrize('name', ['README.md', 'index.html', 'p01_T1w.nii.gz'])
+def test_a_folder_in_use_is_refused(tmp_path, name):
+    (tmp_path / name).touch()
+    with pytest.raises(UserError, match=f'holds files that are not of fluidjax, as {name}'):
+        files.check_folder(tmp_path)
+    (tmp_path / name).unlink()
+    (tmp_path / 'notes.txt').touch()
+    files.check_folder(tmp_path)
+    files.describe_folder(tmp_path)
+    files.check_folder(tmp_path)
+
+
+def test_results_of_another_scan_of_that_name_are_kept(tmp_path):
+    scans = []
+    for site in ('a', 'b'):
+        path = tmp_path / site / 'sub-1_T1w.nii'
+        path.parent.mkdir()
+        path.write_bytes(site.encode())
+        scans.append(ScanFile(path, 'sub-1', Path('sub-1', 'anat')))
+    out = tmp_path / 'out'
+    files.refuse_another_scan(out, scans[0])
+    table = out / 'sub-1' / 'anat' / f'sub-1_{files.TABLE}.json'
+    table.parent.mkdir(parents=True)
+    known = {'scan': str(scans[0].path), 'sha256': files._checksum(scans[0].path)}
+    table.write_text(json.dumps({'Summary': known}))
+    files.refuse_another_scan(out, scans[0])
+    with pytest.raises(UserError, match='holds the results of .* which has the same name'):
+        files.refuse_another_scan(out, scans[1])
+    scans[1].path.write_bytes(b'a')  # the same scan elsewhere
+    files.refuse_another_scan(out, scans[1])
+    scans[0].path.write_bytes(b'changed')
+    files.refuse_another_scan(out, scans[0])

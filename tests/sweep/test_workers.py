@@ -10,6 +10,7 @@ import sys
 import time
 
 import pytest
+from ml_collections import ConfigDict
 
 from fluidjax.base import trials
 from fluidjax.base.errors import UserError
@@ -17,7 +18,7 @@ from fluidjax.base.settings import changed_config
 from fluidjax.base.trials import Between, OneOf
 from fluidjax.sweep import __main__ as command
 from fluidjax.sweep import remote, report, worker
-from fluidjax.sweep.store import SearchStore, TrialStore
+from fluidjax.sweep.store import SearchStore, TrialStore, digest
 
 BASE = 'configs/ldm.py:smoke'
 RATE = 'diffusion.training.optimizer.learning_rate'
@@ -236,9 +237,23 @@ def test_a_slice_is_let_go_when_its_sweep_has_begun(tmp_path):
             '--config c.py --dry_run --slurm --retry --workdir tpu',
             '--config c.py --retry --workdir tpu',
         ),
+        ('--tpu a b c --zone=z --seeds 0 1', '--seeds 0 1'),
         ('--noslurm --tpu a --zone=z --config.seed=3 --sbatch "-p gpu"', '--config.seed=3'),
     ],
 )
 def test_workers_are_given_the_words_of_the_user(monkeypatch, words, kept):
     monkeypatch.setattr(sys, 'argv', ['fluidjax sweep', *shlex.split(words)])
     assert command._worker_arguments() == shlex.split(kept)
+
+
+def test_results_of_another_configuration_are_refused(tmp_path):
+    store = store_of(tmp_path, [0, 1])
+    configure = lambda fields: ConfigDict({'steps': 10, **fields})
+    done = {'score': 0.5, 'scores': {}, 'config': digest(configure({'seed': 0}))}
+    store.finish(store.next(), done)
+    store.finish(store.next(), {'error': 'broken'})
+    store.refuse_another_sweep(configure)
+    with pytest.raises(UserError, match='trial-000: is the trial of another configuration'):
+        store.refuse_another_sweep(lambda fields: ConfigDict({'steps': 20, **fields}))
+    with pytest.raises(UserError, match='trial-000: is the trial of another configuration'):
+        TrialStore(tmp_path, {'trial-000': {'seed': 7}}).refuse_another_sweep(configure)
