@@ -113,9 +113,9 @@ def _discriminator(made: Networks, volume: Any) -> Row:
 def _adversarial_step(made: Networks, volume: Any) -> Row:
     method = made.autoencoder.method
     params = jax.eval_shape(method.init, networks.key_spec())
-    brains = {'image': volume, 'brain': volume}
+    scans = networks.scans_spec(method, volume.shape[0])
     return networks.training_row(
-        method.loss, method.trainable, params, brains, made.autoencoder.training
+        method.loss, method.trainable, params, scans, made.autoencoder.training
     )
 
 

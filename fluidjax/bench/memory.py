@@ -113,7 +113,7 @@ def footprint(stage: Stage) -> Footprint:
     trained, frozen = split(method, params)
     optimizer = make_optimizer(training.optimizer, training.steps, method.trainable)
     state = jax.eval_shape(lambda p: create_state(p, method.trainable, optimizer), params)
-    brains, samples, encoding = {n: _brains(stage, n) for n in (1, 2)}, {}, NOTHING
+    brains, samples, encoding = {n: networks.scans_spec(method, n) for n in (1, 2)}, {}, NOTHING
     loss = method.loss
     if training.pooled:
         loss = method.example_loss
@@ -141,14 +141,6 @@ def footprint(stage: Stage) -> Footprint:
 def _line(bytes_of: Callable[[int], int]) -> Line:
     one, two = bytes_of(1), bytes_of(2)
     return Line(2 * one - two, two - one)
-
-
-def _brains(stage: Stage, size: int) -> dict[str, jax.ShapeDtypeStruct]:
-    return dict.fromkeys(('image', 'brain'), networks.spec(size, *_shape(stage.method), 1))
-
-
-def _shape(method: Any) -> tuple[int, ...]:
-    return (method if method.pairs is None else method.pairs).grid.shape
 
 
 def _size(tree: Any) -> int:
@@ -286,5 +278,6 @@ def _programs(stage: Stage) -> dict[str, networks.Row]:
         rows = step_rows(dataclasses.replace(stage, training=training), training, 1)
         return {name: rows[name] for name in ('fill', 'pool_step')}
     params = jax.eval_shape(method.init, networks.key_spec())
-    row = networks.training_row(method.loss, method.trainable, params, _brains(stage, 1), training)
+    scans = networks.scans_spec(method, 1)
+    row = networks.training_row(method.loss, method.trainable, params, scans, training)
     return {'step': row}

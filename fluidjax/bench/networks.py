@@ -18,6 +18,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fluidjax.base import cli
+from fluidjax.base.subject import TISSUES
 from fluidjax.bench import aot
 from fluidjax.bench.timer import Table, median_seconds, this_machine
 from fluidjax.diffusion.losses import denoising_loss
@@ -98,13 +99,12 @@ def rows_of(
     for name, condition in CONDITIONS.items():
         network = dataclasses.replace(last.network, condition=condition)
         rows |= _unet_rows(f'unet_{name}', network, z, last_training)
-    brains = {'image': volume, 'brain': volume}
-    rows['autoencoder_step'] = training_row(
-        first.loss, first.trainable, params, brains, first_training
-    )
-    rows[f'{config.method}_step'] = training_row(
-        last.loss, last.trainable, jax.eval_shape(last.init, key_spec()), brains, last_training
-    )
+    for name, method, training, own in (
+        ('autoencoder', first, first_training, params),
+        (config.method, last, last_training, jax.eval_shape(last.init, key_spec())),
+    ):
+        scans = scans_spec(method, 1)
+        rows[f'{name}_step'] = training_row(method.loss, method.trainable, own, scans, training)
     return rows
 
 
@@ -203,6 +203,16 @@ def spec(*shape: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, dtype)
 
 
+def scans_spec(method: Any, size: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes of a batch of scans as training brings them to a method."""
+    healthy = method if method.pairs is None else method.pairs
+    shape = healthy.grid.shape
+    batch = {'image': spec(size, *shape, 1), 'brain': spec(size, *shape, 1, dtype=jnp.uint8)}
+    if getattr(healthy, 'synthesis', None) is not None:
+        batch['tissue'] = spec(size, *shape, len(TISSUES), dtype=jnp.uint8)
+    return batch
+
+
 def key_spec() -> Any:
     """The shape of a random key."""
     return jax.eval_shape(lambda: jax.random.key(0))
@@ -212,11 +222,13 @@ def compile_row(row: Row, devices: list[Any]) -> Any:
     """Compile a row for devices, with its state on each of them and its batch spread over them."""
     mesh = Mesh(np.array(devices), (AXIS,))
     whole, spread = PartitionSpec(), PartitionSpec(AXIS)
+    # A forward pass that gave back its parameters would copy them.
+    forward = lambda state, batch, key: row.function(state, batch, key)[1]
     function = jax.shard_map(
-        row.function,
+        row.function if row.donate else forward,
         mesh=mesh,
         in_specs=(whole, spread, whole),
-        out_specs=(whole, spread if not row.donate else whole),
+        out_specs=(whole, whole) if row.donate else spread,
         check_vma=False,
     )
 
@@ -277,6 +289,7 @@ def caller(row: Row, compiled: Any, devices: int = 1) -> Callable[[], Any]:
         lambda x: 0.5 + jnp.abs(x) if jnp.issubdtype(x.dtype, jnp.floating) else x,
         some_numbers(batch),
     )
+    batch = jax.tree.map(lambda x: jnp.ones_like(x) if x.dtype == jnp.uint8 else x, batch)
     arguments = row.start(some_numbers(row.params)), batch, jax.random.key(0)
     state, batch, key = jax.device_put(arguments, compiled.input_shardings[0])
 

@@ -96,15 +96,19 @@ class Bench:
         self.grid = model_grid(config)
         self.stages = build_stages(config, self.grid)
         self.fluid, self.synthesis = fluid_settings(config), synthesis_settings(config)
+        self.has_bank = bool(config.cohort.lesion_dir)
         self.key = jax.random.key(0)
 
     def batch(self, size: int) -> dict[str, jax.Array]:
-        """Random brains that fill the volume, as many lesion masks, and tissue if it is needed."""
+        """Random brains that fill the volume; as many lesion masks, and tissue, if there are in
+        training.
+        """
         shape = (size, *self.grid.shape)
         image = jax.random.uniform(self.key, (*shape, 1), minval=0.3, maxval=0.9)
         part = tuple(slice(n // 4, n // 2) for n in self.grid.shape)
-        lesions = jnp.zeros(shape, jnp.uint8).at[(slice(None), *part)].set(1)
-        batch = {'image': image, 'brain': jnp.ones_like(image), 'lesions': lesions}
+        batch = {'image': image, 'brain': jnp.ones_like(image)}
+        if self.has_bank:
+            batch['lesions'] = jnp.zeros(shape, jnp.uint8).at[(slice(None), *part)].set(1)
         if self.synthesis is not None:
             tissue = jax.random.randint(self.key, (*shape, len(TISSUES)), 0, 42)
             batch['tissue'] = tissue.astype(jnp.uint8)
@@ -118,7 +122,7 @@ class Bench:
     def randomize(self, batch: dict[str, jax.Array], key: jax.Array) -> Any:
         """The fluid randomization of a batch."""
         return randomize_batch(
-            key, batch['image'], batch['brain'], self.grid, self.fluid, batch['lesions']
+            key, batch['image'], batch['brain'], self.grid, self.fluid, batch.get('lesions')
         )
 
 

@@ -52,9 +52,12 @@ PARTS = Table(42, ('ms', 'milliseconds', '12.2f'), ('of a step', 'share', '11.1%
 TPU_KINDS = {'TPU v4': 'v4', 'TPU v5 lite': 'v5e', 'TPU v5': 'v5p', 'TPU v6 lite': 'v6e'}
 PEAKS = {
     'H200': 989.0,
+    'H100 PCIe': 756.0,
+    'H100 NVL': 835.0,
     'H100': 989.0,
     'A100': 312.0,
     'L40S': 362.0,
+    'L40': 181.0,
     'L4': 121.0,
     'V100': 125.0,
     **{kind: aot.CHIPS[chip].teraflops for kind, chip in TPU_KINDS.items()},
@@ -263,7 +266,7 @@ def step_rows(stage: Stage, training: StageSettings, size: int) -> dict[str, Row
     method, axis = stage.method, networks.AXIS
     params = jax.eval_shape(method.init, networks.key_spec())
     first = networks.spec(1, dtype=jnp.int32)
-    brains = dict.fromkeys(('image', 'brain'), networks.spec(size, *method.pairs.grid.shape, 1))
+    brains = networks.scans_spec(method, size)
     _, frozen = split(method, params)
     examples = jax.eval_shape(method.examples, params, brains, networks.key_spec())
     pool = jax.tree.map(lambda x: networks.spec(training.pool, *x.shape, dtype=x.dtype), examples)

@@ -118,20 +118,30 @@ def healthy_threshold(smallest: Sequence[float]) -> float:
       The threshold; NaN for fewer than 9 scans, with which no threshold has that guarantee.
     """
     rank = math.ceil(HEALTHY_SHARE * (len(smallest) + 1) - 1e-9)
-    return sorted(smallest)[rank - 1] if rank <= len(smallest) else metrics.NAN
+    if rank > len(smallest):
+        return metrics.NAN
+    # A scan whose map failed counts as one in which too much is marked at any threshold.
+    ordered = sorted(math.inf if math.isnan(score) else score for score in smallest)
+    return ordered[rank - 1] if math.isfinite(ordered[rank - 1]) else metrics.NAN
 
 
 def marked_ml(anomaly_map: np.ndarray, case: Subject, threshold: float) -> float:
-    """Volume in ml that is marked in the brain of a scan; NaN without a threshold."""
-    if not math.isfinite(threshold):
+    """Volume in ml that is marked in the brain of a scan.
+
+    NaN without a threshold, and for a map that is not finite.
+    """
+    inside = np.asarray(anomaly_map)[np.asarray(case.brain).astype(bool)]
+    if not math.isfinite(threshold) or not np.isfinite(inside).all():
         return metrics.NAN
-    brain = np.asarray(case.brain).astype(bool)
-    return float((np.asarray(anomaly_map)[brain] >= threshold).sum()) * voxel_ml(case.affine)
+    return float((inside >= threshold).sum()) * voxel_ml(case.affine)
 
 
 def smallest_within(anomaly_map: np.ndarray, case: Subject) -> float:
-    """The smallest threshold that marks at most `HEALTHY_ML` of a scan's brain."""
+    """The smallest threshold that marks at most `HEALTHY_ML` of a scan's brain; NaN for a map that
+    is not finite."""
     scores = np.sort(np.asarray(anomaly_map)[np.asarray(case.brain).astype(bool)])
+    if not np.isfinite(scores).all():
+        return metrics.NAN
     allowed = int(HEALTHY_ML / voxel_ml(case.affine) + 1e-9)
     return _just_above(scores, scores.size - 1 - allowed, scores.dtype == np.float32)
 

@@ -55,7 +55,8 @@ def lesion_counts(
       predicted: bool, the marked voxels.
       truth: bool, the lesions.
       voxel_ml: volume of a voxel in ml.
-      min_lesion_ml: marked regions below this volume are removed beforehand.
+      min_lesion_ml: marked regions below this volume are removed beforehand, and true ones, which
+        they cannot find, do not count.
       min_hit_share: a hit must have at least this share of its voxels in true lesions. Without it
         one region that covers the whole brain finds everything and is never false.
     """
@@ -76,8 +77,11 @@ def _counts(
     reached, false = _matched(
         predicted, true_labels, true_number, voxel_ml, min_lesion_ml, min_hit_share
     )
-    found = int(reached.sum())
-    return LesionCounts(found, true_number - found, false)
+    counted = np.ones(true_number, bool)
+    if min_lesion_ml > 0:
+        counted = np.bincount(true_labels.ravel())[1:] * voxel_ml >= min_lesion_ml
+    found = int(reached[counted].sum())
+    return LesionCounts(found, int(counted.sum()) - found, false)
 
 
 def _matched(

@@ -18,7 +18,13 @@ import jax
 import numpy as np
 
 from fluidjax.base.subject import Subject
-from fluidjax.detect.anomaly_map import MapSettings, Spacing, residual_map, smooth_inside
+from fluidjax.detect.anomaly_map import (
+    MapSettings,
+    Spacing,
+    closest_shift,
+    residual_map,
+    smooth_inside,
+)
 from fluidjax.detect.calibrate import best_common
 
 Space = Mapping[str, tuple]
@@ -163,15 +169,20 @@ def _residuals(
     spread: Spread | None,
 ) -> np.ndarray:
     # One by one, so that any number of cases compiles once; a batch is not faster on a CPU.
-    maps = []
+    maps, last = [], settings
+    if spread is not None:
+        last = dataclasses.replace(settings, max_shift_voxels=0)
     for reference, counterpart, brain in zip(references, counterparts, brains):
         if spread is not None:
-            reference = (reference - spread.mean) / spread.deviation
-            counterpart = counterpart / spread.deviation
-        maps.append(np.asarray(_residual_map(reference, counterpart, brain, spacing, settings)))
+            reference = reference - spread.mean
+            # Before the division, after which a neighbour's deviation could explain a lesion.
+            counterpart = _closest_shift(reference, counterpart, settings.max_shift_voxels)
+            reference, counterpart = (v / spread.deviation for v in (reference, counterpart))
+        maps.append(np.asarray(_residual_map(reference, counterpart, brain, spacing, last)))
     return np.stack(maps)
 
 
+_closest_shift = jax.jit(closest_shift, static_argnums=2)
 _residual_map = jax.jit(residual_map, static_argnames=('spacing', 'settings'))
 
 

@@ -177,6 +177,10 @@ class FluidSettings:
         yield 'max_steps', self.max_steps is None or is_count(self.max_steps), advice
         octaves = is_count(self.perlin_octaves) and self.perlin_octaves <= 8
         yield 'perlin_octaves', octaves, 'must be a whole number from 1 to 8'
+        alone = 'is not used by the published flow, parity=True; leave it as it is'
+        for name, plain in (('border_mm', 0), ('diffusion_scale', 0), ('mass_effect', 0)):
+            yield name, not self.parity or getattr(self, name) == plain, alone
+        yield 'perlin_octaves', not self.parity or self.perlin_octaves == 1, alone
         low, high = self.size_ml
         advice = 'must be the least and the greatest volume, both above 0, or (0, 0)'
         yield 'size_ml', low > 0 or high == 0, advice

@@ -176,17 +176,28 @@ def _white(image: np.ndarray, brain: np.ndarray) -> float:
 
 
 def _shared(settings: FluidSettings, smooth: bool) -> FluidSettings:
-    """What a law cannot change, because a program is compiled for it."""
+    """What a law cannot change, because a program is compiled for it.
+
+    The painting `una_equation` is `una` here, as its brightness cannot be chosen.
+    """
     texture = TEXTURE_MM if smooth else settings.texture_mm
     most = max(MOST_LESIONS, settings.lesion_count[1])
     return dataclasses.replace(
-        settings, diseased_probability=1.0, lesion_count=(1, most), texture_mm=texture
+        _choosable(settings), diseased_probability=1.0, lesion_count=(1, most), texture_mm=texture
     )
 
 
 def brightened(settings: FluidSettings) -> FluidSettings:
     """Lesions brighter where they were darker, and the other way round."""
-    return dataclasses.replace(settings, bright_probability=1.0 - settings.bright_probability)
+    bright = 1.0 - settings.bright_probability
+    return dataclasses.replace(_choosable(settings), bright_probability=bright)
+
+
+def _choosable(settings: FluidSettings) -> FluidSettings:
+    """Settings with a painting whose brightness can be chosen."""
+    if settings.painting != 'una_equation':
+        return settings
+    return dataclasses.replace(settings, painting='una')
 
 
 def _drawn(key: jax.Array, law: Law, settings: FluidSettings, masks: int, bright: bool) -> Any:

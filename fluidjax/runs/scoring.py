@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -201,7 +202,7 @@ class RowScores:
         """Millilitres marked in healthy scans: median and 90th percentile, at two thresholds."""
         entries = {}
         for rule, score in (('dice', 'healthy_ml'), ('healthy_1ml', 'strict_ml')):
-            marked = self._marked[rule]
+            marked = [ml for ml in self._marked[rule] if math.isfinite(ml)]
             if marked:
                 entries[score] = _number(float(np.median(marked)), len(marked))
                 entries[f'{score}_90'] = _number(float(np.percentile(marked, 90.0)), len(marked))

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from configs import ldm
-from fluidjax.bench import liveness, memory
+from fluidjax.base.subject import TISSUES
+from fluidjax.bench import liveness, memory, networks
 from fluidjax.models import Autoencoder, AutoencoderConfig
 from fluidjax.models.conv import target_backend
 from fluidjax.runs.cohort import model_grid
@@ -99,3 +100,16 @@ def test_every_stage_has_its_rows(capsys):
         assert row['cards']['24']['accumulate'] == 1
         assert 0 < row['step'] and 0 < row['state'] < row['cards']['24']['gibibytes'] < 1
     assert table['diffusion']['encoding'] > 0 == table['autoencoder']['encoding']
+
+
+def test_scans_of_other_contrasts_bring_their_tissue():
+    """A batch of specifications has what training brings, for every stage and row."""
+    config = ldm.get_config('smoke,method=fluidjax,contrast=any')
+    stages = build_stages(config, model_grid(config))
+    for stage in stages:
+        scans = networks.scans_spec(stage.method, 2)
+        assert scans['tissue'].shape == (2, *model_grid(config).shape, len(TISSUES))
+        assert scans['tissue'].dtype == scans['brain'].dtype == np.uint8
+        assert memory.footprint(stage).step.at(1) > 0
+    plain = build_stages(ldm.get_config('smoke'), model_grid(config))
+    assert 'tissue' not in networks.scans_spec(plain[0].method, 1)

@@ -140,3 +140,10 @@ def test_a_millilitre_in_nine_of_ten_healthy_scans(make_case):
     assert np.mean(exceeded) == 0.1
     assert math.isnan(healthy_threshold(smallest[:8]))
     assert math.isnan(marked_ml(maps[0], case, math.nan))
+    failed = np.full_like(maps[0], np.nan)
+    assert math.isnan(marked_ml(failed, case, 0.5)) and math.isnan(smallest_within(failed, case))
+    with_failed = [
+        healthy_threshold(order) for order in ([math.nan, *smallest], [*smallest, math.nan])
+    ]
+    assert with_failed[0] == with_failed[1] >= healthy_threshold(smallest)
+    assert math.isnan(healthy_threshold([math.nan] * 9))

@@ -131,3 +131,12 @@ def test_a_region_that_covers_everything_finds_nothing():
     sized.add(np.ones_like(truth), truth, (4.0, 4.0, 4.0))
     assert sized.scores()['found_below_1ml'] == (0.0, 1)
     assert sized.scores()['false_regions'] == (1.0, 1)
+
+
+def test_true_lesions_that_nothing_may_find_do_not_count():
+    truth = np.zeros((12, 12, 12), bool)
+    truth[0, 0, 0] = truth[4:8, 4:8, 4:8] = True
+    scores = lesions.lesion_scores(truth, truth, voxel_ml=0.064, min_lesion_ml=0.1)
+    assert scores['lesion_recall'] == scores['lesion_f1'] == scores['lesion_precision'] == 1.0
+    nothing = lesions.lesion_scores(truth, truth & (np.arange(12) < 1), 0.064, 0.1)
+    assert np.isnan(nothing['lesion_f1'])

@@ -142,3 +142,25 @@ def test_the_first_few_cases_fit_into_memory(cases, monkeypatch):
 def test_words(cases):
     recipe = Recipe('both', True, 'darker', 5.0, 'spread', 'product')
     assert recipe.in_words() == 'darker, 5 mm, both, mirrored, per healthy spread, times head'
+
+
+def test_shifts_are_searched_before_the_division_by_a_spread():
+    """Divided first, a neighbour with another spread would explain a lesion."""
+    rng = np.random.default_rng(0)
+    shape = (14, 14, 14)
+    healthy = np.full(shape, 0.6, np.float32)
+    spread = recipes.Spread(np.zeros(shape), rng.uniform(0.05, 0.25, shape).astype(np.float32))
+    lesion = np.zeros(shape, bool)
+    lesion[5:9, 5:9, 5:9] = True
+    scan = np.where(lesion, 0.3, healthy).astype(np.float32)
+    evidence = Evidence({'scan': scan[None]}, healthy[None, None])
+    settings = MapSettings(smoothing_mm=0.0, erosion_mm=0.0, max_shift_voxels=2)
+    made = recipes.maps_of(
+        evidence,
+        Recipe(unit='spread'),
+        [np.ones(shape, bool)],
+        (1.0, 1.0, 1.0),
+        settings,
+        {'scan': spread},
+    )[0, 0]
+    np.testing.assert_allclose(made[lesion], (0.3 / spread.deviation)[lesion], rtol=1e-4)

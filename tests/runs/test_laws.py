@@ -98,3 +98,18 @@ def test_controls_are_healthy_and_cases_of_unknown_truth_are_not(healthy, diseas
     assert [case.name for case in found] == [diseased[0].name, control.name]
     assert not any(case.lesion.any() for case in found)
     np.testing.assert_array_equal(found[0].image, diseased[0].healthy)
+
+
+def test_brightness_is_chosen_whatever_the_painting(healthy):
+    """`una_equation` draws it from the scan, so validation lesions have the painting `una`."""
+    settings = dataclasses.replace(fluid_settings(CONFIG), painting='una_equation')
+    bright = next(law for law in laws.MIXTURE if law.name == 'bright')
+    for flipped in (False, True):
+        paint = laws.lesions_by(
+            [bright], GRID, settings, seed=3, variety=None, bright=lambda number, f=flipped: f
+        )
+        changes = [
+            (case.image - case.healthy)[case.lesion].mean()
+            for case in laws.in_turns(paint, 1, healthy)
+        ]
+        assert all(change < 0 if flipped else change > 0 for change in changes)
