@@ -35,7 +35,8 @@ from fluidjax.training.state import create_state
 from fluidjax.training.steps import make_train_step
 
 AXIS = 'device'
-CONDITIONS = {'plain': 'none', 'concat': 'concat', 'vector': 'vector'}
+# Of the published U-Nets, which are compared at the paper's size.
+PUBLISHED = {'unet_plain': 'none', 'unet_concat': 'concat', 'unet_vector': 'vector'}
 MEASURED = Table(
     22,
     ('parameters', 'parameters', '12,d'),
@@ -81,7 +82,9 @@ class Row:
 def rows_of(
     config: Any, shape: tuple[int, ...] | None = None, dtype: str | None = None
 ) -> dict[str, Row]:
-    """Every network of a latent method, and its training steps.
+    """The networks of a latent method's autoencoder and diffusion, and their training steps.
+
+    At the paper's size the U-Net is shown with each of the published conditions.
 
     Args:
         config: a configuration with an autoencoder and a U-Net.
@@ -96,9 +99,10 @@ def rows_of(
     z = spec(1, *first.latent_shape)
     params = jax.eval_shape(first.init, key_spec())
     rows = _autoencoder_rows(first, params, volume, z)
-    for name, condition in CONDITIONS.items():
+    own = {'unet': last.network.condition}
+    for name, condition in (PUBLISHED if config.size == 'paper' else own).items():
         network = dataclasses.replace(last.network, condition=condition)
-        rows |= _unet_rows(f'unet_{name}', network, z, last_training)
+        rows |= _unet_rows(name, network, z, last_training)
     for name, method, training, own in (
         ('autoencoder', first, first_training, params),
         (config.method, last, last_training, jax.eval_shape(last.init, key_spec())),

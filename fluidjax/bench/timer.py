@@ -146,7 +146,9 @@ def time_all(config: Any, repeats: int) -> dict[str, dict[str, float]]:
     bench = Bench(config)
     key, parts = bench.key, {}
     for stage in bench.stages:
-        method, batch = stage.method, bench.batch(stage.training.batch_size)
+        # What is computed at once.
+        part = max(1, stage.training.batch_size // stage.training.accumulate)
+        method, batch = stage.method, bench.batch(part)
         size, params = len(batch['image']), run_once(method.init, key)
         if bench.synthesis is not None:
             parts[f'synthesise {size}'] = (bench.synthesise, batch, key)
@@ -180,7 +182,7 @@ def time_step_shares(config: Any, repeats: int) -> dict[str, Any]:
     if pairs is None or pairs.randomization is None:
         raise cli.UserError(f'config.method: {config.method} is trained without randomization')
     plain = dataclasses.replace(method, pairs=dataclasses.replace(pairs, randomization=None))
-    batch = bench.batch(training.batch_size)
+    batch = bench.batch(max(1, training.batch_size // training.accumulate))
     groups = split(method, run_once(method.init, bench.key))
     size = len(batch['image'])
     table = _time_parts(

@@ -152,13 +152,17 @@ def _parts(
     """Time the parts of a step by themselves on one device.
 
     Randomization is also contained in another part. The other parts make up the step, without the
-    optimizer and the communication between devices.
+    optimizer and the communication between devices. As in training, samples are taken in
+    `accumulate` parts.
 
     Returns:
         For each part its milliseconds per step, its share of a step, and `teraflop`.
     """
-    method, key, often = stage.method, bench.key, 1.0 / stage.training.reuse
-    batch = bench.batch(size)
+    method, key = stage.method, bench.key
+    part = max(1, size // stage.training.accumulate)
+    every = size / part
+    often = every / stage.training.reuse
+    batch = bench.batch(part)
     params = run_once(method.init, key)
     trained, frozen = split(method, params)
     parts: dict[str, Any] = {}
@@ -175,13 +179,13 @@ def _parts(
     if method.pairs is not None and method.pairs.randomization is not None:
         timed(RANDOMIZATION, often, bench.randomize, batch, key)
     if method.examples is None:
-        timed('forward and backward', 1.0, gradient_of(method.loss), trained, frozen, batch, key)
+        timed('forward and backward', every, gradient_of(method.loss), trained, frozen, batch, key)
         return parts
     timed('augmentation, randomization, encoding', often, method.examples, params, batch, key)
     examples = jax.eval_shape(method.examples, params, batch, key)
     examples = jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype), examples)
     gradient = gradient_of(method.example_loss)
-    timed('U-Net, forward and backward', 1.0, gradient, trained, frozen, examples, key)
+    timed('U-Net, forward and backward', every, gradient, trained, frozen, examples, key)
     return parts
 
 

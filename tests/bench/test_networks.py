@@ -5,11 +5,14 @@ from __future__ import annotations
 import importlib.util
 import math
 
+import jax
 import pytest
 
 from configs import ldm
 from fluidjax.base.errors import UserError
 from fluidjax.bench import aot, networks
+from fluidjax.runs.cohort import model_grid
+from fluidjax.runs.stages import build_stages
 
 ROWS = [
     'encode',
@@ -25,6 +28,7 @@ ROWS = [
     'autoencoder_step',
     'conddiff_step',
 ]
+SMALL_ROWS = [*ROWS[:4], 'unet', 'unet_step', 'autoencoder_step']
 
 PROGRAM = """HloModule step
 %body (p: f32[8]) -> f32[8] {
@@ -62,15 +66,19 @@ def test_rows_are_every_network_and_both_steps():
 
 def test_rows_of_our_own_method_are_those_of_its_bridge():
     """The head after it is small, and no U-Net of latents."""
-    rows = networks.rows_of(ldm.get_config('smoke,method=fluidjax'))
-    assert list(rows) == [*ROWS[:-1], 'fluidjax_step']
+    config = ldm.get_config('smoke,method=fluidjax')
+    rows = networks.rows_of(config)
+    assert list(rows) == [*SMALL_ROWS, 'fluidjax_step']
+    bridge = build_stages(config, model_grid(config))[1].method
+    trained = jax.eval_shape(bridge.init, networks.key_spec())['unet']
+    assert networks.count(rows['unet'].params) == networks.count(trained)
 
 
 def test_shape_and_dtype_can_be_chosen():
     rows = networks.rows_of(ldm.get_config('smoke'), (24, 16, 32), 'bfloat16')
     assert rows['encode'].batch.shape == (1, 24, 16, 32, 1)
     shape = rows['decode'].batch.shape
-    assert shape == rows['unet_vector'].batch['cond'].shape
+    assert shape == rows['unet'].batch['cond'].shape
     assert shape[1:4] == (24 // 4, 16 // 4, 32 // 4)
 
 
@@ -115,8 +123,8 @@ def test_without_libtpu_it_says_what_to_install(monkeypatch):
 
 
 def test_an_unknown_row_or_method_is_one_line(smoke_rows):
-    with pytest.raises(UserError, match="no 'unet'; there are encode"):
-        networks.chosen_rows(smoke_rows, ['unet'])
+    with pytest.raises(UserError, match="no 'network'; there are encode"):
+        networks.chosen_rows(smoke_rows, ['network'])
     from configs import vae
 
     with pytest.raises(UserError, match='latent methods'):
