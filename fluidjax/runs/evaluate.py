@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
+from data_pipelines import scan_folders
 from fluidjax.base.disk import check_output
 from fluidjax.base.errors import UserError
 from fluidjax.base.files import write_bytes
@@ -174,9 +175,21 @@ def _with_scans(config: ConfigDict, workdir: Path, scans: Mapping[str, str]) -> 
     changed = ConfigDict(config.to_dict())
     if scans:
         folders = dict.fromkeys(('data_dir', 'test_dir', 'lesion_dir'), '')
-        fresh = {'name': 'nifti', **folders, 'embedded': 0, 'labels': ''}
+        labels = _labels_of(config.cohort.get('labels', ''), scans.get('data_dir', ''))
+        fresh = {'name': 'nifti', **folders, 'embedded': 0, 'labels': labels}
         changed.cohort.update({**fresh, **scans})
     return changed
+
+
+def _labels_of(labels: str, folder: str) -> str:
+    """The label table of a run that is evaluated on a folder; '' if that holds scans."""
+    if not labels or not folder:
+        return ''
+    try:
+        scan_folders.find_cases(folder, '--data_dir')
+    except UserError:  # no scan by its name
+        return labels
+    return ''
 
 
 class Shown:

@@ -126,3 +126,16 @@ def test_every_method_is_trained_on_any_contrast(method):
     if method not in ('ldm', 'vae'):
         with pytest.raises(UserError, match='only law=wide paints lesions in other contrasts'):
             build_stages(config, grid)
+
+
+def test_a_run_of_label_maps_is_evaluated_on_scans_or_on_label_maps(tmp_path):
+    config = ldm.get_config('smoke,cohort=labels,contrast=any')
+    config.cohort.data_dir = 'elsewhere'
+    made = {}
+    for folder, name in (('maps', 'subject01_seg.nii'), ('scans', 'sub-01_T1w.nii')):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / name).write_bytes(b'x')
+        scans = {'data_dir': str(tmp_path / folder)}
+        made[folder] = evaluate._with_scans(config, tmp_path, scans).cohort.labels
+    assert made == {'maps': 'freesurfer', 'scans': ''}
+    assert evaluate._with_scans(config, tmp_path, {'name': 'template'}).cohort.labels == ''
