@@ -29,9 +29,11 @@ from fluidjax.base.errors import UserError
 from fluidjax.base.subject import Preprocessed
 
 REGISTRATIONS = ('affine', 'none')
-# The intensity in [0, 1] to which the median of white matter is scaled.
+# The intensity in [0, 1] to which the median of white matter is scaled: so low that what is bright
+# in the contrast stays below 1. The level of a bright tissue would depend on bright lesions.
 WHITE_MATTER_INTENSITY = 0.82
-# In other contrasts than T1w: the percentile in the brain that is scaled, and to what.
+WHITE_MATTER_LEVELS = {'t1w': WHITE_MATTER_INTENSITY, 'flair': 0.5, 't2w': 0.28}
+# In contrasts that are not known: the percentile in the brain that is scaled, and to what.
 BRIGHTEST, BRIGHTEST_INTENSITY = 99.5, 0.9
 # Share of a lesion that must lie in the brain: skull stripping may have cut some of it off.
 LEAST_LESION_IN_BRAIN = 0.25
@@ -88,9 +90,10 @@ def preprocess(
 
     def on_grid(data: np.ndarray, white_matter: TissueLevel) -> np.ndarray:
         """The brain in [0, 1] on the model grid."""
-        if contrast == 't1w':
-            gain = WHITE_MATTER_INTENSITY / white_matter_level(white_matter, data, in_head)
-        else:  # white matter may be the darkest tissue
+        white = white_matter_level(white_matter, data, in_head)
+        if contrast in WHITE_MATTER_LEVELS and white > 0:
+            gain = WHITE_MATTER_LEVELS[contrast] / white
+        else:
             gain = BRIGHTEST_INTENSITY / float(np.percentile(data[in_head], BRIGHTEST))
         scaled = np.clip(gain * data, 0.0, 1.0)
         return brain_on_grid * resample_image(scaled, head.affine, grid.shape, affine)

@@ -32,7 +32,7 @@ from fluidjax.base.subject import TISSUES
 
 MAX_LESION_FRACTION = 0.6  # of the brain; a larger mask is not one of a lesion
 # Of the intensity scale of other contrasts than T1w, on which no cohort depended before.
-_SCALING_VERSION = 1
+_SCALING_VERSION = 2
 _FLAGS = ('has_healthy', 'has_lesion')
 _FAULTS = 'faults'  # why a scan must not be trained on, see `check_healthy`; '' if nothing is wrong
 

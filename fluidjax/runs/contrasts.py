@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 import jax
 import numpy as np
 
-from data_pipelines.preprocess import BRIGHTEST, BRIGHTEST_INTENSITY, WHITE_MATTER_INTENSITY
+from data_pipelines.preprocess import BRIGHTEST, BRIGHTEST_INTENSITY, WHITE_MATTER_LEVELS
 from fluidjax.base.errors import UserError
 from fluidjax.base.subject import TISSUES, Subject
 from fluidjax.fluid.grid import Grid
@@ -78,8 +78,9 @@ def at_level_of_scans(image: np.ndarray, case: Subject, contrast: str) -> np.nda
     inside = case.brain > 0
     white = case.tissue[..., TISSUES.index('white')]
     pure = inside & (white >= np.quantile(white[inside], 0.75))
-    if contrast in ('t1w', 't1ce'):
-        gain = WHITE_MATTER_INTENSITY / max(float(np.median(image[pure])), 1e-3)
+    known_as = 't1w' if contrast == 't1ce' else contrast
+    if known_as in WHITE_MATTER_LEVELS:
+        gain = WHITE_MATTER_LEVELS[known_as] / max(float(np.median(image[pure])), 1e-3)
     else:
         gain = BRIGHTEST_INTENSITY / max(float(np.percentile(image[inside], BRIGHTEST)), 1e-3)
     return np.clip(gain * image, 0.0, 1.0).astype(np.float32)
