@@ -20,6 +20,8 @@ from fluidjax.base.errors import UserError
 
 # Increase it when preprocessing changes, so that existing cohorts are built again.
 PREPROCESSING_VERSION = 3
+# Of the intensity scale of other contrasts than T1w.
+SCALING_VERSION = 2
 VALIDATION_FRACTION = 0.2
 MIN_HEALTHY_SUBJECTS = 2
 PURPOSES = ('data_dir', 'test_dir', 'lesion_dir')
@@ -70,7 +72,7 @@ class NiftiSource:
         if self.assigned is not None or self.left_out:
             described += [self.assigned, self.left_out]
         if self.test_contrasts != (scan_folders.T1W,):
-            described.append(self.test_contrasts)
+            described += [self.test_contrasts, SCALING_VERSION]
         return scan_folders.digest(described + self._described_labels())
 
     def inputs(self) -> str:

@@ -31,8 +31,6 @@ from fluidjax.base.files import write_bytes
 from fluidjax.base.subject import TISSUES
 
 MAX_LESION_FRACTION = 0.6  # of the brain; a larger mask is not one of a lesion
-# Of the intensity scale of other contrasts than T1w, on which no cohort depended before.
-_SCALING_VERSION = 2
 _FLAGS = ('has_healthy', 'has_lesion')
 _FAULTS = 'faults'  # why a scan must not be trained on, see `check_healthy`; '' if nothing is wrong
 
@@ -176,7 +174,7 @@ def key_of(item: Case | Path, source: NiftiSource) -> str:
     """
     described = [
         nifti_source.PREPROCESSING_VERSION,
-        _SCALING_VERSION,
+        nifti_source.SCALING_VERSION,
         source.registration,
         repr(source.grid),
         'mask' if isinstance(item, Path) else 'scan',
