@@ -45,7 +45,6 @@ def parsed(checkout, monkeypatch):
 
 def test_every_field_of_the_fluid_can_be_set_for_training(parsed, tmp_path):
     changed = {
-        'parity': True,
         'diffusion_scale': 5.0,
         'white_matter_bright': False,
         'min_peak': 0.3,
@@ -65,6 +64,10 @@ def test_every_field_of_the_fluid_can_be_set_for_training(parsed, tmp_path):
     for saved in (config, ConfigDict(config.to_dict())):
         save_config(tmp_path / 'config.json', saved)
         assert fluid_settings(load_config(tmp_path / 'config.json')) == fluid_settings(config)
+    words = ['--config=configs/ldm.py:smoke,method=fluidjax', '--config.fluid.parity=True']
+    assert fluid_settings(parsed(*words)) == dataclasses.replace(before, parity=True)
+    with pytest.raises(UserError, match='fluid.border_mm: 16.0 is not used by the published flow'):
+        fluid_settings(parsed(*words, '--config.fluid.border_mm=16.0'))
 
 
 def test_a_number_of_steps_that_is_left_to_the_grid_is_saved_as_such(tmp_path):
