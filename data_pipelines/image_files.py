@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import gzip
+import hashlib
 import math
 import os
 import stat
@@ -202,6 +203,15 @@ def parts_of(path: Path) -> tuple[Path, ...]:
     if ending_of(path).lower() not in PAIR_ENDINGS:
         return (path,)
     return tuple(file for file in _header_and_voxels(path) if file.exists())
+
+
+def checksum(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of an image; of a pair that of the header, then that of the voxels."""
+    sums = []
+    for part in parts_of(Path(path)):
+        with open(part, 'rb') as file:
+            sums.append(hashlib.file_digest(file, 'sha256').hexdigest())
+    return ' '.join(sums)
 
 
 def _header_and_voxels(path: Path) -> tuple[Path, Path]:

@@ -22,7 +22,7 @@ import tqdm
 
 from data_pipelines import grids, nifti_source, preprocess, resampling, scan_folders, tissue
 from data_pipelines.file_names import contrast_in_name, without_bytes
-from data_pipelines.image_files import parts_of
+from data_pipelines.image_files import checksum
 from data_pipelines.nifti_source import NiftiSource
 from data_pipelines.scan_folders import Case
 from data_pipelines.volume_io import load_volume
@@ -183,10 +183,9 @@ def key_of(item: Case | Path, source: NiftiSource) -> str:
         described.append(['labels', repr(tissue.table_of(source.labels))])
     if not isinstance(item, Path) and contrast_in_name(item.scan) == 'flair':
         described.append('flair')  # of two contrasts that look alike it is this one
-    for path in (part for file in files_of(item) for part in parts_of(file)):
+    for path in files_of(item):
         try:
-            with open(path, 'rb') as file:
-                described.append(hashlib.file_digest(file, 'sha256').hexdigest())
+            described.append(checksum(path))
         except OSError as error:
             raise UserError(
                 f'{path}: cannot be read ({error.strerror}); check the path and its permissions'

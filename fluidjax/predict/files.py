@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -18,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.folder_walk import holds_predictions
-from data_pipelines.image_files import ending_of
+from data_pipelines.image_files import checksum, ending_of
 from data_pipelines.volume_io import save_like
 from fluidjax.base import __version__
 from fluidjax.base.disk import check_output
@@ -182,11 +181,6 @@ def write_prediction(out: Path, scan: Scan, predicted: Predicted, source: Source
     return summary
 
 
-def _checksum(path: Path) -> str:
-    with open(path, 'rb') as file:
-        return hashlib.file_digest(file, 'sha256').hexdigest()
-
-
 def refuse_another_scan(out: Path, file: ScanFile) -> None:
     """Check that the place of a scan's results holds none of another scan of the same name.
 
@@ -202,7 +196,7 @@ def refuse_another_scan(out: Path, file: ScanFile) -> None:
     before = read_json(table, 'delete it').get('Summary', {})
     if before.get('scan') in (None, shown(file.path)) or 'sha256' not in before:
         return
-    if before['sha256'] != _checksum(file.path):
+    if before['sha256'] != checksum(file.path):
         raise UserError(
             f'{shown(file.path)}: {shown(table.parent)} holds the results of {before["scan"]}, '
             'which has the same name; give another --out, or predict both in one command'
@@ -224,7 +218,7 @@ def _summary_of(
     return {
         'name': scan.file.name,
         'scan': shown(scan.file.path),
-        'sha256': _checksum(scan.file.path),
+        'sha256': checksum(scan.file.path),
         'contrast': scan.contrast,
         'page': (scan.file.folder / f'{scan.file.name}_desc-anomaly.html').as_posix(),
         'run': source.run,

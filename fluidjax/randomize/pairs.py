@@ -27,7 +27,7 @@ import numpy as np
 from scipy import ndimage
 from tqdm import tqdm
 
-from data_pipelines import scan_folders, scan_images, volume_io
+from data_pipelines import image_files, scan_folders, scan_images, volume_io
 from data_pipelines.scan_arguments import given_scans
 from data_pipelines.scan_folders import distinct_names
 from fluidjax.base import disk, environment
@@ -183,13 +183,13 @@ def _write(plan: _Plan, out: Path, volumes: bool) -> Path:
                     raise DiskError(f'--out: {shown(out)}: {reason}') from error
                 failed[path] = failure_line(path, error)
                 continue
-            brain = plan.brain and {'path': plan.brain, 'sha256': records.checksum(plan.brain)}
-            checksum = records.checksum(path)
+            brain = plan.brain and {'path': plan.brain, 'sha256': image_files.checksum(plan.brain)}
+            checksum = image_files.checksum(path)
             scans.append(
                 {'path': path, 'sha256': checksum, 'brain': brain, 'folder': name, 'pairs': pairs}
             )
     if scans:
-        files = {str(file): records.checksum(file) for file in masks.paths}
+        files = {str(file): image_files.checksum(file) for file in masks.paths}
         content = {**plan.head, 'lesions': {'folder': masks.folder, 'files': files}, 'scans': scans}
         realised = [pair['realised'] for scan in scans for pair in scan['pairs']]
         write_bytes(out / 'distribution.png', distribution_figure(realised))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from data_pipelines.image_files import parts_of
+from data_pipelines.image_files import checksum
 from fluidjax.base import __version__
 from fluidjax.base.errors import UserError
 from fluidjax.base.files import read_json
@@ -96,15 +95,6 @@ def _plain(value: jax.Array) -> Any:
     if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
         value = jax.random.key_data(value)
     return np.asarray(value).tolist()
-
-
-def checksum(path: str | Path) -> str:
-    """SHA-256 of an image; of a pair that of the header, then that of the voxels."""
-    sums = []
-    for part in parts_of(Path(path)):
-        with open(part, 'rb') as file:
-            sums.append(hashlib.file_digest(file, 'sha256').hexdigest())
-    return ' '.join(sums)
 
 
 def header(settings: FluidSettings, seed: int, num_pairs: int) -> dict[str, Any]:

@@ -74,7 +74,7 @@ def test_results_of_another_scan_of_that_name_are_kept(tmp_path):
     files.refuse_another_scan(out, scans[0])
     table = out / 'sub-1' / 'anat' / f'sub-1_{files.TABLE}.json'
     table.parent.mkdir(parents=True)
-    known = {'scan': str(scans[0].path), 'sha256': files._checksum(scans[0].path)}
+    known = {'scan': str(scans[0].path), 'sha256': files.checksum(scans[0].path)}
     table.write_text(json.dumps({'Summary': known}))
     files.refuse_another_scan(out, scans[0])
     with pytest.raises(UserError, match='holds the results of .* which has the same name'):
@@ -83,3 +83,14 @@ def test_results_of_another_scan_of_that_name_are_kept(tmp_path):
     files.refuse_another_scan(out, scans[1])
     scans[0].path.write_bytes(b'changed')
     files.refuse_another_scan(out, scans[0])
+
+
+def test_pairs_of_files_with_equal_headers_are_other_scans(tmp_path):
+    scans = []
+    for site in ('a', 'b'):
+        path = tmp_path / site / 'p1.hdr'
+        path.parent.mkdir()
+        path.write_bytes(b'the same header')
+        path.with_suffix('.img').write_bytes(site.encode())
+        scans.append(path)
+    assert files.checksum(scans[0]) != files.checksum(scans[1])
