@@ -248,8 +248,8 @@ def _print_compiled(stages: dict[str, Stage], table: dict[str, Any], topology: s
     else:
         devices, backend = jax.devices('cpu')[:1], 'cpu'
         cli.tell(
-            'compiled for this CPU, one volume, GiB; XLA removes recomputation on CPUs and '
-            'computes bfloat16 as float32, so a GPU needs far less:'
+            'compiled for this CPU, one volume, GiB; XLA computes bfloat16 as float32 on CPUs '
+            'and fuses less, so a GPU needs far less:'
         )
     COMPILED.print_head('program')
     for name, stage in stages.items():

@@ -30,6 +30,7 @@ from fluidjax.models.conv import target_backend
 from fluidjax.models.discriminator import Discriminator
 from fluidjax.models.unet import UNet, UNetConfig
 from fluidjax.runs.cohort import model_grid
+from fluidjax.training.parallel import compiler_options
 from fluidjax.training.settings import StageSettings, make_optimizer
 from fluidjax.training.state import create_state
 from fluidjax.training.steps import make_train_step
@@ -252,7 +253,7 @@ def compile_row(row: Row, devices: list[Any]) -> Any:
         on(key_spec(), whole),
     )
     jitted = jax.jit(function, donate_argnums=(0,) if row.donate else ())
-    return jitted.lower(*arguments).compile()
+    return jitted.lower(*arguments).compile(compiler_options(devices[0]))
 
 
 def count(params: Any) -> int:

@@ -44,6 +44,39 @@ def test_gradients_may_travel_in_half_the_bits():
     assert mean['w'].dtype == jnp.float32
 
 
+def test_what_is_to_be_computed_again_is_not_kept_on_a_cpu(monkeypatch):
+    needed = []
+    compile_it = jax.stages.Lowered.compile
+
+    def noted(self, *arguments):
+        program = compile_it(self, *arguments)
+        needed.append(program.memory_analysis().temp_size_in_bytes)
+        return program
+
+    monkeypatch.setattr(jax.stages.Lowered, 'compile', noted)
+    layout = parallel.layout_of(1)
+    weights, x = jnp.full((12, 16, 16), 0.1), jnp.ones((1, 512, 16))
+
+    def gradient(block):
+        def loss(weights, x):
+            for w in weights:
+                x = block(w, x)
+            return jnp.sum(x)
+
+        call = parallel.data_parallel(jax.grad(loss), layout, (False, True))
+        return call(weights, x), call(weights, x)
+
+    def block(w, x):
+        for _ in range(4):
+            x = jnp.tanh(x @ w)
+        return x
+
+    kept, again = gradient(block), gradient(jax.checkpoint(block))
+    np.testing.assert_allclose(kept, again, rtol=1e-5)
+    assert len(needed) == 2, 'compiled once for one kind of arguments'
+    assert needed[1] < 0.6 * needed[0]
+
+
 @pytest.mark.parametrize(
     ('environment', 'launcher'),
     [
