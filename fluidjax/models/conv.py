@@ -25,6 +25,7 @@ from jax import lax
 
 from fluidjax.base.errors import UserError
 from fluidjax.models.folding import fold, pair_convolution
+from fluidjax.models.ordering import is_large, one_after_another
 from fluidjax.models.weight_gradient import gradient_by_blocks, worth_blocks
 
 WORTH_PHASES = 2**21  # coarse voxels x channels in x channels out, measured on a CPU
@@ -154,6 +155,9 @@ def sum_of_taps(x: jax.Array, kernel: jax.Array, strides: Triple, padding: Pads)
     """
     if backend() == 'cpu' and worth_blocks(x, strides):
         return _taps_and_blocks(x, kernel, padding)
+    if backend() == 'cpu' and is_large(x):
+        # What the gradient needs of x is prepared in the backward pass, not kept from the forward.
+        return jax.checkpoint(lambda x, kernel: _taps(x, kernel, strides, padding))(x, kernel)
     return _taps(x, kernel, strides, padding)
 
 
@@ -170,7 +174,8 @@ def _backward(padding: Pads, kept: tuple, dy: jax.Array) -> tuple[jax.Array, jax
     x, kernel = kept
     (dx,) = jax.linear_transpose(lambda x: _taps(x, kernel, (1, 1, 1), padding), x)(dy)
     weights = gradient_by_blocks(x, dy, kernel.shape[0], padding)
-    return dx, weights.astype(kernel.dtype)
+    # Gradients of earlier layers wait, so that what the weights' needs is not kept meanwhile.
+    return one_after_another((dx, weights.astype(kernel.dtype)))
 
 
 _taps_and_blocks.defvjp(_forward, _backward)
@@ -181,10 +186,13 @@ def _taps(x: jax.Array, kernel: jax.Array, strides: Triple, padding: Pads) -> ja
     padded = jnp.pad(x, ((0, 0), padding[0], (0, 0), (0, 0), (0, 0)))
     planes = (padded.shape[1] - size) // stride + 1
     last = (planes - 1) * stride + 1
-    return sum(
-        conv2d(padded[:, tap : tap + last : stride], kernel[tap], strides[1:], padding[1:])
-        for tap in range(size)
-    )
+    total = 0.0
+    for tap in range(size):
+        plane = padded[:, tap : tap + last : stride]
+        total = total + conv2d(plane, kernel[tap], strides[1:], padding[1:])
+        if backend() == 'cpu' and tap < size - 1:
+            total, padded = one_after_another((total, padded))
+    return total
 
 
 def conv2d(x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: Sequence) -> jax.Array:

@@ -7,7 +7,8 @@ it (`compute_dtype`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import functools
+from collections.abc import Callable, Iterable
 
 import flax.linen as nn
 import jax
@@ -47,12 +48,14 @@ class Dense(nn.Module):
 class GroupNorm(nn.Module):
     """Group normalisation over space and the channels of a group, computed in float32.
 
-    With `folded` the features come as pairs of planes (`folding`), with two copies of each channel.
+    With `folded` the features come as pairs of planes (`folding`), with two copies of each channel;
+    with `silu` the activation follows.
     """
 
     num_groups: int = 32
     eps: float = 1e-6
     folded: bool = False
+    silu: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -77,7 +80,8 @@ class GroupNorm(nn.Module):
         else:
             variance = self._over_group(jnp.square(flat - mean).mean(1), copies)
         normed = (flat - mean) * (jax.lax.rsqrt(variance + self.eps) * scale) + bias
-        return normed.reshape(x.shape).astype(x.dtype)
+        normed = normed.reshape(x.shape).astype(x.dtype)
+        return nn.silu(normed) if self.silu else normed
 
     def _over_group(self, per_channel: jax.Array, copies: int) -> jax.Array:
         """(b, c) -> (b, 1, c): each channel gets the mean of its group."""
@@ -96,6 +100,8 @@ class ResBlock(nn.Module):
             otherwise it is added before it (DDPM).
         zero_init: start as the skip connection only.
         folded: features come and go as pairs of planes (`folding`); without embeddings.
+        remat: in the backward pass compute the norms again when it comes to them, instead of
+            keeping their float32 parts through that of the convolutions.
     """
 
     features: int
@@ -104,17 +110,19 @@ class ResBlock(nn.Module):
     scale_shift: bool = False
     zero_init: bool = False
     folded: bool = False
+    remat: bool = False
 
     @nn.compact
     def __call__(
         self, x: jax.Array, emb: jax.Array | None = None, cond: jax.Array | None = None
     ) -> jax.Array:
         """x (b, x, y, z, c); emb (b, e) of the time; cond (b, e) or (b, x, y, z, e)."""
-        h = nn.silu(GroupNorm(self.num_groups, self.eps, self.folded, name='norm1')(x))
+        norm = nn.remat(GroupNorm) if self.remat else GroupNorm
+        h = norm(self.num_groups, self.eps, self.folded, silu=True, name='norm1')(x)
         h = Conv3D(self.features, folded=self.folded, name='conv1')(h)
         if emb is not None and not self.scale_shift:
             h = h + _over_space(Dense(self.features, name='time_proj')(nn.silu(emb)))
-        h = GroupNorm(self.num_groups, self.eps, self.folded, name='norm2')(h)
+        h = norm(self.num_groups, self.eps, self.folded, name='norm2')(h)
         if emb is not None and self.scale_shift:
             h = _modulate(h, Dense(2 * self.features, name='time_proj')(nn.silu(emb)))
         if cond is not None:
@@ -127,9 +135,9 @@ class ResBlock(nn.Module):
         return x + h
 
 
-def res_block(remat: bool) -> type[ResBlock]:
+def res_block(remat: bool) -> Callable[..., ResBlock]:
     """`ResBlock`, or the same one computed again in the backward pass (parameters alike)."""
-    return nn.remat(ResBlock) if remat else ResBlock
+    return functools.partial(nn.remat(ResBlock), remat=True) if remat else ResBlock
 
 
 def _over_space(vector: jax.Array) -> jax.Array:

@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from fluidjax.models.ordering import one_after_another
+
 WORTH_BLOCKS = 2**12  # voxels of a batch; up to there one kernel is as fast, measured on a CPU
 PLANES = 8  # of a block; measured with 4 to 20, and fewer are slow where channels are few
 EVEN = 4  # numbers of planes that are no multiple of it are slower than with planes of zeros added
@@ -43,9 +45,12 @@ def gradient_by_blocks(
         (kx, ky, kz, in, out), computed and summed in float32 or the wider dtype of x.
     """
     padded = jnp.pad(x, ((0, 0), padding[0], (0, 0), (0, 0), (0, 0)))
-    outer = _planes(dy)
-    taps = [_planes(padded[:, tap : tap + dy.shape[1]]) for tap in range(size)]
-    return jnp.stack([_sum_of_blocks(tap, outer, padding[1:]) for tap in taps])
+    outer, taps = _planes(dy), []
+    for tap in range(size):
+        inner = _planes(padded[:, tap : tap + dy.shape[1]])
+        taps.append(_sum_of_blocks(inner, outer, padding[1:]))
+        taps, padded, outer = one_after_another((taps, padded, outer))
+    return jnp.stack(taps)
 
 
 def _planes(volumes: jax.Array) -> jax.Array:
@@ -57,8 +62,9 @@ def _planes(volumes: jax.Array) -> jax.Array:
 def _sum_of_blocks(x: jax.Array, dy: jax.Array, padding: tuple[tuple[int, int], ...]) -> jax.Array:
     """The gradient of a 2-D convolution's kernel: (ky, kz, in, out)."""
     dtype = jnp.promote_types(x.dtype, jnp.float32)
-    return sum(
-        lax.conv_general_dilated(
+    total = jnp.zeros((), dtype)
+    for block in _blocks(len(x)):
+        total = total + lax.conv_general_dilated(
             x[block],
             dy[block],
             (1, 1),
@@ -66,8 +72,8 @@ def _sum_of_blocks(x: jax.Array, dy: jax.Array, padding: tuple[tuple[int, int], 
             dimension_numbers=CORRELATION,
             preferred_element_type=dtype,
         )
-        for block in _blocks(len(x))
-    )
+        total, x, dy = one_after_another((total, x, dy))
+    return total
 
 
 def _blocks(planes: int) -> Iterator[slice]:
