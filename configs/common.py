@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from ml_collections import ConfigDict
 
 from configs import contrasts, fluid, sizes, wide
+from fluidjax.base.settings import SYNONYMS
 
 CHOICES = {
     'size': sizes.NAMES,
@@ -40,7 +41,7 @@ def common(method: str, chosen: Mapping[str, str]) -> ConfigDict:
         method: its name.
         chosen: one of each of `CHOICES`.
     """
-    size, cohort = sizes.SYNONYMS.get(chosen['size'], chosen['size']), chosen['cohort']
+    size, cohort = SYNONYMS.get(chosen['size'], chosen['size']), chosen['cohort']
     config = ConfigDict({'seed': 0, 'method': method, 'size': size})
     # Arrangement of 3-D convolutions: 'auto', 'direct' (XLA's own) or 'taps' (a sum of 2-D ones).
     config.convolution = 'auto'

@@ -15,8 +15,6 @@ from typing import Any
 from ml_collections import ConfigDict
 
 FINER = ('2mm', '1.5mm', '1mm')
-# Other names of the same size.
-SYNONYMS = {'4mm': 'demo'}
 NAMES = ('paper', *reversed(FINER), '4mm', 'demo', 'smoke')
 
 

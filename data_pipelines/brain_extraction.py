@@ -22,7 +22,10 @@ TOOL_TIMEOUT_S = 3600
 # 0.49 and 0.68, Dice 0.96.
 LEAST_AGREEMENT, LEAST_OVERLAP = 0.25, 0.85
 VOLUME_RANGE_ML = (600.0, 2200.0)
-ADVICE = 'give its brain mask (--brain), or install SynthStrip (mri_synthstrip) or HD-BET'
+ADVICE = (
+    'skull-strip it first, or give its brain mask (--brain of predict), or install SynthStrip '
+    '(mri_synthstrip) or HD-BET'
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +136,7 @@ def _by_tool(scan: Volume, method: str) -> np.ndarray:
     if program is None:
         raise UserError(
             f"brain extraction '{method}': {TOOLS[method]} is not on PATH; install it, "
-            "or choose 'atlas', or give a brain mask (--brain)"
+            "or choose 'atlas', or skull-strip the scan first"
         )
     with tempfile.TemporaryDirectory() as folder:
         head, stripped = Path(folder, 'head.nii.gz'), Path(folder, 'brain.nii.gz')
@@ -148,7 +151,7 @@ def _by_tool(scan: Volume, method: str) -> np.ndarray:
         if not mask.is_file():
             raise UserError(
                 f'{scan.path}: {TOOLS[method]} wrote no result; try it by hand, or '
-                'give its brain mask (--brain)'
+                'skull-strip it first'
             )
         return load_volume(mask).data != 0
 
@@ -162,6 +165,6 @@ def _call(command: list[str], path: str) -> None:
     if failed:
         last = said.splitlines()[-1] if said else 'no message'
         raise UserError(
-            f'{path}: {Path(command[0]).name} failed: {last}; try it by hand, or give '
-            'its brain mask (--brain)'
+            f'{path}: {Path(command[0]).name} failed: {last}; try it by hand, or '
+            'skull-strip it first'
         )

@@ -129,7 +129,9 @@ def as_prepared(source: NiftiSource, store: Path) -> NiftiSource:
         if description['data_dir'] == os.fspath(Path(source.data_dir).resolve()):
             raise UserError(
                 f'{store}: holds {source.data_dir} prepared from other files or with other settings'
-                f' ({description["settings"]}); {PREPARE_AGAIN}, or name another store'
+                f' ({description["settings"]}); wanted is {_settings(source)}; prepare the folder '
+                'again with these (fluidjax prepare, for the grid --size=SIZE), or name another '
+                'store'
             )
     return source
 
@@ -148,16 +150,22 @@ def _read(path: Path) -> dict:
 def _describe(source: NiftiSource, ready: NiftiSource, store: Path, failed: list[Outcome]) -> None:
     """Write the splits, and the files that are left out, for `as_prepared`."""
     reasons = {key: outcome.error for outcome in failed for key in _keys_of(outcome, source)}
-    grid = source.grid
     description = {
         'data_dir': os.fspath(Path(source.data_dir).resolve()),
-        'settings': f'grid {"x".join(map(str, grid.shape))} at {grid.spacing[0]:g} mm, registration'
-        f" {source.registration}, test_dir '{source.test_dir}', lesion_dir "
-        f"'{source.lesion_dir}'",
+        'settings': _settings(source),
         'assigned': ready.assigned,
         'left_out': [[key, reasons.get(key, '')] for key in ready.left_out],
     }
     write_text(_description_of(source, store), json.dumps(description, indent=1) + '\n')
+
+
+def _settings(source: NiftiSource) -> str:
+    """The settings that an error shows."""
+    grid = source.grid
+    return (
+        f'grid {"x".join(map(str, grid.shape))} at {grid.spacing[0]:g} mm, registration '
+        f"{source.registration}, test_dir '{source.test_dir}', lesion_dir '{source.lesion_dir}'"
+    )
 
 
 def _broken_masks(source: NiftiSource) -> list[Outcome]:

@@ -2,7 +2,8 @@
 
     fluidjax prepare HEALTHY --out=store
     fluidjax prepare HEALTHY --out=store --test_dir=PATIENTS --workers=8
-    fluidjax train --config=configs/ldm.py:demo,cohort=nifti --workdir=runs/mine \\
+    fluidjax train --config=configs/ldm.py:demo,cohort=nifti,method=fluidjax \\
+        --workdir=runs/mine \\
         --config.cohort.data_dir=HEALTHY --config.cohort.store=store
 
 HEALTHY is a folder of skull-stripped T1w scans, BIDS or plain. The command also writes a page with
@@ -29,6 +30,7 @@ from fluidjax.base import cli
 from fluidjax.base.disk import check_output
 from fluidjax.base.errors import UserError
 from fluidjax.base.files import write_text
+from fluidjax.base.settings import SYNONYMS
 
 FLAGS = cli.Flags()
 _text = functools.partial(flags.DEFINE_string, flag_values=FLAGS)
@@ -123,8 +125,10 @@ def build(request: Request) -> str:
 
 
 def _source(request: Request) -> NiftiSource:
-    if request.size not in GRIDS:
-        raise UserError(f"--size: '{request.size}' is not one of {', '.join(GRIDS)}")
+    size = SYNONYMS.get(request.size, request.size)
+    if size not in GRIDS:
+        names = ', '.join([*GRIDS, *SYNONYMS])
+        raise UserError(f"--size: '{request.size}' is not one of {names}")
     if request.registration not in preprocess.REGISTRATIONS:
         raise UserError(
             f"--registration: '{request.registration}' is not one of "
@@ -135,7 +139,7 @@ def _source(request: Request) -> NiftiSource:
         str(Path(folder).expanduser()) if folder else ''
         for folder in (request.data_dir, request.test_dir, request.lesion_dir)
     ]
-    return NiftiSource(GRIDS[request.size], *folders, request.registration, request.seed)
+    return NiftiSource(GRIDS[size], *folders, request.registration, request.seed)
 
 
 def _left_out(outcomes: list[preparation.Outcome]) -> str:
@@ -152,7 +156,7 @@ def _flags(request: Request, source: NiftiSource) -> str:
     }
     if request.registration != 'affine':
         given['registration'] = request.registration
-    words = [f'--config=configs/ldm.py:{request.size},cohort=nifti']
+    words = [f'--config=configs/ldm.py:{request.size},cohort=nifti,method=fluidjax']
     words += [f'--config.seed={request.seed}'] if request.seed else []
     words += [f'--config.cohort.{name}={value}' for name, value in given.items() if value]
     return ' '.join(words)

@@ -125,7 +125,7 @@ def shading_warnings(data: np.ndarray, affine: np.ndarray, scan_from_mni: np.nda
         return []
     return [
         f'strong shading: white matter is {strength:.1f} times brighter on one side than on the '
-        'other; try --n4'
+        'other; correct it first (predict can: --n4)'
     ]
 
 

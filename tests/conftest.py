@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 
@@ -9,7 +10,8 @@ os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 CHECKOUT = Path(__file__).resolve().parents[1]
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(CHECKOUT / '.cache' / 'xla'))
-os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.5')
+# Even the smallest program: each worker and each command needs hundreds of the same ones.
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 # Many programs on small arrays: optimising them would take longer than it saves.
 os.environ.setdefault(
     'XLA_FLAGS',
@@ -34,6 +36,13 @@ def pytest_collection_modifyitems(items: list) -> None:
         return 0 if item.path.name == 'test_commands.py' else 2
 
     items.sort(key=place)
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: searching it for garbage took a tenth of the time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 100)
 
 
 def _existing(path: Path) -> Path:
@@ -61,11 +70,37 @@ def checkout() -> Path:
 
 
 @pytest.fixture(scope='session')
-def smoke_run(tmp_path_factory) -> Path:
+def everyones(tmp_path_factory, worker_id) -> Path:
+    """A folder shared by all of pytest's workers."""
+    own = tmp_path_factory.getbasetemp()
+    folder = (own if worker_id == 'master' else own.parent) / 'everyones'
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope='session')
+def store(everyones) -> Path:
+    """Where embedded cohorts are built, each once for all workers."""
+    return everyones / 'store'
+
+
+@pytest.fixture(scope='session')
+def smoke_run(everyones) -> Path:
     """A run of the smoke size with initial parameters, thresholds and scores, made in seconds.
 
-    Its files are those of `train` and `eval`. Tests must not write into it.
+    Its files are those of `train` and `eval`. Tests must not write into it. The first worker makes
+    it.
     """
+    from fluidjax.base import files
+
+    folder = everyones / 'runs' / 'smoke'
+    with files.locked_in_turn(everyones / 'runs.lock'):
+        if not (folder / 'eval' / 'metrics.json').is_file():
+            _make_smoke_run(folder)
+    return folder
+
+
+def _make_smoke_run(folder: Path) -> None:
     import json
 
     import jax
@@ -81,7 +116,6 @@ def smoke_run(tmp_path_factory) -> Path:
     from fluidjax.training.settings import make_optimizer
     from fluidjax.training.state import create_state, run_once
 
-    folder = tmp_path_factory.mktemp('runs') / 'smoke'
     config = ldm.get_config('smoke')
     grid = model_grid(config)
     stage = build_stages(config, grid)[-1]
@@ -113,4 +147,3 @@ def smoke_run(tmp_path_factory) -> Path:
     (folder / 'eval' / 'metrics.json').write_text(
         json.dumps({'template_smoke': {'conddiff': {'ap': entry}}})
     )
-    return folder

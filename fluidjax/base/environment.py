@@ -29,8 +29,9 @@ _REPLACED: Mapping[str, tuple[tuple[str, ...], str]] = {
 # Parameters of glibc's mallopt: no mmap, trim only above 2 GB, grow by 256 MB.
 _KEEP_MEMORY = ((-4, 0), (-1, 2**31 - 1), (-2, 2**28))
 FEWER_SCANS = (
-    'take fewer at a time: config.detect.batch_size in evaluation and prediction, a higher '
-    'config.<stage>.training.accumulate in training'
+    'take fewer at a time: a higher --config.STAGE.training.accumulate in training; for an '
+    'evaluation repeat the train command with --config.detect.batch_size=1 (nothing is trained '
+    'again), then eval'
 )
 _CACHE = 'JAX_COMPILATION_CACHE_DIR'
 _READS = os.path.join('jax', '_src', 'config.py')  # the file of JAX that reads the variables

@@ -21,6 +21,8 @@ T = TypeVar('T')
 # The folder that holds `configs`: the checkout, or where the package is installed.
 INSTALLED = Path(__file__).parents[2]
 TRAIN_AGAIN = 'train again'
+# Other names of the sizes.
+SYNONYMS = {'4mm': 'demo'}
 
 
 def check(holds: bool, where: str, value: Any, advice: str) -> None:

@@ -83,7 +83,9 @@ def place_mask(
     near = jax.random.uniform(key_shift, (_PLACES_NEAR, grid.ndim), minval=-limit, maxval=limit)
     far = random_voxels(key_brain, brain, _PLACES_ANYWHERE)
     moves = jnp.round(jnp.concatenate([near, far - home]))
-    landed = jnp.round(home + moves[:, None] + (points - centre) @ forward.T).astype(jnp.int32)
+    exact = jax.lax.Precision.HIGHEST  # accelerators would round the positions
+    turned = jnp.matmul(points - centre, forward.T, precision=exact)
+    landed = jnp.round(home + moves[:, None] + turned).astype(jnp.int32)
     hits = _looked_up(brain, landed)
     fits = hits.mean(axis=1) >= settings.inside_share
     chosen = jnp.where(fits.any(), jnp.argmax(fits), jnp.argmax(hits.mean(axis=1)))

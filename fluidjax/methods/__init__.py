@@ -14,6 +14,8 @@ A method is a frozen dataclass with
     loss(params, batch, key, share)     (loss, metrics) of a batch `{'image', 'brain'}`, each
                                         `(batch, x, y, z, 1)`
     reconstruct(params, volumes, key)   healthy counterparts, shaped as the volumes
+If a part of that loss does not say how good the method is (else None)
+    validation_loss(params, batch, key, share)  (loss, metrics) for validation
 If it makes several counterparts, also
     counterparts(params, volumes, key)  all of them, along a leading axis
 If it also says where a lesion is (else None),
@@ -35,6 +37,7 @@ class Method:
     is_random = False
     num_counterparts = 1
     separate = False
+    validation_loss = None
     examples = None
     example_loss = None
     probability = None

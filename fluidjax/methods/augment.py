@@ -102,7 +102,10 @@ def move(
     position = jnp.stack(jnp.meshgrid(*axes, indexing='ij'))  # (3, x, y, z) mm from the centre
     points = _control_points(shape, spacing, settings.control_spacing_mm)
     fields = jax.vmap(lambda k: _smooth_field(k, shape, points))(jax.random.split(k_elastic, 3))
-    moved = jnp.einsum('ij,jxyz->ixyz', random_affine(k_affine, settings), position)
+    # Accelerators would round the positions.
+    exact = jax.lax.Precision.HIGHEST
+    affine = random_affine(k_affine, settings)
+    moved = jnp.einsum('ij,jxyz->ixyz', affine, position, precision=exact)
     moved = moved + settings.displacement_mm * fields
     voxel = [moved[i] / spacing[i] + half[i] for i in range(3)]
     both = jnp.stack([image, brain.astype(image.dtype)])

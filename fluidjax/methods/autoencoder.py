@@ -222,6 +222,14 @@ class AutoencoderMethod(Method):
         )
         return loss, {**errors, 'kl': kl, **players, **seen}
 
+    def validation_loss(
+        self, params: Params, batch: dict[str, jax.Array], key: jax.Array, share: Share = WHOLE
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """`loss` without the two players', which rise where the discriminator gets better."""
+        loss, metrics = self.loss(params, batch, key, share)
+        players = metrics['generator'] + metrics['discriminator']
+        return loss - self.losses.adversarial * players, metrics
+
     def _adversarial_terms(
         self, theta: Params, x: jax.Array, x_hat: jax.Array, axis: str | None
     ) -> tuple[dict[str, jax.Array], jax.Array]:

@@ -378,7 +378,8 @@ def corrupt_batch(
     keys = share.keys(key, images.shape[0])
     images = jax.vmap(painting.divide_by_maximum)(images)  # so that foreign contrast is comparable
     others = share.predecessors(jnp.concatenate([images, brains.astype(images.dtype)], axis=-1))
-    alone = (share.total or images.shape[0]) == 1
+    devices = 1 if share.axis is None else jax.lax.axis_size(share.axis)
+    alone = len(images) * devices == 1
     one = lambda k, image, brain, other: _corrupt(k, image, brain, other, grid, settings, alone)
     pairs = jax.vmap(one)(keys, images[..., 0], brains[..., 0] > 0, others)
     return jax.tree.map(lambda volume: volume[..., None], pairs)

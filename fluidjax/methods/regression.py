@@ -106,6 +106,9 @@ class Regression(Method):
             more = 1.0 + self.losses.lesion_weight * pair.mask
             cost = _mean(jnp.abs(error), weight * more, share)
         slopes = sum(jnp.mean(jnp.abs(jnp.diff(error * weight, axis=axis))) for axis in (1, 2, 3))
+        # Of the voxels that count, like the error itself.
+        counting = jnp.mean(jnp.broadcast_to(weight, error.shape))
+        slopes = slopes / jnp.maximum(share.device_mean(counting), 1e-6)
         return cost + self.losses.gradient * slopes / 3.0, {
             'l1': l1,
             'lesion_ml': self.pairs.lesion_ml(pair),

@@ -1,4 +1,4 @@
-"""The healthy scans of a training step: given or synthesised, then augmented and varied."""
+"""The healthy scans of a training step: given or synthesised, then varied and augmented."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Plan(Protocol):
 
     grid: shape and voxel size of the volumes.
     augment: changes of all scans.
-    variants: further changes, after the augmentation, or None.
+    variants: further changes, before the augmentation moves a scan out of MNI152 space, or None.
     synthesis: of the images; None: they are those of the batch.
     """
 
@@ -56,10 +56,10 @@ def healthy_scans(
             own, batch['tissue'], brains, spacing, plan.synthesis
         )
         appearance = Appearance(drawn.bright, drawn.enhancing, drawn.white, drawn.fluid)
-    own = keys(jax.random.split(key)[0])
-    images, brains = augment_batch(own, images, brains, spacing, plan.augment)
     if plan.variants is not None:
         own = keys(jax.random.fold_in(key, 2))
         fluid = None if appearance is None else appearance.fluid
         images, brains = vary_batch(own, images, brains, spacing, plan.variants, fluid)
+    own = keys(jax.random.split(key)[0])
+    images, brains = augment_batch(own, images, brains, spacing, plan.augment)
     return images, brains, appearance

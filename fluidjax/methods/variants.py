@@ -8,6 +8,7 @@ share a variant, so a method learns to reproduce it, and not to take it for a le
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -113,7 +114,8 @@ def vary(
     own = lambda name: jax.random.fold_in(keys[name], 2)
     moved = amount('ventricles', settings.ventricle_mm)
     image = widen_ventricles(own('ventricles'), image, moved, spacing, settings.centre, fluid)
-    image = widen_sulci(image, brain, amount('sulci', settings.sulci_mm), spacing, fluid)
+    widened = amount('sulci', settings.sulci_mm)
+    image = widen_sulci(image, brain, widened, spacing, fluid, settings.sulci_mm)
     image = _less_resolved(own('resolution'), image, brain, on['resolution'], spacing, settings)
     image = _shaded(own('shading'), image, brain, on['shading'], spacing, settings)
     cut = amount('mask', settings.mask_mm)
@@ -171,26 +173,31 @@ def widen_sulci(
     widened_mm: jax.Array,
     spacing: Spacing,
     fluid: jax.Array | None = None,
+    most_mm: float = 0.0,
 ) -> jax.Array:
     """The scan `(x, y, z)` with what is dark near the surface of the brain widened.
 
     It is mixed with its minimum over the neighbouring voxels of the brain, by the share of a voxel
-    that a sulcus is widened by, less with the depth. Where CSF has the intensity `fluid`, and that
-    is above the mean of the brain, what is bright is widened.
+    that a sulcus is widened by, less with the depth; and again for every further voxel of `most_mm`,
+    the largest widening that is possible (0: one voxel). Where CSF has the intensity `fluid`, and
+    that is above the mean of the brain, what is bright is widened.
     """
     if fluid is not None:
         mean = jnp.sum(image * brain) / jnp.maximum(brain.sum(), 1.0)
         bright = fluid > mean
         turned = jnp.where(bright, brain * (1.0 - image), image)
-        turned = widen_sulci(turned, brain, widened_mm, spacing)
+        turned = widen_sulci(turned, brain, widened_mm, spacing, None, most_mm)
         return jnp.where(brain > 0, jnp.where(bright, 1.0 - turned, turned), image)
     inside = brain > 0
-    darkest = jax.lax.reduce_window(
-        jnp.where(inside, image, jnp.inf), jnp.inf, jax.lax.min, (3, 3, 3), (1, 1, 1), 'SAME'
-    )
     deep = _smoothed(brain, [_SURFACE_MM / 2.0] * 3, spacing)  # 1/2 at the surface
-    share = jnp.clip(widened_mm / min(spacing), 0.0, 1.0) * jnp.clip(2.0 * (1.0 - deep), 0.0, 1.0)
-    return jnp.where(inside, image + share * (jnp.minimum(darkest, image) - image), image)
+    shallow, voxels = jnp.clip(2.0 * (1.0 - deep), 0.0, 1.0), widened_mm / min(spacing)
+    for voxel in range(max(1, math.ceil(most_mm / min(spacing) - 1e-6))):
+        darkest = jax.lax.reduce_window(
+            jnp.where(inside, image, jnp.inf), jnp.inf, jax.lax.min, (3, 3, 3), (1, 1, 1), 'SAME'
+        )
+        share = jnp.clip(voxels - voxel, 0.0, 1.0) * shallow
+        image = jnp.where(inside, image + share * (jnp.minimum(darkest, image) - image), image)
+    return image
 
 
 def _less_resolved(

@@ -30,8 +30,7 @@ class ImageUNetConfig:
     Attributes:
         channels: one entry per level; each level after the first halves the grid.
         num_res_blocks: residual blocks per level, on the way down and on the way up.
-        norm_num_groups: groups of the group norm, a divisor of every entry of `channels` and of
-            the sums of neighbouring ones.
+        norm_num_groups: groups of the group norm, a divisor of every entry of `channels`.
         patch: side of the space-to-depth patches before the first convolution (1: none).
         in_channels: number of input volumes.
         dtype, remat, convolution: as in `AutoencoderConfig`.

@@ -54,7 +54,7 @@ def gradient_by_blocks(
 
 
 def _planes(volumes: jax.Array) -> jax.Array:
-    """(b, x, y, z, c) -> (planes, y, z, c), an even number of them: zeros at the end."""
+    """(b, x, y, z, c) -> (planes, y, z, c), a multiple of `EVEN` of them: zeros at the end."""
     planes = volumes.reshape((-1, *volumes.shape[2:]))
     return jnp.pad(planes, ((0, -len(planes) % EVEN), (0, 0), (0, 0), (0, 0)))
 

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from fluidjax.base import __version__
 from fluidjax.base.errors import UserError
 from fluidjax.base.settings import config_file, differences, field_of, read_config_file
+from fluidjax.runs.cohort import trained_contrasts
 from fluidjax.runs.load import Run
 
 # Replace the folders of the machine that it was trained on.
@@ -22,6 +23,12 @@ NOT_THEN = {
     'detect.search': ('detect.search', False),
     'diffusion.process.lesion_weight': ('diffusion.process.lesion_weight', 0.0),
     'restoration.losses.lesion_weight': ('restoration.losses.lesion_weight', 0.0),
+}
+CONTRAST_NAMES = {
+    't1w': 'T1w',
+    't2w': 'T2w',
+    'flair': 'FLAIR',
+    't1ce': 'T1w after contrast agent',
 }
 _SCORES = {
     'dice_validated': 'Dice, threshold from validation',
@@ -58,9 +65,10 @@ def card(
     deformed = 'deformations of one template (MNI152) with simulated contrast'
     data = f'The embedded cohort: {deformed}. No real scans.'
     if not embedded:
-        data = "Skull-stripped T1w scans of the maker's own."
+        data = _data_of_the_maker(config)
     if beside := config.cohort.get('embedded', 0):
         data += f' Beside them {beside} subjects of the embedded cohort: {deformed}.'
+    contrast = ' or '.join(CONTRAST_NAMES[name] for name in trained_contrasts(config))
     terms = licence or (
         'Not stated by the maker of this file. '
         + (
@@ -73,7 +81,7 @@ def card(
 
 **Research use only. Not a medical device, not for diagnosis.**
 
-Turns a T1w brain scan into its healthy counterpart; the difference is the anomaly.
+Turns a {contrast} brain scan into its healthy counterpart; the difference is the anomaly.
 Method `{config.method}`, {manifest['parameters']:,} parameters (stored as {manifest['weights']}), \
 {run.step} steps, on {grid} voxels of {run.grid.spacing[0]:g} mm.
 
@@ -96,7 +104,7 @@ or in Python
     detection = fluidjax.load('THIS.zip').detect('SCAN.nii.gz')
     detection.mask.to_filename('mask.nii.gz')
 
-Scans must be T1w, best skull-stripped; in a scan of a whole head the brain is found first. \
+Scans must be {contrast}, best skull-stripped; in a scan of a whole head the brain is found first. \
 Registration is `{manifest['preprocessing']['registration']}`, \
 preprocessing version {manifest['preprocessing']['version']}.
 
@@ -115,13 +123,18 @@ Weights: {terms} Code: fluidjax, Apache-2.0. Cite arXiv:2506.10233 and arXiv:250
 
 def training_command(config: ConfigDict) -> str:
     """The command that trains a configuration: its file, and all fields that differ from it."""
-    name = f'configs/{config.method}.py:{config.size},cohort={config.cohort.name}'
+    labels = bool(config.cohort.get('labels'))
+    name = f'configs/{config.method}.py:{config.size},'
+    name += f'cohort={"labels" if labels else config.cohort.name}'
     try:
         config_file(f'configs/{config.method}.py')
     except UserError:  # the latent methods share a file
         method = f',method={config.method}' if config.method != 'conddiff' else ''
         name = name.replace(config.method, 'ldm', 1) + method
-    name += ',law=wide' if 'wide' in config else ''
+    if 'synthesis' in config:
+        name += f',contrast={_made_contrast(config)}'
+    elif 'wide' in config:
+        name += ',law=wide'
     try:
         default = read_config_file(name)
     except UserError:  # a size or a method of another version
@@ -147,6 +160,20 @@ def training_command(config: ConfigDict) -> str:
         value = tuple(value) if isinstance(value, list) else value
         command.append(shlex.quote(f'--config.{field}={value}'))
     return ' '.join([*command, '--workdir=RUN'])
+
+
+def _data_of_the_maker(config: ConfigDict) -> str:
+    if config.cohort.get('labels'):
+        return "Label maps of the maker's own, from which scans were made."
+    if 'synthesis' in config:
+        return "Scans made from the tissue of skull-stripped T1w scans of the maker's own."
+    return "Skull-stripped T1w scans of the maker's own."
+
+
+def _made_contrast(config: ConfigDict) -> str:
+    """The argument of the configuration file that makes the same contrasts, or most of them."""
+    made = config.synthesis.contrasts
+    return made[0] if len(made) == 1 else 'any'
 
 
 def _scores(scores: Mapping[str, Any]) -> str:

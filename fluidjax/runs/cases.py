@@ -52,17 +52,23 @@ def scans_of(cohort: Any, split: str, start: int = 0, stop: int | None = None) -
 
 
 def healthy_of(
-    config: ConfigDict, cohort: Any, split: str, start: int = 0, stop: int | None = None
+    config: ConfigDict,
+    cohort: Any,
+    split: str,
+    start: int = 0,
+    stop: int | None = None,
+    turn: int = 0,
 ) -> Cases:
     """The healthy scans of a split as the run of a configuration sees them.
 
-    They are those of `scans_of`, or are synthesised from their tissue.
+    They are those of `scans_of`, or are synthesised from their tissue, the contrasts in turns that
+    begin with the number `turn`.
     """
     scans, settings = scans_of(cohort, split, start, stop), synthesis_settings(config)
     if settings is None:
         return scans
     grid, seed = model_grid(config), derived_seed(config.seed, f'scans of {split}')
-    return Cases(lambda: synthesised(scans, settings, grid, seed, start))
+    return Cases(lambda: synthesised(scans, settings, grid, seed, start, turn))
 
 
 def batches(cases: Iterable[Subject], size: int) -> Iterator[list[Subject]]:
@@ -115,7 +121,8 @@ def split_validation(
     own = max(count - config.cohort.get('embedded', 0) // 8, 1)  # embedded subjects come after them
     half = max(own // 2, 1) if keep_half else own
     some = functools.partial(healthy_of, config, cohort, 'validation')
-    parts = [some(stop=half)] + ([some(start=own)] if own < count else [])
+    # Lesions are as bright as the contrast of a scan's number among those of all parts.
+    parts = [some(stop=half)] + ([some(start=own, turn=half)] if own < count else [])
     healthy = Cases(lambda: itertools.islice(itertools.chain(*parts), most or None))
     held_out = some(start=half, stop=own) if half < own else None
     bank = input_pipeline.lesion_bank(cohort)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+import functools
+from collections.abc import Callable, Iterable, Iterator
 
 import jax
 import numpy as np
@@ -30,7 +31,12 @@ def has_bright_lesions(settings: SynthesisSettings | None, number: int) -> bool:
 
 
 def synthesised(
-    cases: Iterable[Subject], settings: SynthesisSettings, grid: Grid, seed: int, first: int = 0
+    cases: Iterable[Subject],
+    settings: SynthesisSettings,
+    grid: Grid,
+    seed: int,
+    first: int = 0,
+    turn: int = 0,
 ) -> Iterator[Subject]:
     """Healthy cases with an image made from their tissue, each in a contrast by its number.
 
@@ -39,35 +45,34 @@ def synthesised(
         settings: of the run.
         grid: of the images.
         seed: of the random draws, another one for each split.
-        first: the first case's number among those of its split, for the draws; the contrasts begin
-            anew with it.
+        first: the first case's number among those of its split, for the draws.
+        turn: the first case's number for the contrast, `contrast_of`.
 
     Raises:
         UserError: a case has no tissue fractions.
     """
-    made = {}
     for number, case in enumerate(cases):
         if case.tissue is None:
             raise UserError(
                 f'{case.name}: has no tissue fractions, from which scans are made; build the '
                 'cohort again, --config.cohort.store=ANOTHER'
             )
-        name = contrast_of(settings, number)
-        if name not in made:
-            own = dataclasses.replace(settings, contrasts=(name,), cut=0.0)
-            made[name] = jax.jit(
-                lambda key, tissue, brain, own=own: synthesise(
-                    key, tissue, brain, grid.spacing, own
-                )[0]
-            )
+        name = contrast_of(settings, turn + number)
+        made = _maker(dataclasses.replace(settings, contrasts=(name,), cut=0.0), grid)
         key = jax.random.fold_in(jax.random.key(seed), first + number)
-        image = np.asarray(made[name](key, case.tissue, case.brain.astype(np.float32)))
+        image = np.asarray(made(key, case.tissue, case.brain.astype(np.float32)))
         image = at_level_of_scans(image, case, name)
         blank = np.zeros(case.brain.shape, bool)
         lesion = None if case.lesion is None else blank
         yield dataclasses.replace(
             case, name=f'{case.name}-{name}', image=image, lesion=lesion, healthy=None
         )
+
+
+@functools.lru_cache(maxsize=8)
+def _maker(settings: SynthesisSettings, grid: Grid) -> Callable:
+    """The compiled function of a key, tissue fractions and brain: an image `(x, y, z)`."""
+    return jax.jit(lambda key, *maps: synthesise(key, *maps, grid.spacing, settings)[0])
 
 
 def at_level_of_scans(image: np.ndarray, case: Subject, contrast: str) -> np.ndarray:

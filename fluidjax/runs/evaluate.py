@@ -70,11 +70,12 @@ def run_evaluation(
     run = load_run(workdir)
     if contrast:
         run = _for_contrast(run, contrast)
-    cohort = open_cohort(_with_scans(run.config, workdir, scans or {}))
+    config = _with_scans(run.config, workdir, scans or {})
+    cohort = open_cohort(config)
     if not scans and not contrast:
         check_cohort_of(workdir, run.text('cohort.json'), cohort)
-    name, cases, split = own_test_set(run.config, cohort)
-    training = healthy_of(run.config, cohort, 'train')
+    name, cases, split = own_test_set(config, cohort)
+    training = healthy_of(config, cohort, 'train')
     detector = Detector(run)
     rows = rows_of(detector, training)
     search = bool(run.config.detect.get('search', True))

@@ -10,6 +10,7 @@ of training than the validation scans do.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -99,16 +100,16 @@ def lesions_by(
             darker, and darker where they are brighter.
     """
     painters = {
-        smooth: _painter(grid, _shared(settings, smooth), bank, variety, variants)
+        smooth: _painter(grid, _shared(settings, smooth), variety, variants)
         for smooth in {law.smooth for law in laws}
     }
-    masks = 0 if bank is None else len(bank)
+    masks, held = (0, None) if bank is None else (len(bank), jnp.asarray(bank))
 
     def paint(case: Subject, number: int, place: int) -> Subject:
         law = laws[place]
         key = jax.random.fold_in(jax.random.key(seed), number * len(laws) + place)
         draw = _drawn(key, law, settings, masks, bright(number))
-        pair, brain = painters[law.smooth](key, draw, case.image, case.brain)
+        pair, brain = painters[law.smooth](key, draw, case.image, case.brain, held)
         made = with_pair(case, pair, np.asarray(brain) > 0)
         return dataclasses.replace(made, name=f'{case.name}-{law.name}')
 
@@ -210,25 +211,27 @@ def _drawn(key: jax.Array, law: Law, settings: FluidSettings, masks: int, bright
     return draw_pair(k_draw, own, masks)._replace(count=count)
 
 
+@functools.lru_cache(maxsize=8)
 def _painter(
     grid: Grid,
     settings: FluidSettings,
-    bank: np.ndarray | None,
     variety: AugmentSettings | None,
     variants: VariantSettings | None,
 ) -> Any:
-    """A compiled function of a draw and a scan: the pair, and the brain that it lies in."""
+    """A compiled function of a draw, a scan and a bank: the pair, and the brain that it lies in."""
 
-    def paint(key: jax.Array, draw: Any, image: jax.Array, brain: jax.Array) -> Any:
+    def paint(
+        key: jax.Array, draw: Any, image: jax.Array, brain: jax.Array, bank: jax.Array | None
+    ) -> Any:
         brain = brain.astype(jnp.float32)
+        if variants is not None:  # first: it finds the ventricles in MNI152 space
+            own = jax.random.fold_in(key, 2)
+            image, brain = vary(own, image, brain, grid.spacing, variants)
         if variety is not None:
             keys = jax.random.fold_in(key, 3)[None]  # not 0 or 1: `_drawn` splits the key in two
             volumes = (volume[None, ..., None] for volume in (image, brain))
             images, brains = augment_batch(keys, *volumes, grid.spacing, variety)
             image, brain = images[0, ..., 0], brains[0, ..., 0]
-        if variants is not None:
-            own = jax.random.fold_in(key, 2)
-            image, brain = vary(own, image, brain, grid.spacing, variants)
         return randomize_drawn(draw, image, brain, grid, settings, bank), brain
 
     return jax.jit(paint)

@@ -126,6 +126,11 @@ def _textured(
     shape = mean.shape
     nodes = tuple(max(2, round(n * h / settings.texture_mm)) for n, h in zip(shape, spacing))
     smooth = jax.image.resize(jax.random.normal(k_smooth, nodes), shape, 'linear')
+    for axis, (n, k) in enumerate(zip(shape, nodes)):
+        # Between nodes an interpolated value has a smaller variance than at them.
+        weights = jax.image.resize(jnp.eye(k), (n, k), 'linear')
+        norms = jnp.linalg.norm(weights, axis=1)
+        smooth = smooth / jnp.expand_dims(norms, [i for i in range(3) if i != axis])
     noise = (smooth + jax.random.normal(k_white, shape)) / jnp.sqrt(2.0)
     return mean + spread * noise
 

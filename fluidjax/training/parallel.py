@@ -101,7 +101,9 @@ def data_parallel(
         function, axis_name=AXIS_NAME, in_axes=axes, donate_argnums=donated, devices=devices
     )
     options = compiler_options(layout.devices[0])
-    return mapped if options is None else _compiled(mapped, options)
+    # What pmap compiles for several processes does not take the arrays of one.
+    alone = layout.processes == 1
+    return _compiled(mapped, options) if options is not None and alone else mapped
 
 
 def compiler_options(device: Any) -> dict[str, str] | None:

@@ -51,7 +51,8 @@ class Validation:
         self._every = settings.validate_every if batches is not None else 0
         self._batches, self._key = batches, jax.random.fold_in(key, PURPOSE)
         self._writer, self._log, self._tell = writer, log, tell
-        loss_of = make_validation(method.loss, settings.accumulate, parallel.AXIS_NAME)
+        loss = method.validation_loss or method.loss
+        loss_of = make_validation(loss, settings.accumulate, parallel.AXIS_NAME)
         spread = (True, True, True, True, False)
         self._loss_of = parallel.data_parallel(loss_of, layout, spread)
 

@@ -16,13 +16,13 @@ from fluidjax.base.errors import UserError
 from fluidjax.bench import contrasts
 
 
-def test_every_contrast_has_a_row_with_its_real_scans(tmp_path, capsys):
+def test_every_contrast_has_a_row_with_its_real_scans(store, tmp_path, capsys):
     grid = ModelGrid((40, 48, 40), (4.0, 4.0, 4.0))
     maps = mni_template.on_grid(grid)
     bright = np.where(maps.brain > 0.5, 900 * maps.csf + 400 * maps.gm + 200 * maps.wm + 10, 0.0)
     nib.save(nib.Nifti1Image(bright.astype(np.float32), grid.affine), tmp_path / 'a_T2w.nii')
     config = ldm.get_config('smoke,contrast=any')
-    config.cohort.store = str(tmp_path / 'store')
+    config.cohort.store = str(store)
     counts = contrasts.draw(config, [str(tmp_path / 'a_T2w.nii')], tmp_path / 'picture.png')
     assert counts == {'t1w': 0, 't2w': 1, 'flair': 0, 't1ce': 0, 'random': 0}
     picture = np.asarray(

@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import forked
+import jax
 import pytest
 
 from fluidjax.__main__ import VERBS
@@ -15,6 +16,12 @@ from fluidjax.base import files
 
 MODULES = ('main', 'eval')  # called as `python -m fluidjax.main`; the others as `fluidjax VERB`
 SMOKE = '--config=configs/ldm.py:smoke'
+
+
+@pytest.fixture(scope='session', autouse=True)
+def one_device():
+    """JAX is in use here before a command of this process makes a device of every core."""
+    jax.devices()
 
 
 @pytest.fixture(scope='session')
@@ -63,21 +70,6 @@ def call(checkout, store, monkeypatch, capfd):
         return subprocess.CompletedProcess(words, ended.value.code, *capfd.readouterr())
 
     return run
-
-
-@pytest.fixture(scope='session')
-def everyones(tmp_path_factory, worker_id):
-    """A folder shared by all of pytest's workers."""
-    own = tmp_path_factory.getbasetemp()
-    folder = (own if worker_id == 'master' else own.parent) / 'everyones'
-    folder.mkdir(exist_ok=True)
-    return folder
-
-
-@pytest.fixture(scope='session')
-def store(everyones):
-    """Where cohorts are built."""
-    return everyones / 'store'
 
 
 @pytest.fixture(scope='session')

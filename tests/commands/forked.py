@@ -6,6 +6,7 @@ them without using them, and is forked for each command. Everything else is as f
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import multiprocessing
 import os
@@ -45,6 +46,8 @@ def _become(
     folder: str,
     outputs: tuple[str, str],
 ) -> None:
+    gc.freeze()  # as tests/conftest.py does
+    gc.set_threshold(100_000, 20, 100)
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)

@@ -68,6 +68,7 @@ def test_evaluation_writes_scores_pictures_and_volumes(trained):
     assert 'report.html' in evaluated.stdout and 'mean_brain' in evaluated.stdout
 
 
+@pytest.mark.slow
 def test_a_package_is_evaluated_as_its_run(trained, store, tmp_path, monkeypatch):
     """On the embedded cohort, which a package has no folder of, with the scores of the run."""
     monkeypatch.setenv('FLUIDJAX_STORE', str(store))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 
 import nibabel as nib
 import numpy as np
@@ -73,21 +71,10 @@ def names(cohort, split):
     return [subject.name for subject in input_pipeline.subjects(cohort, split)]
 
 
-def test_the_command_prepares_and_main_preprocesses_nothing(checkout, bids, tmp_path, monkeypatch):
+def test_the_command_prepares_and_main_preprocesses_nothing(command, bids, tmp_path, monkeypatch):
     store = tmp_path / 'store'
-    command = [
-        sys.executable,
-        '-m',
-        'fluidjax',
-        'prepare',
-        str(bids),
-        f'--out={store}',
-        '--size=smoke',
-        '--registration=none',
-        '--workers=1',
-        '--split-column=split',
-    ]
-    done = subprocess.run(command, cwd=checkout, capture_output=True, text=True, timeout=300)
+    words = ('--size=smoke', '--registration=none', '--workers=1', '--split-column=split')
+    done = command('prepare', bids, f'--out={store}', *words)
     assert done.returncode == 0, done.stderr
     assert '2 train, 1 validation, 2 test' in done.stdout
     assert f'--config.cohort.store={store}' in done.stdout

@@ -6,7 +6,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from data_pipelines import grids, mni_template
+from data_pipelines import grids, mni_template, registration
 
 
 @pytest.fixture(scope='session')
@@ -32,8 +32,15 @@ def write_scan(mni_at_8mm):
 
 
 @pytest.fixture(scope='session')
-def smoke_cohort(tmp_path_factory):
+def smoke_cohort(store):
     """The embedded cohort at smoke scale."""
     from data_pipelines import input_pipeline
 
-    return input_pipeline.template_cohort('smoke', tmp_path_factory.mktemp('store'))
+    return input_pipeline.template_cohort('smoke', store)
+
+
+@pytest.fixture
+def quick_registration(monkeypatch):
+    """A registration of a few coarse steps, for what does not depend on how exact it is."""
+    monkeypatch.setattr(registration, 'AFFINE_LEVELS', ((2, 4.0),))
+    monkeypatch.setattr(registration, 'MAX_ITERATIONS', 8)

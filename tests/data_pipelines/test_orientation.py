@@ -40,7 +40,9 @@ def as_stored(codes: str) -> Volume:
 
 
 @pytest.mark.parametrize('codes', [pytest.param('LPS', marks=pytest.mark.slow), 'RIA'])
-def test_a_wrong_header_is_named(codes):
+def test_a_wrong_header_is_named(codes, request):
+    if codes == 'RIA':
+        request.getfixturevalue('quick_registration')
     result = preprocess(as_stored(codes), DEMO)
     (fault,) = result.faults
     assert f'the header says RAS, the brain lies {codes} (or ' in fault

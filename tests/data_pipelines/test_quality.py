@@ -35,6 +35,7 @@ def test_equal_intensities_are_told_as_such():
     assert 'intensities csf < gm = wm, expected csf < gm < wm' in warning
 
 
+@pytest.mark.usefixtures('quick_registration')
 @pytest.mark.parametrize(
     'name, wrong',
     [
@@ -52,6 +53,7 @@ def test_contrast_of_real_scans(shared_dir, name, wrong):
     assert any('contrast' in warning for warning in made.warnings) is wrong
 
 
+@pytest.mark.usefixtures('quick_registration')
 def test_low_overlap():
     scan = heads.stripped()
     far = scan.affine.copy()
@@ -125,6 +127,7 @@ def test_a_name_decides_between_contrasts_that_look_alike():
     assert not quality.contrast_warnings(levels(0.3, 0.5, 0.52), ('flair',), 'flair')
 
 
+@pytest.mark.usefixtures('quick_registration')
 def test_other_contrasts_keep_their_bright_tissue():
     scan = heads.stripped()
     inverse = np.where(scan.data > 0, np.maximum(1200 - scan.data, 1), 0).astype(np.float32)

@@ -158,6 +158,7 @@ def scan_with_labels(record, tmp_path):
     return tmp_path / 'p1_T1w.nii', tmp_path / 'p1_synthseg.nii'
 
 
+@pytest.mark.usefixtures('quick_registration')
 def test_labels_beside_a_scan_are_its_tissue(scan_with_labels, record):
     scan, labels = scan_with_labels
     assert tissue.labels_beside(scan) == labels

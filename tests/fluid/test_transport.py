@@ -86,7 +86,7 @@ def test_a_time_a_sample_without_compiling_again(ndim, settings):
     assert len(_carrier(grid, settings, True)[1]) == 1
 
 
-@pytest.mark.parametrize('ndim', [2, 3])
+@pytest.mark.parametrize('ndim', [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_the_map_and_the_steps_agree_and_lose_little_through_the_surface(ndim):
     grid = FINE[ndim]
     P0, brain = _lesion(grid), head(grid)[1]

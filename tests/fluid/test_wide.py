@@ -35,10 +35,10 @@ def head():
 
 @pytest.fixture(scope='module')
 def pairs(head):
-    """Pairs of forty keys."""
-    image, brain = head
-    one = jax.jit(lambda key: wide.randomize_wide(key, image, brain, GRID, ALWAYS))
-    return [jax.tree.map(np.asarray, one(jax.random.key(i))) for i in range(40)]
+    """Pairs of twenty keys."""
+    # Given as arguments: XLA would compute with constants while it compiles.
+    one = jax.jit(lambda key, *head: wide.randomize_wide(key, *head, GRID, ALWAYS))
+    return [jax.tree.map(np.asarray, one(jax.random.key(i), *head)) for i in range(20)]
 
 
 def test_pairs_differ_only_in_the_lesion(head, pairs):
@@ -64,13 +64,13 @@ def test_lesions_are_of_all_sizes_and_numbers(pairs):
 def test_seeds_have_their_volumes_and_their_places(head):
     _, brain = head
     single = dataclasses.replace(ALWAYS, count=(1, 1), size_ml=(20.0, 20.0))
-    made = jax.jit(lambda key: wide.seeds(key, brain > 0, GRID, single))
+    made = jax.jit(lambda key, brain: wide.seeds(key, brain > 0, GRID, single))
     inside = np.asarray(brain) > 0
     distance = np.asarray(wide.from_ventricles(GRID.shape, GRID.spacing, single.centre)[0])
     depth = ndimage.distance_transform_edt(inside, GRID.spacing)
     volumes, deep, near, shallow = [], 0, 0, 0
     for number in range(40):
-        P0 = np.asarray(made(jax.random.key(number)))
+        P0 = np.asarray(made(jax.random.key(number), brain))
         assert P0.max() == pytest.approx(1.0)
         middle = np.unravel_index(P0.argmax(), P0.shape)
         volumes.append((P0 >= single.fluid.threshold).sum() * GRID.voxel_ml)
@@ -82,9 +82,8 @@ def test_seeds_have_their_volumes_and_their_places(head):
 
 
 def test_looks_have_their_shares():
-    looks = jax.vmap(lambda key: wide.draw_look(key, ALWAYS))(
-        jax.random.split(jax.random.key(0), 2000)
-    )
+    draw = jax.jit(jax.vmap(lambda key: wide.draw_look(key, ALWAYS)))
+    looks = draw(jax.random.split(jax.random.key(0), 2000))
     shift = np.asarray(looks.shift)
     assert np.mean(shift > 0) == pytest.approx(ALWAYS.bright, abs=0.03)
     assert np.mean(shift == 0) == pytest.approx(ALWAYS.alike, abs=0.03)
@@ -96,10 +95,13 @@ def test_looks_have_their_shares():
 def painted(head, look, P):
     image, brain = head
     mask = (P >= 0.2).astype(np.float32)
-    made = wide.paint_look(
-        jax.random.key(0), image, brain > 0, jnp.asarray(P), mask, look, GRID, 0.2
-    )
+    made = _paint(jax.random.key(0), image, brain > 0, P, mask, Look(*map(jnp.asarray, look)))
     return np.asarray(made), mask > 0
+
+
+@jax.jit
+def _paint(*arguments):
+    return wide.paint_look(*arguments, GRID, 0.2)
 
 
 @pytest.fixture(scope='module')
@@ -144,8 +146,10 @@ def test_the_bank_is_used(head):
         bank_scale=(1.0, 1.0),
     )
     settings = WideSettings(fluid=still)
-    made = jax.jit(lambda key, bank: wide.randomize_wide(key, image, brain, GRID, settings, bank))
-    pair = made(jax.random.key(1), bank)
+    made = jax.jit(
+        lambda key, *volumes: wide.randomize_wide(key, *volumes[:2], GRID, settings, bank)
+    )
+    pair = made(jax.random.key(1), image, brain)
     mask = np.asarray(pair.mask) > 0
     assert any((mask == side).all() for side in (bank[0] > 0, bank[0, ::-1] > 0))
     inner = np.asarray(pair.probability)[mask]  # it rises to its middle, as an ellipsoid does
@@ -161,17 +165,26 @@ def test_bad_settings_are_named(change):
         WideSettings(**change)
 
 
-@pytest.mark.parametrize('bright', [0.0, 1.0])
-def test_in_a_contrast_lesions_are_as_bright_as_it_calls_for(head, bright):
+@pytest.fixture(scope='module')
+def in_contrast(head):
+    """The compiled (key, look) -> a pair with strong lesions."""
     image, brain = head
     settings = dataclasses.replace(ALWAYS, bright=0.0, alike=0.0, core=1.0, strength=(0.4, 0.8))
+    made = jax.jit(
+        lambda key, image, brain, look: wide.randomize_wide(
+            key, image, brain, GRID, settings, None, look
+        )
+    )
+    return lambda key, look: made(key, 0.7 * image, brain, look)
+
+
+@pytest.mark.parametrize('bright', [0.0, 1.0])
+def test_in_a_contrast_lesions_are_as_bright_as_it_calls_for(head, in_contrast, bright):
+    _, brain = head
     fluid = 0.9 if bright else 0.1
     look = wide.Appearance(*map(jnp.float32, (bright, 0.0, 0.6, fluid)))
-    made = jax.jit(
-        lambda key: wide.randomize_wide(key, 0.7 * image, brain, GRID, settings, None, look)
-    )
     for number in range(5):
-        pair = made(jax.random.key(number))
+        pair = in_contrast(jax.random.key(number), look)
         inside = np.asarray(pair.mask) > 0
         outside = (np.asarray(brain) > 0) & ~inside
         ratio = np.median(np.asarray(pair.diseased / jnp.maximum(pair.healthy, 1e-6))[outside])
@@ -183,7 +196,7 @@ def test_looks_in_a_contrast_have_its_fluid_and_its_exceptions():
     settings = dataclasses.replace(ALWAYS, bright=0.2, alike=0.0, core=0.5)
     look = wide.Appearance(*map(jnp.float32, (1.0, 1.0, 0.3, 0.9)))
     keys = jax.random.split(jax.random.key(0), 400)
-    looks = jax.vmap(lambda key: wide.draw_look(key, settings, look))(keys)
+    looks = jax.jit(jax.vmap(lambda key: wide.draw_look(key, settings, look)))(keys)
     assert 0.7 < np.mean(looks.shift > 0) < 0.9
     assert 0.4 < np.mean(looks.core < 1) < 0.6
     assert (looks.rim >= 0.3).all() and (looks.fluid >= 2.4).all() and (looks.fluid <= 3.6).all()

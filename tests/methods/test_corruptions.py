@@ -12,6 +12,7 @@ import scipy.sparse
 import scipy.sparse.linalg
 
 from fluidjax.base.errors import UserError
+from fluidjax.base.share import Share
 from fluidjax.fluid.grid import Grid
 from fluidjax.methods.corruptions import (
     TASKS,
@@ -364,3 +365,13 @@ def test_shapes_that_differ_from_the_grid_are_refused():
     for brains, grid in ((images, GRID), (images[..., 0], Grid((8, 8, 8))), (images, Grid((8, 8)))):
         with pytest.raises(UserError, match='config.corruptions: images'):
             corrupt_batch(jax.random.key(0), images, brains, grid)
+
+
+def test_a_part_of_a_batch_on_one_device_takes_its_patch_from_the_mirrored_scan():
+    _, brain = head()
+    image = (brain * (0.5 + 0.4 * np.sin(places(GRID).sum(-1))))[None, ..., None]
+    image, brain = image.astype(np.float32), brain[None, ..., None]
+    settings = CorruptionSettings((20.0, 30.0), 1.0, tasks=('blend',))
+    whole = batch_jit(jax.random.key(0), image, brain, GRID, settings)
+    part = batch_jit(jax.random.key(0), image, brain, GRID, settings, Share(0, 16))
+    np.testing.assert_array_equal(part.diseased, whole.diseased)

@@ -123,6 +123,20 @@ def test_sulci_widen_at_the_surface_only():
     )
 
 
+def test_sulci_widen_by_more_than_a_voxel_on_a_fine_grid():
+    image = jnp.ones((24, 24, 24)).at[12, 12, 2:4].set(0.0)
+    brain = jnp.zeros_like(image).at[2:22, 2:22, 2:22].set(1.0)
+    lost = [
+        float(
+            (1.0 - variants.widen_sulci(image, brain, jnp.float32(mm), (1.0,) * 3, None, 2.0))[
+                2:22, 2:22, 2:22
+            ].sum()
+        )
+        for mm in (0.0, 1.0, 1.5, 2.0)
+    ]
+    assert lost[0] == 2.0 and lost[1] < lost[2] < lost[3]
+
+
 def test_a_mask_is_cut_by_the_distance(scan):
     image, brain = scan
     inside = np.asarray(brain) > 0

@@ -25,8 +25,8 @@ GRID = model_grid(CONFIG)
 
 
 @pytest.fixture(scope='module')
-def cohort(tmp_path_factory):
-    CONFIG.cohort.store = str(tmp_path_factory.mktemp('store'))
+def cohort(store):
+    CONFIG.cohort.store = str(store)
     return open_cohort(CONFIG)
 
 
@@ -83,6 +83,15 @@ def test_validation_lesions_are_as_bright_as_the_contrast_calls_for(cohort):
         assert change > 0 if '-t2w-' in case.name else change < 0, case.name
     name, tested, _ = cases.own_test_set(CONFIG, cohort)
     assert name.endswith('-simulated') and len(list(tested)) == cohort.sizes['test']
+
+
+def test_lesions_of_embedded_subjects_have_the_brightness_of_their_contrast_too(cohort):
+    config = CONFIG.copy_and_resolve_references()
+    config.cohort.embedded = 8  # so the second validation scan is an embedded one
+    split = cases.split_validation(config, cohort, keep_half=False)
+    found = [case.name.rpartition('-')[2] for case in split.healthy]
+    settings = synthesis_settings(config)
+    assert found == [contrasts.contrast_of(settings, number) for number in range(2)]
 
 
 def test_a_cohort_without_tissue_is_refused():

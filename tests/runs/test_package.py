@@ -17,7 +17,9 @@ from fluidjax.base.errors import UserError
 from fluidjax.runs import card as model_card
 from fluidjax.runs import evaluate, export, thresholds
 from fluidjax.runs import package as package_file
-from fluidjax.runs.load import load_run, model_for, models_of
+from fluidjax.runs.cohort import model_grid
+from fluidjax.runs.load import Run, load_run, model_for, models_of
+from fluidjax.runs.stages import build_stages
 
 
 @pytest.fixture(scope='module')
@@ -163,6 +165,20 @@ def test_a_package_of_own_scans_names_none_to_evaluate_on(package, tmp_path):
         evaluate.run_evaluation(of_scans)
 
 
+def test_other_scans_are_split_without_the_embedded_subjects_of_the_training(
+    package, tmp_path, monkeypatch
+):
+    seen = []
+    monkeypatch.setattr(evaluate, 'open_cohort', seen.append)
+    monkeypatch.setattr(evaluate, 'own_test_set', lambda config, _: seen.append(config) or 1 / 0)
+    config = json.loads(package_file.open_package(package).texts['config.json'])
+    config['cohort'] |= {'name': 'nifti', 'embedded': 96}
+    of_scans = edited(package, tmp_path / 'own.zip', {'config.json': json.dumps(config)})
+    with pytest.raises(ZeroDivisionError):
+        evaluate.run_evaluation(of_scans, False, tmp_path / 'out', {'data_dir': 'scans'})
+    assert [config.cohort.embedded for config in seen] == [0, 0]
+
+
 def test_a_package_names_no_folder_of_the_machine(smoke_run, tmp_path):
     run = tmp_path / 'run'
     shutil.copytree(smoke_run, run)
@@ -198,15 +214,23 @@ def test_the_card_tells_what_it_saw_and_how_to_make_it_again(smoke_run, tmp_path
         assert text in card, text
 
 
-@pytest.mark.parametrize('law', ['published', 'wide'])
-def test_the_training_command_makes_the_same_configuration(checkout, monkeypatch, law):
+@pytest.mark.parametrize(
+    'argument',
+    [
+        'nifti,method=fluidjax',
+        'nifti,method=fluidjax,law=wide',
+        'nifti,method=fluidjax,contrast=flair',
+        'labels,method=cldm,contrast=any',
+    ],
+)
+def test_the_training_command_makes_the_same_configuration(checkout, monkeypatch, argument):
     import shlex
     import sys
 
     from absl import flags
     from ml_collections import config_flags
 
-    config = ldm.get_config(f'smoke,cohort=nifti,method=fluidjax,law={law}')
+    config = ldm.get_config(f'smoke,cohort={argument}')
     config.cohort.data_dir, config.start = '/somewhere', '/somewhere/model.zip'
     config.fluid.lesion_count, config.seed = (1, 3), 5
     saved = ldm.ConfigDict(json.loads(json.dumps(config.to_dict())))
@@ -222,6 +246,17 @@ def test_the_training_command_makes_the_same_configuration(checkout, monkeypatch
         'start': 'MODEL',
         'cohort': {**config.cohort.to_dict(), 'data_dir': 'HEALTHY'},
     }
+
+
+def test_the_card_says_for_which_contrasts_a_model_is():
+    config = ldm.get_config('smoke,cohort=labels,method=cldm,contrast=flair')
+    stage = build_stages(config, model_grid(config))[-1]
+    run = Run(config, model_grid(config), stage.method, {}, 6)
+    how = {'registration': 'affine', 'version': '1'}
+    made = {'parameters': 1, 'weights': 'float32', 'jax': '0', 'preprocessing': how}
+    text = model_card.card(run, config, made, {}, {})
+    assert 'Turns a FLAIR brain scan' in text and 'Scans must be FLAIR' in text
+    assert 'Label maps of the maker' in text and 'T1w' not in text
 
 
 def test_formats_of_other_versions(package, tmp_path, monkeypatch, capsys):

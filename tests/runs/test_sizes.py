@@ -12,6 +12,7 @@ from configs.methods import config_of
 from data_pipelines.grids import GRIDS
 from data_pipelines.mni_template import load_template
 from data_pipelines.template_cohort import SCALES
+from fluidjax.base.settings import SYNONYMS
 from fluidjax.methods.autoencoder import AutoencoderMethod
 from fluidjax.runs.cohort import model_grid
 from fluidjax.runs.stages import METHODS, build_stages
@@ -19,7 +20,7 @@ from fluidjax.runs.stages import METHODS, build_stages
 
 def test_four_millimetres_are_the_demo():
     assert config_of('fluidjax', '4mm').to_dict() == config_of('fluidjax', 'demo').to_dict()
-    assert {sizes.SYNONYMS.get(name, name) for name in sizes.NAMES} == set(GRIDS) == set(SCALES)
+    assert {SYNONYMS.get(name, name) for name in sizes.NAMES} == set(GRIDS) == set(SCALES)
 
 
 @pytest.mark.parametrize('size', sizes.FINER)

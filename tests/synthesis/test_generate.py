@@ -12,6 +12,7 @@ import pytest
 
 from fluidjax.base.errors import UserError
 from fluidjax.base.subject import TISSUES
+from fluidjax.synthesis import generate
 from fluidjax.synthesis.contrasts import CONTRASTS, draw_contrast
 from fluidjax.synthesis.generate import SynthesisSettings, synthesise, synthesise_batch
 
@@ -99,6 +100,28 @@ def test_spread_is_that_of_each_tissue(head):
         image, _, drawn = made(jax.random.key(number), tissue, brain, settings)
         spreads.append(np.std(image[white]) / float(drawn.white))
     assert 0.0 < min(spreads) and 0.05 < np.mean(spreads) < 0.2
+
+
+def test_the_smooth_half_of_the_spread_has_the_same_variance_everywhere():
+    shape = (24, 8, 8)
+    tissue = np.zeros((*shape, len(TISSUES)), np.uint8)
+    tissue[..., TISSUES.index('white')] = 255
+    settings = dataclasses.replace(PLAIN, spread=0.2, texture_mm=24.0)
+    means = jnp.zeros(len(TISSUES)).at[TISSUES.index('white')].set(1.0)
+    fractions = jnp.asarray(tissue) / 255.0
+
+    @jax.jit
+    @jax.vmap
+    def texture(key):
+        spread = 0.2 * jax.random.uniform(jax.random.split(key, 3)[0], means.shape)
+        made = generate._textured(key, fractions, means, SPACING, settings)
+        return (made - 1.0) / spread[TISSUES.index('white')]
+
+    drawn = np.asarray(texture(jax.random.split(jax.random.key(0), 400)))
+    variance = (drawn**2).mean(axis=(0, 2, 3))
+    np.testing.assert_allclose(variance, 1.0, atol=0.15)
+    # Half of it is the same in neighbouring voxels.
+    assert (drawn[:, 1:] * drawn[:, :-1]).mean() == pytest.approx(0.5, abs=0.1)
 
 
 def test_thick_slices_smooth_and_stay_within_the_brain(head):

@@ -38,6 +38,7 @@ class Line:
 
     stage = 'stage'
     trainable = ('net',)
+    validation_loss = None
 
     def init(self, key):
         return {'net': {'w': jax.random.normal(key, (2,))}, 'given': {'scale': jnp.ones(())}}
