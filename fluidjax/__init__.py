@@ -14,6 +14,9 @@ import importlib
 from typing import Any
 
 from fluidjax.base import __version__ as __version__
+from fluidjax.base.environment import avoid_wrong_sums
+
+avoid_wrong_sums()
 
 # Where each public name lives.
 _API = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import importlib.metadata
 import os
 import re
 import sys
@@ -33,6 +34,8 @@ FEWER_SCANS = (
     'evaluation repeat the train command with --config.detect.batch_size=1 (nothing is trained '
     'again), then eval'
 )
+_SUMS_BY_YNNPACK = ('0.10.2', '0.11.0')  # versions of jaxlib
+_YNNPACK = 'xla_cpu_experimental_ynn_fusion_type'
 _CACHE = 'JAX_COMPILATION_CACHE_DIR'
 _READS = os.path.join('jax', '_src', 'config.py')  # the file of JAX that reads the variables
 
@@ -51,6 +54,21 @@ def set_up() -> None:
     folder = os.environ.setdefault(_CACHE, str(cache_home() / 'xla'))
     if folder and '://' not in folder and not _can_be_written(Path(folder)):
         os.environ[_CACHE] = ''  # else JAX would warn after every compilation
+
+
+def avoid_wrong_sums() -> None:
+    """Keep sums from YNNPACK on CPUs, where JAX can be told so.
+
+    jaxlib 0.10.2 hands them to it, and of large arrays with broadcast factors some come out wrong
+    (jax-ml/jax#39103). Other versions than `_SUMS_BY_YNNPACK` may not know the setting.
+
+    Importing fluidjax calls it; it has no effect once JAX is in use.
+    """
+    flags = os.environ.get('XLA_FLAGS', '')
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        known = importlib.metadata.version('jaxlib') in _SUMS_BY_YNNPACK
+        if known and _YNNPACK not in flags:
+            os.environ['XLA_FLAGS'] = f'{flags} --{_YNNPACK}=-reduce'.strip()
 
 
 def use_all_cores() -> None:

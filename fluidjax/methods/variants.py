@@ -178,9 +178,9 @@ def widen_sulci(
     """The scan `(x, y, z)` with what is dark near the surface of the brain widened.
 
     It is mixed with its minimum over the neighbouring voxels of the brain, by the share of a voxel
-    that a sulcus is widened by, less with the depth; and again for every further voxel of `most_mm`,
-    the largest widening that is possible (0: one voxel). Where CSF has the intensity `fluid`, and
-    that is above the mean of the brain, what is bright is widened.
+    that a sulcus is widened by, less with the depth; and again for every further voxel of
+    `most_mm`, the largest widening that is possible (0: one voxel). Where CSF has the intensity
+    `fluid`, and that is above the mean of the brain, what is bright is widened.
     """
     if fluid is not None:
         mean = jnp.sum(image * brain) / jnp.maximum(brain.sum(), 1.0)

@@ -24,12 +24,7 @@ NOT_THEN = {
     'diffusion.process.lesion_weight': ('diffusion.process.lesion_weight', 0.0),
     'restoration.losses.lesion_weight': ('restoration.losses.lesion_weight', 0.0),
 }
-CONTRAST_NAMES = {
-    't1w': 'T1w',
-    't2w': 'T2w',
-    'flair': 'FLAIR',
-    't1ce': 'T1w after contrast agent',
-}
+CONTRAST_NAMES = {'t1w': 'T1w', 't2w': 'T2w', 'flair': 'FLAIR', 't1ce': 'T1w after contrast agent'}
 _SCORES = {
     'dice_validated': 'Dice, threshold from validation',
     'dice_oracle': 'Dice, best per scan',

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -57,6 +59,26 @@ def test_settings_that_would_change_results_are_replaced(monkeypatch):
     os.environ['JAX_ENABLE_X64'] = 'perhaps'  # a mistake, which JAX reports
     environment.set_up()
     assert os.environ['JAX_ENABLE_X64'] == 'perhaps'
+
+
+def test_sums_of_large_arrays_are_right():
+    rows = jnp.zeros((40_000, 3)).at[:, 0].set(jnp.arange(40_000.0))
+    lengths = jax.vmap(lambda row: jnp.sum((jnp.eye(3) @ row) ** 2))
+    np.testing.assert_allclose(jax.jit(lengths)(rows), np.arange(40_000.0) ** 2, rtol=1e-6)
+
+
+def test_a_setting_of_the_user_for_these_sums_stays(monkeypatch):
+    own = '--xla_cpu_experimental_ynn_fusion_type=-eltwise'
+    monkeypatch.setattr(os, 'environ', os.environ | {'XLA_FLAGS': own})
+    environment.avoid_wrong_sums()
+    assert os.environ['XLA_FLAGS'] == own
+    monkeypatch.setattr(importlib.metadata, 'version', lambda _: '0.10.1')
+    os.environ['XLA_FLAGS'] = '--xla_dump_to=there'
+    environment.avoid_wrong_sums()
+    assert os.environ['XLA_FLAGS'] == '--xla_dump_to=there'
+    monkeypatch.setattr(importlib.metadata, 'version', lambda _: '0.10.2')
+    environment.avoid_wrong_sums()
+    assert os.environ['XLA_FLAGS'].endswith('there --xla_cpu_experimental_ynn_fusion_type=-reduce')
 
 
 def test_a_function_computes_the_same_in_a_program_with_x64():

@@ -102,7 +102,7 @@ def test_installed_tool_is_used(head, tmp_path, monkeypatch):
 def test_failing_tool_is_named(head, tmp_path, monkeypatch):
     _tool(tmp_path, 'hd-bet', 'echo no memory >&2\nexit 1\n')
     monkeypatch.setenv('PATH', f'{tmp_path}{os.pathsep}/usr/bin{os.pathsep}/bin')
-    with pytest.raises(UserError, match='head.nii: hd-bet failed: no memory.*--brain'):
+    with pytest.raises(UserError, match='head.nii: hd-bet failed: no memory.*skull-strip'):
         brain_extraction.extract(head[0], 'hd-bet')
 
 
