@@ -16,6 +16,7 @@ from fluidjax.base.errors import UserError
 from fluidjax.bench import contrasts
 
 
+@pytest.mark.slow
 def test_every_contrast_has_a_row_with_its_real_scans(store, tmp_path, capsys):
     grid = ModelGrid((40, 48, 40), (4.0, 4.0, 4.0))
     maps = mni_template.on_grid(grid)

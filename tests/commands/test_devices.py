@@ -77,15 +77,28 @@ def train_on_eight(train, workdir, *flags):
     return losses(workdir)
 
 
-def test_eight_devices_have_the_losses_of_one_which_goes_on_with_their_run(train, tmp_path):
-    """One device goes on from the checkpoint of step 3, and trains the run anew."""
-    eight, alone = tmp_path / 'eight', tmp_path / 'alone'
-    expected = train_on_eight(train, eight, *QUICK)
-    shutil.rmtree(eight / 'checkpoints' / 'restoration' / '6')
-    for workdir in (eight, alone):
-        done = train(*QUICK, f'--workdir={workdir}', JAX_NUM_CPU_DEVICES='1')
-        assert done.returncode == 0 and ' 1 cpu device' in done.stderr, done.stderr
-        same(losses(workdir), expected)
+@pytest.fixture(scope='module')
+def eight(train, tmp_path_factory):
+    """A run on eight devices, and its losses."""
+    workdir = tmp_path_factory.mktemp('devices') / 'eight'
+    return workdir, train_on_eight(train, workdir, *QUICK)
+
+
+def train_on_one(train, workdir):
+    done = train(*QUICK, f'--workdir={workdir}', JAX_NUM_CPU_DEVICES='1')
+    assert done.returncode == 0 and ' 1 cpu device' in done.stderr, done.stderr
+    return losses(workdir)
+
+
+def test_eight_devices_have_the_losses_of_one(train, eight, tmp_path):
+    same(train_on_one(train, tmp_path / 'alone'), eight[1])
+
+
+@pytest.mark.slow
+def test_one_device_goes_on_with_the_run_of_eight(train, eight, tmp_path):
+    shutil.copytree(eight[0], tmp_path / 'run')
+    shutil.rmtree(tmp_path / 'run' / 'checkpoints' / 'restoration' / '6')
+    same(train_on_one(train, tmp_path / 'run'), eight[1])
 
 
 @pytest.mark.slow

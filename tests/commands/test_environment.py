@@ -22,7 +22,7 @@ from fluidjax.base.errors import UserError
     [
         'JAX_PLATFORMS=cuda',
         pytest.param('JAX_PLATFORMS=nonsense', marks=pytest.mark.slow),
-        'JAX_NUM_CPU_DEVICES=many',
+        pytest.param('JAX_NUM_CPU_DEVICES=many', marks=pytest.mark.slow),
     ],
 )
 def test_a_variable_that_does_not_fit_is_one_line(variable, smoke_run, checkout, tmp_path):

@@ -113,7 +113,13 @@ def _ends(grid):
     return box(grid, *[0] * grid.ndim) | box(grid, *[-1] * grid.ndim)
 
 
-@pytest.mark.parametrize('case', CASES)
+# Two that differ in all that they can; the others are variations.
+OFTEN = ('default', 'in a plane')
+
+
+@pytest.mark.parametrize(
+    'case', [pytest.param(case, marks=() if case in OFTEN else pytest.mark.slow) for case in CASES]
+)
 def test_every_pair_is_sound(case):
     grid, settings = CASES[case]
     bank = jnp.asarray(_bank(grid)) if settings.bank_probability > 0 else None

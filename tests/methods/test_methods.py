@@ -31,7 +31,7 @@ STEPS = 20
 # A stage before the last that is tested as the methods are: its name, and that of its method.
 EARLIER = {'bridge': 'fluidjax'}
 # Methods whose networks and losses are, but for what they are given, those of `conddiff`.
-ALIKE = ('cldm', 'icdm')
+ALIKE = ('cldm', 'icdm', 'ldm')
 # Smaller steps for a method that starts near its goal: slight severities of a slight lesion.
 RATES = {'severity': 1e-4}
 

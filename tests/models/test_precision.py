@@ -65,7 +65,7 @@ def test_bfloat16_changes_the_autoencoder_by_rounding_alone(coder):
     assert 1e-5 < relative(half, whole) < 0.05  # 8 bits of mantissa, a dozen layers
 
 
-@pytest.mark.parametrize('condition', ['vector', 'both'])
+@pytest.mark.parametrize('condition', [pytest.param('vector', marks=pytest.mark.slow), 'both'])
 def test_bfloat16_changes_the_unet_by_rounding_alone(condition):
     config = UNetConfig(
         4, 4, (32,), 1, (True,), 32, 8, condition, condition_slices=8, condition_channels=(32,)
