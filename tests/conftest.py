@@ -24,7 +24,7 @@ import pytest  # noqa: E402
 
 def pytest_xdist_auto_num_workers() -> int:
     """More workers than cores: some tests wait for a command that they started, or for a file."""
-    return len(os.sched_getaffinity(0)) + 2 if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+    return len(os.sched_getaffinity(0)) + 1 if hasattr(os, 'sched_getaffinity') else os.cpu_count()
 
 
 def pytest_collection_modifyitems(items: list) -> None:

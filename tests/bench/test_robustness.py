@@ -62,6 +62,7 @@ def test_changes_keep_the_level_of_white_matter_and_do_what_they_say():
     assert min(sizes) < -100 and max(sizes) > 100  # too tight, and too wide
 
 
+@pytest.mark.slow
 def test_what_is_marked_is_counted(smoke_run, monkeypatch, capsys):
     from fluidjax.runs.load import load_run
 

@@ -60,7 +60,7 @@ def _total(P):
     [
         pytest.param(2, MAP, id='2-flow_map'),
         pytest.param(2, KOREN, id='2-koren'),
-        pytest.param(3, MAP, id='3-flow_map'),
+        pytest.param(3, MAP, id='3-flow_map', marks=pytest.mark.slow),
         pytest.param(3, KOREN, id='3-koren', marks=pytest.mark.slow),
     ],
 )

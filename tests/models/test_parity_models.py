@@ -94,6 +94,7 @@ def test_unet_non_cubic_and_time_embedding(golden_dir, load):
     assert_close(out, golden['out_noncubic'], WHOLE)
 
 
+@pytest.mark.slow
 def test_condition_encoder_and_conddiff_at_the_published_grid(golden_dir, load):
     golden, found = (
         load('unet_conddiff_32_32_32_gn8'),
