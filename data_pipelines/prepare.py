@@ -6,8 +6,8 @@
         --workdir=runs/mine \\
         --config.cohort.data_dir=HEALTHY --config.cohort.store=store
 
-HEALTHY is a folder of skull-stripped T1w scans, BIDS or plain. The command also writes a page with
-a picture of each scan, STORE/summary.html. Give `train` the same --config.cohort.test_dir and
+HEALTHY is a folder of T1w scans, best skull-stripped, BIDS or plain. The command also writes a page
+with a picture of each scan, STORE/summary.html. Give `train` the same --config.cohort.test_dir and
 lesion_dir, if any. After an interruption the same command continues.
 """
 

@@ -33,9 +33,9 @@ from fluidjax.predict.on_scan import Predicted
 from fluidjax.predict.reading import Scan
 from fluidjax.predict.regions import Region
 from fluidjax.predict.scans import ScanFile
+from fluidjax.runs.card import CONTRAST_NAMES
 from fluidjax.runs.thresholds import Certainty
 
-CONTRAST_NAMES = {'t1w': 'T1w', 't2w': 'T2w', 'flair': 'FLAIR'}
 BIDS_VERSION = '1.10.0'
 DESCRIPTION = 'dataset_description.json'
 TABLE = 'desc-anomaly_lesions'

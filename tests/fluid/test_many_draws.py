@@ -113,7 +113,7 @@ def _ends(grid):
     return box(grid, *[0] * grid.ndim) | box(grid, *[-1] * grid.ndim)
 
 
-# Two that differ in all that they can; the others are variations.
+# One in three dimensions and one in two; the other settings are slow.
 OFTEN = ('default', 'in a plane')
 
 
