@@ -1,6 +1,7 @@
-"""The background of a scan: its intensity, and scans that are not darkest there.
+"""The background of a scan: its intensity, and scans whose background is not black.
 
-A brain that was z-scored within its mask has a background of 0 in the middle of its intensities.
+A brain that was z-scored within its mask has a background of 0 in the middle of its intensities;
+one that was scaled to [0, 1] may have a background of -1, far below.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ _DARKER_BY, _LEAST_DARKER = 0.05, 0.01
 # Percentile of a brain's intensities that is taken for black, where the background is not: in six
 # healthy scans with a black background it lies at 2 to 3 % of white matter.
 _BLACK_PERCENTILE = 0.05
+# A background is no black either if black lies above it by this part of the bright end.
+_FAR_BELOW = 0.4
 
 
 def background_level(data: np.ndarray) -> float:
@@ -28,16 +31,17 @@ def background_level(data: np.ndarray) -> float:
 
 
 def black_level(data: np.ndarray) -> float:
-    """The intensity of no signal: the background's, unless much of the brain is darker."""
-    outside = _bright_background(data)
+    """The intensity of no signal: the background's, unless much of the brain is darker, or all of
+    it far brighter."""
+    outside = _odd_background(data)
     if outside is None:
         return background_level(data)
     return _darkest(data, outside)
 
 
 def with_black_background(scan: Volume) -> Volume:
-    """The scan, with background 0 and positive intensities if much of it was darker before."""
-    outside = _bright_background(scan.data)
+    """The scan; with background 0 and positive intensities if its background was not black."""
+    outside = _odd_background(scan.data)
     if outside is None:
         return scan
     inside = ndimage.binary_fill_holes(scan.data != outside)
@@ -52,8 +56,11 @@ def _faces(data: np.ndarray) -> np.ndarray:
     return np.concatenate([np.take(data, (0, -1), axis=k).ravel() for k in range(3)])
 
 
-def _bright_background(data: np.ndarray) -> float | None:
-    """The value of a constant background of which much of the brain is darker, or None."""
+def _odd_background(data: np.ndarray) -> float | None:
+    """The value of a constant background that is not black, or None.
+
+    Much of the brain is darker, or all of it is far brighter.
+    """
     values, counts = np.unique(_faces(data), return_counts=True)
     most = int(np.argmax(counts))
     if counts[most] < _LEAST_SHARE * counts.sum():
@@ -62,9 +69,11 @@ def _bright_background(data: np.ndarray) -> float | None:
     inside = data[data != outside]
     if not inside.size:
         return None
-    bright = max(float(np.percentile(inside, 98)) - outside, outside - float(inside.min()))
+    black, white = np.percentile(inside, (_BLACK_PERCENTILE, 98))
+    bright = max(float(white) - outside, outside - float(inside.min()))
     darker = np.mean(inside < outside - _DARKER_BY * bright)
-    return float(outside) if darker > _LEAST_DARKER else None
+    is_odd = darker > _LEAST_DARKER or black > outside + _FAR_BELOW * bright
+    return float(outside) if is_odd else None
 
 
 def _darkest(data: np.ndarray, outside: float) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -36,8 +37,11 @@ def on_voxels_of(mask: Volume, scan: Volume, what: str = 'mask') -> Volume:
         "scan's header to it"
     )
     about = f'{mask.path}: {what} of shape {mask.data.shape} on a scan of shape {scan.data.shape}'
-    if NO_ORIENTATION in mask.warnings:
-        raise UserError(f'{about} ({scan.path}) has no orientation in its header; {advice}')
+    for volume in (mask, scan):
+        if NO_ORIENTATION in volume.warnings:
+            raise UserError(
+                f'{about} ({scan.path}): the header of {volume.path} has no orientation; {advice}'
+            )
     common = _common_share(mask, scan)
     if common < _LEAST_COMMON:
         raise UserError(
@@ -48,6 +52,21 @@ def on_voxels_of(mask: Volume, scan: Volume, what: str = 'mask') -> Volume:
     warning = f'{what} {mask.path} has other voxels than the scan, and was laid on it by its header'
     return dataclasses.replace(
         mask, data=data.astype(np.float32), affine=scan.affine, warnings=(*mask.warnings, warning)
+    )
+
+
+def joined(masks: Sequence[Volume], scan: Volume, what: str = 'mask') -> Volume:
+    """One mask on the voxels of a scan, inside where any of several is; see `on_voxels_of`.
+
+    Args:
+      masks: at least one, of the same subject.
+      scan, what: as in `on_voxels_of`.
+    """
+    laid = [on_voxels_of(mask, scan, what) for mask in masks]
+    inside = np.any([mask.data > 0 for mask in laid], axis=0)
+    warnings = tuple(dict.fromkeys(line for mask in laid for line in mask.warnings))
+    return dataclasses.replace(
+        laid[0], data=inside.astype(np.float32), affine=scan.affine, warnings=warnings
     )
 
 

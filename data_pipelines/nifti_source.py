@@ -135,7 +135,7 @@ def unused_files(
         else:
             listing = scan_folders.list_scans(folder, purpose, contrasts=source.wanted(purpose))
             cases = [case for case in listing.cases if case.scan in in_splits]
-            files, kept = listing.used, [f for case in cases for f in (case.scan, case.mask) if f]
+            files, kept = listing.used, [f for case in cases for f in (case.scan, *case.masks)]
             others = list(listing.left_out)
         for path in set(files) - set(kept):
             reason = reasons.get(source.key(path, purpose))
@@ -181,7 +181,7 @@ def _label_maps(source: NiftiSource) -> list[Case]:
     paths = scan_folders.nifti_files(source.data_dir, 'data_dir')
     names = scan_folders.numbered([strip_ending(path.name) for path in paths])
     cases = [
-        Case(name, path, None, (owners.bids_subject(path, Path(source.data_dir)) or name,))
+        Case(name, path, (), (owners.bids_subject(path, Path(source.data_dir)) or name,))
         for name, path in zip(names, paths, strict=True)
     ]
     return [case for case in cases if source.is_used(case.scan, 'data_dir')]
@@ -196,7 +196,7 @@ def _divided(cases: list[Case], source: NiftiSource, num_others: int) -> dict[st
     healthy: dict[tuple[str, ...], list[Case]] = {}
     for case in cases:
         if case.person not in patients:
-            healthy.setdefault(case.person, []).append(dataclasses.replace(case, mask=None))
+            healthy.setdefault(case.person, []).append(dataclasses.replace(case, masks=()))
     if len(healthy) < MIN_HEALTHY_SUBJECTS:
         raise UserError(
             f'data_dir: {source.data_dir} holds {len(healthy)} healthy scan(s) and '
@@ -225,10 +225,10 @@ def _as_assigned(cases: list[Case], source: NiftiSource) -> dict[str, list[Case]
             continue
         if split != 'test' and has_lesion(case):
             raise UserError(
-                f'{case.mask}: holds a lesion, and its subject is given to {split}, '
+                f'{case.masks[0]}: holds a lesion, and its subject is given to {split}, '
                 'which is for healthy scans; give it to test, or leave it out'
             )
-        splits[split].append(case if split == 'test' else dataclasses.replace(case, mask=None))
+        splits[split].append(case if split == 'test' else dataclasses.replace(case, masks=()))
     for split in ('train', 'validation'):
         if not splits[split]:
             raise UserError(
@@ -260,7 +260,7 @@ def _refuse_nested_folders(source: NiftiSource) -> None:
 
 def has_lesion(case: Case) -> bool:
     """Whether a case has a lesion mask that is not empty. UserError if it cannot be read."""
-    return case.mask is not None and bool(load_volume(case.mask, allow_empty=True).data.any())
+    return any(load_volume(mask, allow_empty=True).data.any() for mask in case.masks)
 
 
 def _with_unique_names(cases: list[Case]) -> list[Case]:

@@ -76,24 +76,27 @@ def _is_visit(word: str) -> bool:
 
 def match_masks(
     scans: Sequence[Path], masks: Sequence[FoundFile], reasons: dict[Path, str]
-) -> dict[Path, Path]:
-    """scan -> mask. Masks of no scan are refused, unless they lie in derivatives.
+) -> dict[Path, tuple[Path, ...]]:
+    """scan -> its masks. Masks of no scan are refused, unless they lie in derivatives.
 
-    A mask belongs to a scan of the same subject and session in its folder, or to the only scan of
-    the folder; where there is none in the folder, to the scans of its subject and session anywhere.
+    A mask belongs to a scan of the same subject and visit in its folder, or to the only scan of
+    the folder; where there is none in the folder, to the scans of its subject and visit anywhere.
+    Several masks of a scan in one folder and one space are parts of its lesions.
     """
     in_folder, by_subject = collections.defaultdict(list), collections.defaultdict(list)
     for scan in scans:
         in_folder[scan.parent].append(scan)
         by_subject[subject_words(scan)].append(scan)
-    owners: dict[Path, Path] = {}
+    owners: dict[Path, tuple[Path, ...]] = {}
     # A mask with a lesion in its name is preferred to one that is only called a mask.
-    for file in sorted(masks, key=lambda f: ('lesion' not in f.path.name.lower(), f.path)):
+    for file in sorted(masks, key=lambda f: (not _names_lesion(f.path), f.path)):
         mask = file.path
         here, words = in_folder[mask.parent], subject_words(mask)
-        if len(here) != 1:
-            here = [scan for scan in here if subject_words(scan) == words]
-        here = here or (_of_session(by_subject[words], mask) if words else [])
+        if len(here) == 1 and not _of_others(here[0], mask):
+            here = _of_visit(here, mask)
+        else:
+            here = _of_visit([scan for scan in here if subject_words(scan) == words], mask)
+        here = here or (_of_visit(by_subject[words], mask) if words else [])
         if not here and file.part:
             reasons[mask] = 'a lesion mask of no scan here'
         elif not here:
@@ -102,12 +105,45 @@ def match_masks(
                 'scan (p01.nii.gz, p01_lesion.nii.gz) or move it away'
             )
         for scan in here:
-            if owners.setdefault(scan, mask) != mask:
+            known = owners.get(scan, ())
+            if known and not _of_one_kind(known[0], mask):
                 reasons[mask] = 'its scan has another lesion mask, which is used'
+            else:
+                owners[scan] = (*known, mask)
     return owners
 
 
-def _of_session(scans: Sequence[Path], mask: Path) -> list[Path]:
-    """The scans of a mask's session; all if its name has none."""
-    session = label_of(mask, 'ses')
-    return [scan for scan in scans if session in (None, label_of(scan, 'ses'))]
+def _names_lesion(mask: Path) -> bool:
+    return 'lesion' in mask.name.lower()
+
+
+def _of_one_kind(one: Path, other: Path) -> bool:
+    """Whether two masks of a scan are parts of its lesions, and not two versions of one mask."""
+    alike = (lambda mask: mask.parent, _names_lesion, lambda mask: label_of(mask, 'space'))
+    return all(of(one) == of(other) for of in alike)
+
+
+def _of_visit(scans: Sequence[Path], mask: Path) -> list[Path]:
+    """The scans whose names have no other session or run than a mask's."""
+
+    def may_be_of(scan: Path) -> bool:
+        labels = ((label_of(scan, entity), label_of(mask, entity)) for entity in ('ses', 'run'))
+        return all(one == other or None in (one, other) for one, other in labels)
+
+    return [scan for scan in scans if may_be_of(scan)]
+
+
+def _of_others(scan: Path, mask: Path) -> bool:
+    """Whether the names of a scan and a mask are of different subjects, by their numbers."""
+    subjects = label_of(scan, 'sub'), label_of(mask, 'sub')
+    if None not in subjects:
+        return subjects[0] != subjects[1]
+    ours, theirs = (
+        {int(n) for word in subject_words(path) if _is_identity(word) for n in _numbers(word)}
+        for path in (scan, mask)
+    )
+    return bool(ours and theirs and not ours & theirs)
+
+
+def _numbers(word: str) -> list[str]:
+    return re.findall(r'[0-9]+', word)

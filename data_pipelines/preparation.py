@@ -193,7 +193,7 @@ def _keys_of(outcome: Outcome, source: NiftiSource) -> list[str]:
     item = outcome.item
     if isinstance(item, Path):
         return [source.key(item, outcome.purpose)]
-    if item.mask is None or outcome.purpose != 'data_dir':
+    if not item.masks or outcome.purpose != 'data_dir':
         return [source.key(item.scan, outcome.purpose)]
     return [
         source.key(case.scan)

@@ -20,7 +20,15 @@ from pathlib import Path
 import numpy as np
 import tqdm
 
-from data_pipelines import grids, nifti_source, preprocess, resampling, scan_folders, tissue
+from data_pipelines import (
+    grids,
+    mask_on_scan,
+    nifti_source,
+    preprocess,
+    resampling,
+    scan_folders,
+    tissue,
+)
 from data_pipelines.file_names import contrast_in_name, without_bytes
 from data_pipelines.image_files import checksum
 from data_pipelines.nifti_source import NiftiSource
@@ -75,9 +83,10 @@ def make(item: Case | Path, source: NiftiSource) -> dict:
 def _scan_record(case: Case, source: NiftiSource) -> dict:
     """Read and preprocess a scan; an empty lesion mask is ignored."""
     scan = load_volume(case.scan)
-    mask = load_volume(case.mask, allow_empty=True) if case.mask else None
-    if mask is not None and not mask.data.any():
-        mask = None
+    mask = None
+    parts = [load_volume(path, allow_empty=True) for path in case.masks]
+    if marked := [part for part in parts if part.data.any()]:
+        mask = mask_on_scan.joined(marked, scan, 'lesion mask')
     in_test_dir = source.test_dir and case.scan.is_relative_to(source.test_dir)
     contrasts = source.wanted('test_dir' if in_test_dir else 'data_dir')
     result = preprocess.preprocess(
@@ -90,7 +99,7 @@ def _scan_record(case: Case, source: NiftiSource) -> dict:
         )
     if mask is not None and result.lesion.sum() > MAX_LESION_FRACTION * result.brain.sum():
         raise UserError(
-            f'{case.mask}: covers most of the brain; it looks like a brain mask: '
+            f'{mask.path}: covers most of the brain; it looks like a brain mask: '
             'rename it or move it away'
         )
     for warning in result.warnings:
@@ -163,7 +172,7 @@ def files_of(item: Case | Path) -> list[Path]:
     """The files of a record: a scan, its lesion mask and its label map, or a mask of the bank."""
     if isinstance(item, Path):
         return [item]
-    return [path for path in (item.scan, item.mask, tissue.labels_beside(item.scan)) if path]
+    return [path for path in (item.scan, *item.masks, tissue.labels_beside(item.scan)) if path]
 
 
 def key_of(item: Case | Path, source: NiftiSource) -> str:

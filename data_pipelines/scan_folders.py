@@ -11,6 +11,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -48,13 +49,13 @@ class Case:
     Attributes:
       name: unique in the folder.
       scan: its file.
-      mask: file of its lesion mask, or None.
+      masks: files of its lesion mask; several are joined.
       person: whose scan it is; all scans of a person go to one split.
     """
 
     name: str
     scan: Path
-    mask: Path | None
+    masks: tuple[Path, ...] = ()
     person: tuple[str, ...] = ()
 
 
@@ -75,7 +76,7 @@ class Listing:
     @property
     def used(self) -> list[Path]:
         """The files that are used: scans and masks."""
-        return sorted({file for c in self.cases for file in (c.scan, c.mask) if file})
+        return sorted({file for c in self.cases for file in (c.scan, *c.masks)})
 
 
 def counted(used: int, left_out: Sequence[tuple[Path, str]], failed: int = 0) -> list[str]:
@@ -194,12 +195,12 @@ def list_scans(
     if with_masks:
         masks = [file for file in files if reasons.get(file.path) == Kind.LESION.value]
         owners = match_masks(scans, masks, reasons)
-    for mask in owners.values():
+    for mask in itertools.chain.from_iterable(owners.values()):
         reasons.pop(mask, None)
     names = numbered(distinct_names(scans, result_name))
     people = persons(scans, folder)
     cases = tuple(
-        Case(name, scan, owners.get(scan), people[scan]) for name, scan in zip(names, scans)
+        Case(name, scan, owners.get(scan, ()), people[scan]) for name, scan in zip(names, scans)
     )
     return Listing(folder, cases, tuple(sorted(reasons.items())))
 

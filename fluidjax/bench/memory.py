@@ -156,11 +156,11 @@ def choose_accumulate(need: Footprint, batch: int, card: int) -> dict[str, float
         card: its memory, in units of 2^30 bytes.
 
     Returns:
-        `card`; `accumulate`, a power of two that divides the batch; `part`: volumes at once;
+        `card`; `accumulate`, which divides the batch; `part`: volumes at once;
         `gibibytes` needed and `usable`.
     """
-    usable, accumulate = USABLE * card, 1
-    while batch % accumulate == 0:
+    usable = USABLE * card
+    for accumulate in (number for number in range(1, batch + 1) if batch % number == 0):
         needed = need.needed(batch, accumulate) / GIB
         if needed <= usable:
             return {
@@ -170,7 +170,6 @@ def choose_accumulate(need: Footprint, batch: int, card: int) -> dict[str, float
                 'gibibytes': needed,
                 'usable': usable,
             }
-        accumulate *= 2
     return None
 
 

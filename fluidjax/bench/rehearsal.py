@@ -79,6 +79,8 @@ def _shortened(config: ConfigDict, steps: int, place: Path) -> ConfigDict:
         if not isinstance(section, ConfigDict) or 'training' not in section:
             continue
         training = section.training
+        if not training.steps:  # a stage that this configuration does not have
+            continue
         training.steps = -(-steps // training.reuse) * training.reuse
         training.update({'epochs': 0, 'patience': 0})
         every = {'log_every': training.reuse, 'checkpoint_every': training.steps}
@@ -91,8 +93,10 @@ def _shortened(config: ConfigDict, steps: int, place: Path) -> ConfigDict:
             'lesion_dir': '',
             'store': str(place / 'store'),
             'embedded': 0,
+            'labels': '',
         }
     )
+    short.start = ''
     return short
 
 

@@ -230,6 +230,11 @@ def compile_for(config: Any, topology: str, only: Sequence[str] = ()) -> dict[st
     chip, devices = aot.chip_of(topology), len(aot.topology_devices(topology))
     stage = longest_stage(build_stages(config, model_grid(config)))
     training = stage.training
+    if stage.method.examples is None:
+        raise cli.UserError(
+            f'config: {config.method} has no latents that could be used for several steps; '
+            'fluidjax bench models --aot compiles its networks'
+        )
     if not training.pooled:
         training = dataclasses.replace(training, reuse=5, pool=4)
     if training.batch_size % devices:

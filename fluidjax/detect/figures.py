@@ -99,7 +99,7 @@ def with_pictures(panels: Sequence[Panel]) -> list[Panel]:
 
 
 def view_of(panel: Panel) -> slices.View:
-    """The planes through the lesion's centre of mass, or the map's peak without a lesion."""
+    """The planes through the middle of the lesion, or the map's peak without a lesion."""
     subject, brain = panel.subject, np.asarray(panel.subject.brain).astype(bool)
     return slices.View(
         slices.centre_of(subject.lesion, panel.anomaly_map, brain),
@@ -282,7 +282,7 @@ def curve_figure(
     """PNG of precision-recall, ROC and Dice curves of all methods.
 
     Args:
-      curves: {method: `curves.curves_of`}; empty ones are left out.
+      curves: {method: `curves.curve_of`}; empty ones are left out.
       thresholds: {method: threshold}, marked by a dot on its curves.
       dpi: resolution.
     """

@@ -102,16 +102,28 @@ class Spread:
     deviation: np.ndarray
 
 
-def space_of(evidence: Evidence, with_spread: bool) -> dict[str, tuple]:
-    """The axes of the search, with the values that a row's evidence allows."""
+def space_of(
+    evidence: Evidence, with_spread: bool, configured: Recipe = Recipe()
+) -> dict[str, tuple]:
+    """The axes of the search, with the values that a row's evidence allows.
+
+    Args:
+      evidence: of the row.
+      with_spread: whether the spread of residuals in healthy scans is known.
+      configured: the recipe of the configuration; its smoothing is tried by every row, and its head
+        where there is one.
+    """
     references = tuple(evidence.references)
+    heads = ('none',)
+    if evidence.probabilities is not None:
+        heads = tuple(dict.fromkeys(('none', 'product', configured.head)))
     return {
         'sign': SIGNS,
-        'smoothing_mm': SMOOTHING_MM,
+        'smoothing_mm': tuple(sorted({*SMOOTHING_MM, configured.smoothing_mm})),
         'reference': references + (('both',) if len(references) == 2 else ()),
         'mirror': (False, True) if evidence.mirrored is not None else (False,),
         'unit': UNITS if with_spread else UNITS[:1],
-        'head': ('none', 'product') if evidence.probabilities is not None else ('none',),
+        'head': heads,
     }
 
 

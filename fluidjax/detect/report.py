@@ -199,7 +199,7 @@ def write_report(
       panels: the subjects to picture, in this order.
       thresholds: {method: threshold}.
       facts: {what: value} for the header, such as checkpoint, step, date, seed.
-      curves: {cohort: {method: `curves.curves_of`}}, drawn below the tables.
+      curves: {cohort: {method: `curves.curve_of`}}, drawn below the tables.
       verdicts: {cohort: {method: a word or two, or ''}}, beside the method's name.
       recipes: {method: how its maps are made, in words}.
       reliability: {cohort: `reliability.diagram` of the run's own row}.

@@ -35,7 +35,8 @@ _MASS_EFFECT_MM = 4.0  # the push falls by a factor e over this length, and is 0
 class Randomized(NamedTuple):
     """A pair and its lesion, each shaped as the image: (x, y (, z)), or (batch, x, y (, z), 1).
 
-    healthy, diseased: images in [0, 1], each divided by its own maximum.
+    healthy, diseased: images in [0, 1], see `painting.on_one_scale`; with `FluidSettings.parity`
+      each is divided by its own maximum.
     mask: the lesion, 0 or 1, inside the brain; all 0 in a healthy pair.
     probability: P in [0, 1], zero outside the brain; all 0 in a healthy pair.
     """
@@ -154,7 +155,10 @@ def randomize_drawn(
     _check_shapes(image, brain, grid, lesion_bank)
     P, mask = lesion_of(draw, brain, grid, settings, lesion_bank)
     painted = paint_drawn(draw, image, brain, P, mask, grid, settings)
-    return pair_of(draw.diseased, image, painted, P, mask)
+    pair = pair_of(draw.diseased, image, painted, P, mask)
+    if settings.parity:
+        return pair._replace(healthy=painting.divide_by_maximum(image))
+    return pair
 
 
 def pair_of(
@@ -162,9 +166,10 @@ def pair_of(
 ) -> Randomized:
     """The pair of an image and the painted one; healthy twice where not diseased or unmarked."""
     diseased = diseased & jnp.any(mask > 0.0)
+    healthy, other = painting.on_one_scale(image, jnp.where(diseased, painted, image))
     return Randomized(
-        healthy=painting.divide_by_maximum(image),
-        diseased=painting.divide_by_maximum(jnp.where(diseased, painted, image)),
+        healthy=healthy,
+        diseased=other,
         mask=jnp.where(diseased, mask, 0.0),
         probability=jnp.where(diseased, P, 0.0),
     )

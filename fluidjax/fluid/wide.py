@@ -51,7 +51,8 @@ class WideSettings:
         count: least and greatest number of lesions.
         size_ml: least and greatest volume of a scan's largest lesion, log-uniform; the others are
             log-uniform between the least and that. All together are at most the greatest.
-        strength: least and greatest change of intensity, in units of the mean under the lesion.
+        strength: least and greatest change of intensity, in units of the mean under the lesion; of
+            bright lesions in given T1w scans half of it, in synthesised scans all.
         bright, alike: shares of scans whose lesions are brighter than the tissue, and as bright.
         core, rim: shares with a core of fluid, and with a rim of another intensity.
         centre: position of the middle of the grid, mm (MNI152).

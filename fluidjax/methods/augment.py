@@ -31,7 +31,8 @@ class AugmentSettings:
         scaling: largest relative change of size, per axis.
         shear: largest shear.
         displacement_mm: standard deviation of the elastic displacement's control points.
-        control_spacing_mm: distance of the control points of displacement and bias field.
+        control_spacing_mm: distance of the control points of the displacement; those of the bias
+            field are twice as far apart.
         gamma: standard deviation of the logarithm of the exponent.
         bias: standard deviation of the logarithm of the bias field.
         noise: largest standard deviation of the noise.

@@ -16,6 +16,7 @@ from fluidjax.base.share import WHOLE, Share
 from fluidjax.fluid.grid import Grid
 from fluidjax.methods import Method
 from fluidjax.methods.augment import AugmentSettings
+from fluidjax.methods.pairs import by_its_maximum
 from fluidjax.methods.scans import healthy_scans
 from fluidjax.methods.variants import VariantSettings
 from fluidjax.models import perceptual
@@ -259,9 +260,11 @@ class AutoencoderMethod(Method):
         return players, feature_matching(fixed(real_features), fake_features)
 
     def reconstruct(self, params: Params, volumes: jax.Array, key: jax.Array) -> jax.Array:
-        """The volumes after encoding and decoding; `key` is not used."""
+        """The volumes after encoding and decoding, seen as the counterparts' latents are: divided
+        by their maxima, so that its errors are those of the counterparts; `key` is not used."""
         del key
-        return self.decode(params, self.encode(params, volumes))
+        scans, peak = by_its_maximum(volumes)
+        return peak * self.decode(params, self.encode(params, scans))
 
 
 def _read_lpips(files: tuple[str, ...]) -> Params:

@@ -98,8 +98,8 @@ class LatentBridge(LatentMethod):
 
     @property
     def is_random(self) -> bool:
-        """Whether counterparts depend on the key."""
-        return self.process.noise > 0
+        """Whether counterparts depend on the key; those of a single step do not."""
+        return self.process.noise > 0 and self.process.sampler_steps > 1
 
     @property
     def num_counterparts(self) -> int:

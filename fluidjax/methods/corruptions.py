@@ -332,9 +332,12 @@ def _corrupt(
     changed = jnp.where(diseased & inner.mask, jnp.maximum(changed, 0.0), patch)
     hard = jnp.asarray([name == 'blend' for name in settings.tasks])[task]
     mask = (diseased & region.mask).astype(image.dtype)
+    healthy, other = painting.on_one_scale(
+        image, jax.lax.dynamic_update_slice(image, changed, start)
+    )
     return Randomized(
-        healthy=image,
-        diseased=painting.divide_by_maximum(jax.lax.dynamic_update_slice(image, changed, start)),
+        healthy=healthy,
+        diseased=other,
         mask=mask,
         probability=mask * jnp.where(hard, 1.0, soft_weight(region)),
     )

@@ -99,6 +99,11 @@ class AnomalyHead(Method):
             'health': {'mean': jnp.zeros(one), 'spread': jnp.ones(one)},
         }
 
+    @property
+    def is_random(self) -> bool:
+        """Whether counterparts depend on the key: those of the restorer."""
+        return self.restorer.is_random
+
     def prepare(self, params: Params, volumes: np.ndarray) -> Params:
         """Measure mean and spread of training scans `(n, x, y, z, 1)`, voxel by voxel.
 

@@ -37,7 +37,7 @@ class PairMaker:
         stored: 0 for new pairs at every step; n for the same n pairs of each scan again and again,
             as if they had been made once and stored (published).
         seed: of the stored pairs.
-        variants: further changes of the scans, after the augmentation, or None.
+        variants: further changes of the scans, before the augmentation, or None.
         synthesis: how scans of any contrast are made from tissue fractions; None: they are given.
     """
 
@@ -65,8 +65,8 @@ class PairMaker:
 
         With `synthesis` the batch also has `'tissue'`, see `methods.scans`.
 
-        Each image is divided by its own maximum. If the batch has lesion masks, `lesions`, the flow
-        transports them (`fluid.bank`).
+        The images of a pair have one scale (`painting.on_one_scale`). If the batch has lesion
+        masks, `lesions`, the flow transports them (`fluid.bank`).
         """
         if self.stored:
             return self._from_store(batch, key, share)

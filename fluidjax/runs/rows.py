@@ -150,7 +150,8 @@ def choose(
         spreads = _usual(row, healthy, detector)
     if not search:
         return Choice(given, spreads if given.unit == 'spread' else {}), known
-    space = recipes.space_of(known, bool(spreads)) | dict(row.fixed)
+    own = configured(detector.run.config, detector.run.method)
+    space = recipes.space_of(known, bool(spreads), own) | dict(row.fixed)
     recipe = recipes.choose(
         known, validation, space, row.start, detector.spacing, detector.map_settings, spreads
     )

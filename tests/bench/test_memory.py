@@ -85,6 +85,8 @@ def test_the_smallest_number_of_parts_that_fits_is_chosen():
     assert cards[1] is None
     assert (cards[6]['accumulate'], cards[24]['accumulate']) == (4, 1)
     assert np.isclose(cards[6]['gibibytes'], 3 * memory.ALLOWANCE)
+    # A batch of 6 goes through in parts of 3, 2 or 1.
+    assert [memory.choose_accumulate(need, 6, card)['part'] for card in (2, 4, 6)] == [1, 2, 3]
 
 
 def test_every_stage_has_its_rows(capsys):

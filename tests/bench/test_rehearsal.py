@@ -14,6 +14,8 @@ from configs.methods import config_of
 from fluidjax.base.errors import UserError
 from fluidjax.bench import rehearsal
 from fluidjax.bench.timer import Table
+from fluidjax.runs.cohort import model_grid
+from fluidjax.runs.stages import build_stages
 
 
 def test_every_stage_is_shortened_and_nothing_else_is_changed(tmp_path):
@@ -26,6 +28,19 @@ def test_every_stage_is_shortened_and_nothing_else_is_changed(tmp_path):
         assert short[name].network == config[name].network
         assert short[name].training.batch_size == config[name].training.batch_size
     assert config.cohort.name == 'template' and config.autoencoder.training.steps > 3
+
+
+@pytest.mark.parametrize('method', ['conddiff', 'regression'])
+def test_no_stage_is_added(method, tmp_path):
+    config = config_of(method, '2mm')
+    config.cohort.labels = 'freesurfer'
+    short = rehearsal._shortened(config, 3, tmp_path)
+    assert short.cohort.labels == ''
+    names, ours = (
+        [stage.method.stage for stage in build_stages(one, model_grid(one))]
+        for one in (config, short)
+    )
+    assert names == ours
 
 
 def test_seconds_of_a_step_leave_out_the_compilation(tmp_path):

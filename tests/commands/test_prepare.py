@@ -200,7 +200,7 @@ def test_atlas_layout_is_recognised(tmp_path):
     for ending in ('T1w', 'label-L_desc-T1lesion_mask'):
         _write(folder / f'{name}{ending}.nii.gz', *_brain(1))
     (case,) = scan_folders.find_cases(tmp_path, 'test_dir')
-    assert case.scan.name.endswith('T1w.nii.gz') and 'lesion' in case.mask.name
+    assert case.scan.name.endswith('T1w.nii.gz') and 'lesion' in case.masks[0].name
 
 
 @pytest.mark.slow

@@ -36,6 +36,20 @@ def test_a_background_within_the_brains_intensities(outside):
     assert abs(result.image[inside] - plain.image[inside]).mean() < 0.08
 
 
+@pytest.mark.parametrize('outside', [-1.0, -5.0])
+def test_a_background_far_below_the_brain(outside):
+    """A brain scaled to [0, 1] with another background has the tissue levels of the plain scan."""
+    scan = heads.stripped()
+    brain = scan.data > 0
+    scaled = (scan.data / scan.data.max()).astype(np.float32)
+    plain = preprocess(dataclasses.replace(scan, data=scaled), DEMO, registration='none')
+    odd = dataclasses.replace(scan, data=np.where(brain, scaled, np.float32(outside)))
+    result = preprocess(odd, DEMO, registration='none')
+    assert result.brain.sum() == plain.brain.sum() and result.warnings == ()
+    assert abs(result.image - plain.image)[plain.brain].mean() < 0.08
+    assert abs(np.median(result.image[plain.brain]) - np.median(plain.image[plain.brain])) < 0.08
+
+
 @pytest.mark.parametrize('shift', [0.0, -300.0, 77.0])
 def test_a_dark_background_is_left_as_it_is(shift):
     scan = heads.stripped()

@@ -22,7 +22,7 @@ def _label_map(path: Path, counts: np.ndarray, sides: bool = False) -> Case:
         values[::2] = [RIGHT.get(label, label) for label in values[::2]]
     volume[: len(values)] = values
     nib.save(nib.Nifti1Image(volume.reshape(20, 20, 20), np.eye(4)), path)
-    return Case(path.stem, path, None, (path.stem,))
+    return Case(path.stem, path, (), (path.stem,))
 
 
 def test_people_are_told_apart(tmp_path, capsys):

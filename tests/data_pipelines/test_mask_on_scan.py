@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
-from data_pipelines.mask_on_scan import on_voxels_of
+from data_pipelines.mask_on_scan import joined, on_voxels_of
 from data_pipelines.volume_io import NO_ORIENTATION, Volume
 from fluidjax.base.errors import UserError
 
@@ -55,6 +57,26 @@ def test_a_mask_without_orientation_is_refused():
     affine = AFFINE.copy()
     affine[0, 3] += 5
     mask = ball((30, 40, 20), affine, warnings=(NO_ORIENTATION,))
-    with pytest.raises(UserError, match='has no orientation in its header'):
+    with pytest.raises(UserError, match='the header of mask.nii has no orientation'):
         on_voxels_of(mask, SCAN)
     assert on_voxels_of(ball((30, 40, 20), AFFINE, warnings=(NO_ORIENTATION,)), SCAN)
+
+
+def test_a_mask_on_a_scan_without_orientation_is_refused():
+    """Where the scan lies is a guess, so a mask with another header cannot be laid on it."""
+    scan = dataclasses.replace(SCAN, warnings=(NO_ORIENTATION,))
+    affine = np.diag([-2.0, 2.0, 2.0, 1.0])
+    affine[:3, 3] = 28, -40, -20
+    with pytest.raises(UserError, match='the header of scan.nii has no orientation'):
+        on_voxels_of(ball((30, 40, 20), affine), scan)
+    assert on_voxels_of(ball((30, 40, 20), AFFINE), scan)
+
+
+def test_masks_are_joined_on_the_scan():
+    fine = np.diag([1.0, 1.0, 1.0, 1.0])
+    fine[:3, 3] = AFFINE[:3, 3]
+    first, second = ball((30, 40, 20), AFFINE), ball((60, 80, 40), fine, centre=(-14.0, 8.0, 2.0))
+    both = joined([first, second], SCAN, 'lesion mask')
+    expected = (first.data > 0) | (ball((30, 40, 20), AFFINE, centre=(-14.0, 8.0, 2.0)).data > 0)
+    assert both.data.shape == SCAN.data.shape and np.mean((both.data > 0) != expected) < 0.01
+    assert len([line for line in both.warnings if 'other voxels' in line]) == 1

@@ -180,10 +180,26 @@ def test_too_few_healthy_scans(tmp_path, write_scan, lesion_mask):
 def _case_error(tmp_path, write_scan, mask, says):
     source = nifti_source.NiftiSource(SMOKE, str(tmp_path), registration='none')
     case = scan_folders.Case(
-        'a', write_scan(tmp_path / 'a.nii'), write_scan(tmp_path / 'a_mask.nii', mask)
+        'a', write_scan(tmp_path / 'a.nii'), (write_scan(tmp_path / 'a_mask.nii', mask),)
     )
     with pytest.raises(UserError, match=says):
         records.make(case, source)
+
+
+def test_parts_of_a_lesion_are_joined(tmp_path, write_scan, lesion_mask):
+    """A patient one of whose masks is empty is no healthy subject."""
+    for name in 'abc':
+        write_scan(tmp_path / f'in/sub-{name}_T1w.nii')
+    empty = np.zeros_like(lesion_mask)
+    write_scan(tmp_path / 'in/sub-a_label-core_mask.nii', empty)
+    write_scan(tmp_path / 'in/sub-a_label-edema_mask.nii', lesion_mask)
+    source = nifti_source.NiftiSource(SMOKE, str(tmp_path / 'in'), registration='none')
+    (case,) = nifti_source.assign_splits(source)['test']
+    assert case.name == 'sub-a'
+    lesion = records.make(case, source)['lesion']
+    write_scan(tmp_path / 'in/sub-a_label-core_mask.nii', lesion_mask[::-1].copy())
+    more = records.make(case, source)['lesion']
+    assert 0 < lesion.sum() < more.sum() and not (lesion & ~more).any()
 
 
 def test_mask_of_another_place(tmp_path, write_scan, lesion_mask):

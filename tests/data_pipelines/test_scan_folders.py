@@ -107,11 +107,43 @@ def test_names_of_results(tmp_path):
             {'B1_t1': 'B1/B1_seg.nii'},
         ),
         (['p1_T1.hdr', 'p1_T1.img', 'p2_t1w.NII'], {'p1_T1': None, 'p2': None}),
+        (  # each visit has its own mask
+            [
+                'sub-1_ses-1_T1w.nii',
+                'sub-1_ses-2_T1w.nii',
+                'sub-1_ses-1_label-lesion_mask.nii',
+                'sub-1_ses-2_label-lesion_mask.nii',
+                'sub-2/anat/sub-2_run-1_T1w.nii',
+                'sub-2/anat/sub-2_run-2_T1w.nii',
+                'sub-2/anat/sub-2_run-2_label-lesion_mask.nii',
+            ],
+            {
+                'sub-1_ses-1': 'sub-1_ses-1_label-lesion_mask.nii',
+                'sub-1_ses-2': 'sub-1_ses-2_label-lesion_mask.nii',
+                'sub-2_run-1': None,
+                'sub-2_run-2': 'sub-2/anat/sub-2_run-2_label-lesion_mask.nii',
+            },
+        ),
+        (  # several masks are joined; another version of one is not
+            [
+                'sub-1_T1w.nii',
+                'sub-1_label-core_mask.nii',
+                'sub-1_label-edema_mask.nii',
+                'p2_T1.nii',
+                'p2_lesion.nii',
+                'p2_mask.nii',
+            ],
+            {
+                'sub-1': 'sub-1_label-core_mask.nii sub-1_label-edema_mask.nii',
+                'p2_T1': 'p2_lesion.nii',
+            },
+        ),
+        (['p01_T1.nii', '1_lesion.nii'], {'p01_T1': '1_lesion.nii'}),
     ],
 )
 def test_scans_and_masks_are_told_apart(tmp_path, files, expected):
     cases = scan_folders.find_cases(touch(tmp_path, *files), 'data_dir')
-    found = {c.name: c.mask and str(c.mask.relative_to(tmp_path)) for c in cases}
+    found = {c.name: ' '.join(str(m.relative_to(tmp_path)) for m in c.masks) or None for c in cases}
     assert found == expected
 
 
@@ -153,6 +185,8 @@ def test_names_get_the_folders_that_they_need(tmp_path, files, expected):
         (['notes.txt'], r'data_dir: found no scans.*\*_T1w.nii.*\*.nii.gz'),
         (['a_lesion.nii'], 'found only masks'),
         (['a.nii', 'b.nii', 'c_lesion.nii'], 'c_lesion.nii.*belongs to no scan'),
+        (['p01_T1.nii', 'p02_lesion.nii'], 'p02_lesion.nii.*belongs to no scan'),
+        (['sub-a_T1w.nii', 'sub-b_label-lesion_mask.nii'], 'sub-b_label.*belongs to no scan'),
         (['a_FLAIR.nii', 'b_T2w.nii'], r'no T1w scan among the 2 .*a_FLAIR.nii: flair by its name'),
         (['a.nrrd'], 'a.nrrd: its format is not read'),
         (['x_desc-healthy_T1w.nii'], 'holds only results of fluidjax'),
@@ -235,7 +269,7 @@ def test_every_file_is_used_or_named(tmp_path):
     pairs = {tmp_path / 'sub-2_T1w.img'}  # counted with its header
     assert sorted([*listing.used, *named]) == sorted({tmp_path / f for f in files} - pairs)
     lines = scan_folders.counted(len(listing.used), listing.left_out)
-    assert lines[0] == '3 of 11 image files are used'
+    assert lines[0] == '4 of 11 image files are used'
     text = ' '.join(lines)
     assert all(str(path) in text for path in named)
     assert 'not used (FLAIR by its name, not T1w)' in text and 'dcm2niix' in text
@@ -298,7 +332,7 @@ def test_files_of_other_contrasts_are_used_where_they_are_wanted(tmp_path):
 
     def used(*contrasts):
         cases = scan_folders.find_cases(data, 'test_dir', contrasts)
-        assert all(case.mask.name == names[-1] for case in cases)
+        assert all([mask.name for mask in case.masks] == [names[-1]] for case in cases)
         return {case.scan.name for case in cases}
 
     assert used('t1w') == {names[0]}

@@ -98,6 +98,18 @@ def test_the_search_finds_what_the_lesions_are(cases):
     assert (found.sign, found.smoothing_mm) == ('absolute', 5.0)
 
 
+def test_the_search_tries_what_is_configured(cases):
+    known = evidence(cases)
+    assert 4.0 in recipes.space_of(known, False, Recipe(smoothing_mm=4.0))['smoothing_mm']
+    share = np.stack([[case.lesion.astype(np.float32) for case in cases]])
+    blind = dataclasses.replace(
+        known, counterparts=known.references['scan'][None], probabilities=share
+    )
+    own = Recipe('scan', head='only')
+    space = recipes.space_of(blind, False, own)
+    assert recipes.choose(blind, cases, space, own, SPACING, SETTINGS).head == 'only'
+
+
 def test_the_residual_in_healthy_scans_is_taken_off_and_is_the_unit(cases):
     healthy = [dataclasses.replace(c, image=c.healthy, lesion=None) for c in cases]
     brains = [case.brain for case in cases]
