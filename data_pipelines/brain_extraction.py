@@ -36,7 +36,7 @@ class Extraction:
       brain: (x, y, z) bool on the scan's voxels; None if the scan is skull-stripped.
       method: 'none', 'given', 'atlas', 'synthstrip' or 'hd-bet'.
       whole_head: whether the scan shows a skull.
-      warnings: sentences about the user's mask.
+      warnings: sentences about the user's mask, or a tool that failed.
     """
 
     brain: np.ndarray | None
@@ -58,8 +58,9 @@ def extract(scan: Volume, method: str = 'auto', brain: Volume | None = None) -> 
 
     Args:
       scan: a whole head, or a brain whose background is one constant.
-      method: 'auto': nothing for a skull-stripped scan, else the best that is installed; 'none':
-        the scan is skull-stripped; 'atlas', 'synthstrip', 'hd-bet': that one for any scan.
+      method: 'auto': nothing for a skull-stripped scan, else the best that is installed, and the
+        atlas if that fails; 'none': the scan is skull-stripped; 'atlas', 'synthstrip', 'hd-bet':
+        that one for any scan.
       brain: the user's mask, any value > 0 is brain; replaces `method`. Its voxels are those of
         the scan, or it is laid on them by its header (`mask_on_scan`).
 
@@ -73,17 +74,28 @@ def extract(scan: Volume, method: str = 'auto', brain: Volume | None = None) -> 
     if brain is not None:
         brain = on_voxels_of(brain, scan, 'brain mask')
         return Extraction(_given(brain), 'given', whole_head, brain.warnings)
-    if method == 'auto':
-        method = _best() if whole_head else 'none'
-    if method == 'none':
+    if method == 'auto' and whole_head:
+        return _by_best(scan, coarse)
+    if method in ('auto', 'none'):
         return Extraction(None, 'none', whole_head)
     mask = _by_atlas(scan, coarse) if method == 'atlas' else _by_tool(scan, method)
     return Extraction(mask, method, whole_head)
 
 
-def _best() -> str:
-    installed = (name for name, program in TOOLS.items() if shutil.which(program))
-    return next(installed, 'atlas')
+def _by_best(head: Volume, coarse: head_mask.Coarse | None) -> Extraction:
+    """The brain of a whole head by the first tool that is installed, else by the atlas."""
+    tool = next((name for name, program in TOOLS.items() if shutil.which(program)), None)
+    if tool is None:
+        return Extraction(_by_atlas(head, coarse), 'atlas', True)
+    try:
+        return Extraction(_by_tool(head, tool), tool, True)
+    except UserError as error:
+        failure = str(error).removeprefix(f'{head.path}: ')
+    try:
+        warning = f'the brain was found with the atlas, because {failure}'
+        return Extraction(_by_atlas(head, coarse), 'atlas', True, (warning,))
+    except UserError as error:
+        raise UserError(f'{error}; before, {failure}') from error
 
 
 def _given(brain: Volume) -> np.ndarray:
@@ -143,11 +155,12 @@ def _by_tool(scan: Volume, method: str) -> np.ndarray:
         save_volume(head, scan.data, scan.affine)
         if method == 'synthstrip':
             mask = Path(folder, 'mask.nii.gz')
-            command = [program, '-i', str(head), '-m', str(mask)]
+            commands = [[program, '-i', str(head), '-m', str(mask)]]
         else:
             mask = stripped  # zero outside the brain
             command = [program, '-i', str(head), '-o', str(stripped)]
-        _call(command, scan.path)
+            commands = [command, [*command, '-device', 'cpu']]  # its default needs a GPU
+        _call(commands, scan.path)
         if not mask.is_file():
             raise UserError(
                 f'{scan.path}: {TOOLS[method]} wrote no result; try it by hand, or '
@@ -156,15 +169,17 @@ def _by_tool(scan: Volume, method: str) -> np.ndarray:
         return load_volume(mask).data != 0
 
 
-def _call(command: list[str], path: str) -> None:
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=TOOL_TIMEOUT_S)
-        failed, said = done.returncode != 0, done.stderr.strip() or done.stdout.strip()
-    except (OSError, subprocess.TimeoutExpired) as error:
-        failed, said = True, str(error)
-    if failed:
-        last = said.splitlines()[-1] if said else 'no message'
-        raise UserError(
-            f'{path}: {Path(command[0]).name} failed: {last}; try it by hand, or '
-            'skull-strip it first'
-        )
+def _call(commands: list[list[str]], path: str) -> None:
+    """Run commands until one does not fail. UserError if all do, with what the last one said."""
+    for command in commands:
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=TOOL_TIMEOUT_S)
+            failed, said = done.returncode != 0, done.stderr.strip() or done.stdout.strip()
+        except (OSError, subprocess.TimeoutExpired) as error:
+            failed, said = True, str(error)
+        if not failed:
+            return
+    last = said.splitlines()[-1] if said else 'no message'
+    raise UserError(
+        f'{path}: {Path(command[0]).name} failed: {last}; try it by hand, or skull-strip it first'
+    )

@@ -19,6 +19,7 @@ import os
 from collections import Counter
 from pathlib import Path
 
+import joblib
 from absl import flags
 
 from data_pipelines import preparation, preparation_page, preprocess
@@ -181,7 +182,7 @@ def main(folders: list[str]) -> None:
                 lesion_dir=LESION_DIR.value,
                 seed=SEED.value,
                 choice=Choice(SPLIT_COLUMN.value, lists),
-                workers=WORKERS.value or os.cpu_count() or 1,
+                workers=WORKERS.value or joblib.cpu_count(),
                 skip_failures=SKIP_FAILURES.value,
             )
         )

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_pipelines.file_names import Kind
+from data_pipelines.folder_walk import holds_predictions
 from data_pipelines.scan_folders import T1W, list_scans
 from fluidjax.base.errors import UserError
 
@@ -76,6 +77,14 @@ def _in_folder(
     scans = [case.scan for case in listing.cases]
     inside = [scan for scan in scans if results in scan.resolve().parents]
     if len(inside) == len(scans):
-        raise UserError(f'SCAN: {folder} holds only the results in {out}; give another folder')
+        raise UserError(_nothing_outside(folder, out))
     left_out = [*listing.left_out, *((scan, Kind.RESULT.value) for scan in inside)]
     return [scan for scan in scans if scan not in inside], left_out
+
+
+def _nothing_outside(folder: Path, out: Path) -> str:
+    """What is wrong where all scans of a folder lie in the output folder."""
+    results = out.resolve()
+    if results in (folder.resolve(), *folder.resolve().parents) and not holds_predictions(out):
+        return f'--out: {out} contains the scans in {folder}; name a folder of its own'
+    return f'SCAN: {folder} holds only the results in {out}; give another folder'

@@ -87,10 +87,13 @@ def volume_of(image: SpatialImage, name: str, allow_empty: bool = False) -> Volu
       allow_empty: accept a volume of zeros.
 
     Raises:
-      UserError: it is not one volume of real numbers, its affine is singular or has voxels of a
-        size that no scan has, or its values are NaN, infinite or (unless `allow_empty`) all zero.
+      UserError: it is not one volume of real numbers, its affine is missing, singular or has voxels
+        of a size that no scan has, or its values are NaN, infinite or (unless `allow_empty`) all
+        zero.
     """
     check_one_volume(name, image.shape, image.get_data_dtype())
+    if image.affine is None:
+        raise UserError(f'{name}: has no affine; give it that of the file that it was read from')
     affine, warnings = _in_mm(image, name)
     stored = _checked_affine(name, affine)
     data = _without_nan(_read(image, name).reshape(image.shape[:3]), name)

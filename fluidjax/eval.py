@@ -61,7 +61,7 @@ def main() -> None:
 
 def command() -> None:
     """`fluidjax eval`."""
-    cli.run(main, FLAGS)
+    cli.run(main, FLAGS, interrupted='the same command begins anew')
 
 
 if __name__ == '__main__':

@@ -13,7 +13,6 @@ Without --workdir the model that comes with fluidjax is used.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -89,6 +88,8 @@ def _selected(scans: list[str], out: Path, workdir: Path) -> Selection:
 
 def main(scans: list[str]) -> None:
     """Read the flags and predict."""
+    import joblib
+
     from fluidjax.predict import batch
     from fluidjax.predict.on_scan import Steps
     from fluidjax.predict.reading import Options
@@ -98,7 +99,7 @@ def main(scans: list[str]) -> None:
         raise cli.UserError(
             'predict needs scans and --out=DIR, e.g. fluidjax predict scan.nii.gz --out=predictions'
         )
-    jobs = (os.cpu_count() or 1) if JOBS.value == -1 else JOBS.value
+    jobs = joblib.cpu_count() if JOBS.value == -1 else JOBS.value
     if jobs < 1:
         raise cli.UserError(f'--n-jobs: {jobs} must be 1 or more, or -1 for one per CPU')
     out = Path(OUT.value).expanduser()

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from data_pipelines import scan_images
+from data_pipelines.mask_on_scan import on_voxels_of
+from data_pipelines.preprocess import LEAST_LESION_IN_BRAIN
 from data_pipelines.scan_images import Image, Scan
 from data_pipelines.volume_io import Volume, image_like
 from fluidjax.base import environment
@@ -137,21 +140,28 @@ class Model:
 
         Args:
             scan: a T1w scan as a nibabel image or a file's path.
-            lesion: its mask on the same voxels, above 0 in the lesion.
+            lesion: its mask, above 0 in the lesion; on other voxels than the scan's it is laid on
+                them by its header (`data_pipelines.mask_on_scan`).
             steps: of preprocessing.
 
         Returns:
             The scan, equal to the given one but in the lesion and some mm around it.
 
         Raises:
-            UserError: a scan or mask that cannot be used.
+            UserError: a scan or mask that cannot be used, or most of the mask lies outside the
+                brain.
+
+        Warns:
+            UserWarning: what is unusual about scan and mask, and how much of the mask lies outside
+                the brain, where nothing is filled.
         """
-        volume, mask = scan_images.read(scan), scan_images.read(lesion)
-        if mask.data.shape != volume.data.shape or not np.allclose(
-            mask.affine, volume.affine, atol=1e-3
-        ):
-            raise UserError(f'{mask.path}: the mask does not lie on the voxels of {volume.path}')
-        predicted = self._predicted(volume, lambda run: mask.data > 0, steps, 'filled')[0]
+        volume = scan_images.read(scan)
+        mask = on_voxels_of(scan_images.read(lesion), volume, 'lesion mask')
+        marked = mask.data > 0
+        predicted, preprocessed, _ = self._predicted(volume, lambda run: marked, steps, 'filled')
+        outside = _outside_brain(mask, predicted.brain, volume)
+        for warning in dict.fromkeys((*preprocessed.warnings, *mask.warnings, *outside)):
+            warnings.warn(f'{volume.path}: {warning}', stacklevel=3)  # past `single_precision`
         filled = np.where(predicted.brain, predicted.healthy_in_scan_units, volume.data)
         return image_like(filled.astype(np.float32), volume)
 
@@ -163,8 +173,8 @@ class Model:
         counterpart: str,
     ) -> tuple[Predicted, Preprocessed, Run]:
         """The results, and the run for the scan's contrast, which gave them."""
-        steps = dataclasses.replace(steps.of_run(self.run), contrasts=tuple(self._runs))
-        preprocessed = on_model_grid(volume, grid_of(self.run), steps)
+        steps = steps.of_run(self.run)
+        preprocessed = on_model_grid(volume, grid_of(self.run), steps, tuple(self._runs))
         run = model_for(preprocessed.contrast, self._runs)
         if id(run) not in self._detectors:
             self._detectors[id(run)] = Detector(run, thresholds.load_choice(run))
@@ -206,6 +216,24 @@ class Model:
         )
 
 
+def _outside_brain(lesion: Volume, brain: np.ndarray, scan: Volume) -> list[str]:
+    """What part of a lesion mask lies outside the brain of its scan; empty if none does.
+
+    Raises:
+        UserError: most of it does.
+    """
+    marked = lesion.data > 0
+    inside = float(np.mean(brain[marked])) if marked.any() else 0.0
+    if inside < LEAST_LESION_IN_BRAIN:
+        raise UserError(
+            f'{lesion.path}: {100 * inside:.0f} % of this lesion mask lie in the brain of '
+            f'{scan.path}; do they belong together?'
+        )
+    outside = voxel_ml(scan.affine) * int(np.sum(marked & ~brain))
+    what = f'{outside:.2g} ml of the lesion mask {lesion.path} lie outside the brain'
+    return [f'{what} and were not filled'] if outside else []
+
+
 @single_precision
 def load(run: str | os.PathLike | None = None) -> Model:
     """Load a trained model.
@@ -231,8 +259,8 @@ def train(
     Args:
         config: from a file in `configs`: `configs.ldm.get_config('demo,cohort=nifti')`.
         workdir: folder of the run.
-        evaluate: also choose its thresholds and write its report, unless it has them; without
-            thresholds, `Model.detect` needs a number.
+        evaluate: also choose its thresholds and write its report, unless it has them and its
+            scores; without thresholds, `Model.detect` needs a number.
 
     Raises:
         UserError: a field that does not fit, or data that cannot be read.
@@ -241,16 +269,8 @@ def train(
     config = config if isinstance(config, ConfigDict) else ConfigDict(dict(config))
     environment.use_all_cores()
     training.train(config, path)
-    if evaluate and not _is_evaluated(path):
+    if evaluate and not thresholds.is_evaluated(path):
         from fluidjax.runs.evaluate import run_evaluation
 
         run_evaluation(path, save_volumes=False)
     return load(path)
-
-
-def _is_evaluated(path: Path) -> bool:
-    try:
-        thresholds.load(load_run(path))
-    except UserError:
-        return False
-    return True

@@ -21,17 +21,16 @@ from fluidjax.base import cli, disk
 from fluidjax.base.errors import DiskError, UserError
 from fluidjax.base.failures import failure_line
 from fluidjax.base.names import shown
-from fluidjax.predict.files import (
-    Source,
+from fluidjax.predict.files import Source, write_prediction
+from fluidjax.predict.fuse import fuse_sessions
+from fluidjax.predict.models import Models, load_models
+from fluidjax.predict.on_scan import grid_of, predicted_on_scan
+from fluidjax.predict.out_folder import (
     check_folder,
     describe_folder,
     refuse_another_scan,
     write_folder_index,
-    write_prediction,
 )
-from fluidjax.predict.fuse import fuse_sessions
-from fluidjax.predict.models import Models, load_models
-from fluidjax.predict.on_scan import grid_of, predicted_on_scan
 from fluidjax.predict.reading import Options, Scan, read_scans
 from fluidjax.predict.scans import ScanFile, Selection
 from fluidjax.runs.detector import Detector, Output
@@ -60,7 +59,8 @@ def predict(
         fuse: also fuse the contrasts of each session, see `predict.fuse`.
 
     Raises:
-        UserError: no trained and evaluated run, or some scan failed (after all others are done).
+        UserError: no trained and evaluated run, or some scan failed or session was not fused (after
+            all others are done).
     """
     files = selection.files
     check_folder(out)
@@ -75,8 +75,7 @@ def predict(
     with contextlib.closing(read_scans(files, grid_of(models.run), options, jobs)) as scans:
         outcome = _predict_all(scans, len(files), models, out)
     if fuse and not outcome.problem:
-        for line in fuse_sessions(out, outcome.done):
-            cli.tell(line)
+        _fuse(outcome, out)
     _report(outcome, selection, out)
 
 
@@ -87,11 +86,13 @@ class _Outcome:
     Attributes:
         done: those whose results were written.
         failures: a line for each that failed.
+        not_fused: a line for each session that could not be fused.
         problem: what is wrong with the disk, if that stopped the others.
     """
 
     done: list[ScanFile] = dataclasses.field(default_factory=list)
     failures: list[str] = dataclasses.field(default_factory=list)
+    not_fused: list[str] = dataclasses.field(default_factory=list)
     problem: str = ''
 
     def left(self, files: Sequence[ScanFile]) -> list[str]:
@@ -100,11 +101,22 @@ class _Outcome:
         return [p for p in paths if not any(line.startswith(f'{p}:') for line in self.failures)]
 
 
+def _fuse(outcome: _Outcome, out: Path) -> None:
+    """Fuse the sessions, while the disk takes the results, and say what was marked."""
+    try:
+        for is_fused, line in fuse_sessions(out, outcome.done):
+            cli.tell(line) if is_fused else outcome.not_fused.append(line)
+    except Exception as error:
+        if not disk.is_of_disk(error):
+            raise
+        outcome.problem = _problem_of_disk(out, error)
+
+
 def _report(outcome: _Outcome, selection: Selection, out: Path) -> None:
     """Write the index of the folder, and name the scans and other files that are not in it.
 
     Raises:
-        UserError: there are such scans, or an argument without any.
+        UserError: there are such scans, an argument without any, or sessions that were not fused.
     """
     files, failures = selection.files, outcome.failures
     left = outcome.left(files)
@@ -113,7 +125,8 @@ def _report(outcome: _Outcome, selection: Selection, out: Path) -> None:
         if outcome.done:
             describe_folder(out)
             missing = [*failures, *selection.failures, *(f'{path}: not done' for path in left)]
-            cli.tell(f'{write_folder_index(out, [*missing, *counts[1:]])}')
+            lines = [*missing, *outcome.not_fused, *counts[1:]]
+            cli.tell(f'{write_folder_index(out, lines)}')
     except OSError as error:
         outcome.problem = outcome.problem or _problem_of_disk(out, error)
     if len(files) + len(selection.left_out) + len(selection.failures) > 1:
@@ -123,8 +136,8 @@ def _report(outcome: _Outcome, selection: Selection, out: Path) -> None:
         raise UserError(failures[0])
     for line in (*failures, *selection.failures):
         cli.tell(f'failed: {line}')
-    for path in left:
-        cli.tell(f'not done: {path}')
+    for line in (*(f'not done: {path}' for path in left), *outcome.not_fused):
+        cli.tell(line)
     if outcome.problem:
         missing = f'{len(left)} of {len(files)} scans are not done, see above'
         raise DiskError(f'{outcome.problem}{f"; {missing}" if left else ""}')
@@ -132,9 +145,13 @@ def _report(outcome: _Outcome, selection: Selection, out: Path) -> None:
         raise UserError(f'{len(failures)} of {len(files)} scans failed, see above')
     if selection.failures:
         raise UserError(f'{len(selection.failures)} of the arguments hold no scan, see above')
+    if outcome.not_fused:
+        raise UserError(f'not fused: {len(outcome.not_fused)} of the sessions, see above')
 
 
-def _problem_of_disk(out: Path, error: OSError) -> str:
+def _problem_of_disk(out: Path, error: Exception) -> str:
+    if isinstance(error, DiskError):
+        return str(error)
     return f'--out: {shown(out)}: {disk.reason(error, out)}'
 
 

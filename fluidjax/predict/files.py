@@ -1,4 +1,4 @@
-"""The files of a predicted scan, named as BIDS derivatives, and the description of their folder.
+"""The files of a predicted scan, named as BIDS derivatives.
 
 A scan's files are written into a hidden folder beside their place and then moved, so that a scan
 that fails on the way leaves nothing.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,13 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.folder_walk import holds_predictions
-from data_pipelines.image_files import checksum, ending_of
+from data_pipelines.image_files import checksum
 from data_pipelines.volume_io import save_like
-from fluidjax.base import __version__
-from fluidjax.base.disk import check_output
-from fluidjax.base.errors import UserError
-from fluidjax.base.files import asset, read_json, write_bytes, write_json, write_text
+from fluidjax.base.files import write_bytes, write_json, write_text
 from fluidjax.base.names import LONGEST, short_name, shown
 from fluidjax.base.partial import partial_folder
 from fluidjax.base.subject import Subject
@@ -36,12 +31,16 @@ from fluidjax.predict.scans import ScanFile
 from fluidjax.runs.card import CONTRAST_NAMES
 from fluidjax.runs.thresholds import Certainty
 
-BIDS_VERSION = '1.10.0'
-DESCRIPTION = 'dataset_description.json'
 TABLE = 'desc-anomaly_lesions'
 # BIDS has no suffix for anomaly maps; of those it has, a soft segmentation comes closest.
 MAP, UNCERTAINTY = 'desc-anomaly_probseg', 'desc-uncertainty_probseg'
 PROBABILITY = 'desc-probability_probseg'
+COUNTERPART_OF = {
+    't1w': 'desc-healthy_T1w',
+    't2w': 'desc-healthy_T2w',
+    'flair': 'desc-healthy_FLAIR',
+}
+BRAIN_MASK = 'desc-brain_mask'
 FUSED, FUSED_MASK = 'desc-fused_probseg', 'desc-fused_mask'
 # Bytes that a scan's name may have, so that the longest of the names of its results is possible.
 ROOM = LONGEST - len(f'_{UNCERTAINTY}.nii.gz')
@@ -52,10 +51,10 @@ HEALTHY = {
     'model': 'Healthy counterpart on the intensity scale of the scan: slope * model + offset, so '
     'that the medians of the brain and the background agree. Zero outside the brain',
 }
-OPTIONAL = (
+OPTIONAL = (  # not written for every scan by every model
     *(
         f'{kind}{ending}'
-        for kind in (UNCERTAINTY, PROBABILITY, FUSED, FUSED_MASK)
+        for kind in (*COUNTERPART_OF.values(), UNCERTAINTY, PROBABILITY, FUSED, FUSED_MASK)
         for ending in ('.nii.gz', '.json')
     ),
     'desc-quality.png',
@@ -97,52 +96,6 @@ class Source:
         return None if found is None else float(found[0, 0, 0])
 
 
-def check_folder(out: Path) -> None:
-    """Check that a folder can be written to, and is absent or holds no other data set.
-
-    Raises:
-        UserError: it is a file, cannot be written to, or holds another data set, scans, or files
-            that would be overwritten.
-    """
-    path = out / DESCRIPTION
-    check_output(out, '--out')
-    if path.is_file() and not holds_predictions(out):
-        raise UserError(
-            f'--out: {out} holds another data set (its {DESCRIPTION} is not of fluidjax); '
-            'name another folder'
-        )
-    if holds_predictions(out) or not out.is_dir():
-        return
-    written = [out / name for name in ('README.md', '.bidsignore', 'index.html')]
-    images = (path for path in sorted(out.iterdir()) if path.is_file() and ending_of(path))
-    others = [*filter(Path.exists, written), *images]
-    if others:
-        raise UserError(
-            f'--out: {out} holds files that are not of fluidjax, as {others[0].name}; they would '
-            f'be overwritten or taken for results: name a new folder, e.g. {out / "fluidjax"}'
-        )
-
-
-def describe_folder(out: Path) -> None:
-    """Write what BIDS wants in a data set: its description, `README.md` and `.bidsignore`."""
-    generator = {
-        'Name': 'fluidjax',
-        'Version': __version__,
-        'Description': 'Research use; not for diagnosis',
-    }
-    write_json(
-        out / DESCRIPTION,
-        {
-            'Name': 'Anomalies in T1w scans',
-            'BIDSVersion': BIDS_VERSION,
-            'DatasetType': 'derivative',
-            'GeneratedBy': [generator],
-        },
-    )
-    write_text(out / 'README.md', asset(page.HERE, 'README.md'))
-    write_text(out / '.bidsignore', asset(page.HERE, 'bidsignore'))
-
-
 def write_prediction(out: Path, scan: Scan, predicted: Predicted, source: Source) -> dict[str, Any]:
     """Write all files of a scan.
 
@@ -181,28 +134,6 @@ def write_prediction(out: Path, scan: Scan, predicted: Predicted, source: Source
     return summary
 
 
-def refuse_another_scan(out: Path, file: ScanFile) -> None:
-    """Check that the place of a scan's results holds none of another scan of the same name.
-
-    The same file elsewhere, and a file that was changed since, may replace their results.
-
-    Raises:
-        UserError: it does.
-    """
-    own = short_names(file)
-    table = out / own.folder / f'{own.name}_{TABLE}.json'
-    if not table.is_file():
-        return
-    before = read_json(table, 'delete it').get('Summary', {})
-    if before.get('scan') in (None, shown(file.path)) or 'sha256' not in before:
-        return
-    if before['sha256'] != checksum(file.path):
-        raise UserError(
-            f'{shown(file.path)}: {shown(table.parent)} holds the results of {before["scan"]}, '
-            'which has the same name; give another --out, or predict both in one command'
-        )
-
-
 def short_names(file: ScanFile) -> ScanFile:
     """A scan whose results have names of at most 255 bytes."""
     name = short_name(file.name, ROOM)
@@ -237,25 +168,13 @@ def _summary_of(
     }
 
 
-def write_folder_index(out: Path, failures: Sequence[str]) -> Path:
-    """Write `index.html`: every scan predicted into the folder, now or before."""
-    summaries = []
-    for path in sorted(out.rglob(f'*_{TABLE}.json')):
-        if not any(part.startswith('.') for part in path.relative_to(out).parts):
-            with contextlib.suppress(ValueError, KeyError, TypeError, OSError):  # another program's
-                summary = json.loads(path.read_text('utf-8'))['Summary']
-                summaries.append({name: summary[name] for name in page.SUMMARY})
-    page.write_index(out / 'index.html', summaries, failures)
-    return out / 'index.html'
-
-
 def _volumes(
     scan: Scan, predicted: Predicted, source: Source
 ) -> dict[str, tuple[np.ndarray, dict[str, Any]]]:
     """The volumes that are written, each with its sidecar."""
     threshold = f'{source.threshold:.6g} ({source.rule})'
     volumes = {
-        f'desc-healthy_{CONTRAST_NAMES.get(scan.contrast, "T1w")}': (
+        COUNTERPART_OF.get(scan.contrast, COUNTERPART_OF['t1w']): (
             predicted.healthy_in_scan_units,
             {
                 'Description': HEALTHY[source.counterpart],
@@ -282,7 +201,7 @@ def _volumes(
                 'Type': 'Lesion',
             },
         ),
-        'desc-brain_mask': (
+        BRAIN_MASK: (
             predicted.brain,
             {'Description': 'The brain that was searched', 'Type': 'Brain'},
         ),
@@ -349,6 +268,7 @@ def _write_pictures(
         predicted.mask,
         picture,
         marked,
+        regions.columns(source.certainty.confidence),
         facts,
         scan.warnings,
         sorted(path.name for path in folder.iterdir()),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,10 @@ from fluidjax.base.failures import failure_line
 from fluidjax.base.files import write_json
 from fluidjax.base.names import shown
 from fluidjax.detect.evaluate import voxel_ml
-from fluidjax.predict.files import FUSED, FUSED_MASK, PROBABILITY, TABLE, short_names
+from fluidjax.predict.files import BRAIN_MASK, FUSED, FUSED_MASK, PROBABILITY, TABLE, short_names
 from fluidjax.predict.scans import ScanFile
 
-_SESSION = re.compile(r'(sub-[A-Za-z0-9]+)(?:_(ses-[A-Za-z0-9]+))?(?:_|\.)')
+_SESSION = re.compile(r'(sub-[A-Za-z0-9+]+)(?:_(ses-[A-Za-z0-9+]+))?(?:_|\.)')
 # Share of the smaller brain that lies in the other one after the registration, at least.
 _LEAST_OVERLAP = 0.8
 _LEAST_SHARE = 0.25  # of a voxel in a brain, by which its probability is divided
@@ -67,7 +67,7 @@ def session_of(path: Path) -> tuple[str, ...]:
     return (str(data_set), *filter(None, bids.groups()))
 
 
-def fuse_sessions(out: Path, files: Sequence[ScanFile]) -> list[str]:
+def fuse_sessions(out: Path, files: Sequence[ScanFile]) -> Iterator[tuple[bool, str]]:
     """Fuse the results of the scans of each session that has several.
 
     Writes `desc-fused_probseg` and `desc-fused_mask` beside the results of the session's first T1w
@@ -78,8 +78,9 @@ def fuse_sessions(out: Path, files: Sequence[ScanFile]) -> list[str]:
         out: the folder of the results.
         files: the scans that were predicted.
 
-    Returns:
-        A line for each session: what was marked, or why it was not fused.
+    Yields:
+        For each session with several scans whether it was fused, and a line for the user: what was
+        marked, or why it was not fused.
 
     Raises:
         DiskError, OSError: nothing more can be written.
@@ -87,25 +88,28 @@ def fuse_sessions(out: Path, files: Sequence[ScanFile]) -> list[str]:
     sessions: dict[tuple[str, ...], list[ScanFile]] = {}
     for file in files:
         sessions.setdefault(session_of(file.path), []).append(file)
-    return [_line(out, members) for members in sessions.values() if len(members) > 1]
+    return (_tried(out, members) for members in sessions.values() if len(members) > 1)
 
 
-def _line(out: Path, files: Sequence[ScanFile]) -> str:
-    """A session's line; a failure must not hide the results of the other sessions."""
+def _tried(out: Path, files: Sequence[ScanFile]) -> tuple[bool, str]:
+    """Whether a session was fused, and its line; a failure must not hide the other sessions."""
     try:
-        return _fused(out, files)
+        return True, _fused(out, files)
     except Exception as error:
         if is_of_disk(error):
             raise
-        return f'not fused: {failure_line(files[0].path, error)}'
+        return False, f'not fused: {failure_line(files[0].path, error)}'
 
 
 def _fused(out: Path, files: Sequence[ScanFile]) -> str:
+    """Fuse a session; what was marked. UserError: it cannot be fused."""
     summaries = [_summary(out, file) for file in files]
     names = ', '.join(shown(file.path) for file in files)
     unknown = [s['name'] for s in summaries if s.get('threshold_probability') is None]
     if unknown:
-        return f'{names}: not fused, as the model of {unknown[0]} knows no probabilities'
+        raise UserError(
+            f'{names}: the model of {unknown[0]} knows no probabilities; evaluate it again'
+        )
     members = [_member(out, file, s) for file, s in zip(files, summaries, strict=True)]
     first = next((i for i, s in enumerate(summaries) if s['contrast'] == 't1w'), 0)
     target = members[first]
@@ -148,7 +152,7 @@ def _member(out: Path, file: ScanFile, summary: dict[str, Any]) -> Member:
         file.path,
         load_volume(file.path),
         load(PROBABILITY),
-        load('desc-brain_mask') > 0,
+        load(BRAIN_MASK) > 0,
         float(summary['threshold_probability']),
         start,
     )

@@ -10,6 +10,7 @@ from fluidjax.predict.files import Source
 from fluidjax.runs import thresholds
 from fluidjax.runs.detector import Detector
 from fluidjax.runs.load import Run, load_run, model_for, models_of
+from fluidjax.runs.thresholds import Certainty
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +88,12 @@ def _model(run: Run, name: str, rule: str, counterpart: str) -> Model:
         rule,
         thresholds.load(run, rule),
         counterpart,
-        thresholds.load_certainty(run),
+        _certainty(run, rule),
     )
     return Model(Detector(run, thresholds.load_choice(run)), source)
+
+
+def _certainty(run: Run, rule: str) -> Certainty:
+    """What the run's map means; the confidence of regions was counted at the threshold dice."""
+    certainty = thresholds.load_certainty(run)
+    return certainty if rule == 'dice' else dataclasses.replace(certainty, confidence=None)

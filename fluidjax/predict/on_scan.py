@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import nibabel as nib
@@ -35,13 +36,11 @@ class Steps:
         extraction: how the brain is found, one of `brain_extraction.METHODS`.
         bias_field: correct the coil's shading with N4.
         registration: 'affine' or 'none'; None for what the run was trained with.
-        contrasts: that there is a model for.
     """
 
     extraction: str = 'auto'
     bias_field: bool = False
     registration: str | None = None
-    contrasts: tuple[str, ...] = ('t1w',)
 
     def of_run(self, run: Run) -> Steps:
         """These steps with the registration that a run was trained with, unless they name one."""
@@ -56,7 +55,11 @@ def grid_of(run: Run) -> ModelGrid:
 
 
 def on_model_grid(
-    scan: Volume, grid: ModelGrid, steps: Steps, brain: Volume | None = None
+    scan: Volume,
+    grid: ModelGrid,
+    steps: Steps,
+    contrasts: Sequence[str] = ('t1w',),
+    brain: Volume | None = None,
 ) -> Preprocessed:
     """Bring a scan onto a model's grid.
 
@@ -64,6 +67,7 @@ def on_model_grid(
         scan: a T1w scan, brain or whole head.
         grid: the model's.
         steps: of preprocessing; the registration must be named.
+        contrasts: that there is a model for.
         brain: the user's brain mask on the scan's voxels, or None.
 
     Raises:
@@ -76,7 +80,7 @@ def on_model_grid(
         extraction=steps.extraction,
         bias_field=steps.bias_field,
         brain=brain,
-        contrasts=steps.contrasts,
+        contrasts=contrasts,
     )
     if not preprocessed.brain.any():
         raise UserError(f"{scan.path}: no brain on the model's grid; is it a T1w scan of a head?")

@@ -16,7 +16,7 @@ import numpy as np
 from fluidjax.base.files import asset, write_text
 from fluidjax.detect import html, slices, viewer
 from fluidjax.detect.figures import Panel
-from fluidjax.predict.regions import COLUMNS, Region
+from fluidjax.predict.regions import Region
 
 HERE = 'fluidjax.predict'
 # The fields of a scan's summary that the index shows.
@@ -30,6 +30,7 @@ def write_scan_page(
     mask: np.ndarray,
     picture: bytes,
     regions: Sequence[Region],
+    columns: Mapping[str, Any],
     facts: Mapping[str, Any],
     warnings: Sequence[str],
     files: Sequence[str],
@@ -43,6 +44,7 @@ def write_scan_page(
       mask: (x, y, z) bool on that grid, the marked voxels.
       picture: PNG, `figures.subject_figure`.
       regions: the table.
+      columns: of the table, `regions.columns`.
       facts: {what: value} for the header.
       warnings: sentences.
       files: names of the files beside the page, linked to.
@@ -56,7 +58,7 @@ def write_scan_page(
         warnings=_warnings(warnings),
         facts=html.facts_table('scan', facts),
         viewer=_viewer(panel, mask),
-        regions=_regions(regions),
+        regions=_regions(regions, columns),
         picture=html.image(picture, name),
         quality='' if quality is None else _quality(quality),
         files=' · '.join(f'<a href="{_link(file)}">{escape(file)}</a>' for file in files),
@@ -123,7 +125,7 @@ def _warnings(lines: Sequence[str]) -> str:
     return f'<ul class="warnings">{items}</ul>' if items else ''
 
 
-def _regions(regions: Sequence[Region]) -> str:
+def _regions(regions: Sequence[Region], columns: Mapping[str, Any]) -> str:
     """The marked regions; a button beside each moves the viewer there."""
     if not regions:
         return '<p>None: the map stays below the threshold, or above it in specks only.</p>'
@@ -139,9 +141,9 @@ def _regions(regions: Sequence[Region]) -> str:
     ]
     terms = ''.join(
         f'<dt>{name}</dt><dd>{escape(column["Description"])}</dd>'
-        for name, column in COLUMNS.items()
+        for name, column in columns.items()
     )
-    head = [*(name.replace('_', ' ') for name in COLUMNS), '']
+    head = [*(name.replace('_', ' ') for name in columns), '']
     return (
         f'{html.table(head, body)}'
         f'<details><summary>What the columns mean</summary><dl>{terms}</dl></details>'

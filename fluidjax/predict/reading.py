@@ -8,6 +8,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -38,16 +39,17 @@ class Options:
         steps: of preprocessing.
         brain: file of a brain mask on the voxels of the one scan, or ''.
         quality: also draw how the scan was brought onto the model's grid.
+        contrasts: that there is a model for.
     """
 
     steps: Steps = Steps()
     brain: str = ''
     quality: bool = True
+    contrasts: tuple[str, ...] = ('t1w',)
 
     def of_run(self, run: Run, contrasts: tuple[str, ...]) -> Options:
         """These options with the steps that a run was trained with; see `Steps`."""
-        steps = dataclasses.replace(self.steps.of_run(run), contrasts=contrasts)
-        return dataclasses.replace(self, steps=steps)
+        return dataclasses.replace(self, steps=self.steps.of_run(run), contrasts=contrasts)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,8 +129,8 @@ def read_scan(file: ScanFile, grid: ModelGrid, options: Options) -> Scan:
         UserError: the file cannot be used; the message says why.
     """
     volume = load_volume(file.path)
-    brain = load_volume(options.brain) if options.brain else None
-    preprocessed = on_model_grid(volume, grid, options.steps, brain)
+    brain = load_volume(Path(options.brain).expanduser()) if options.brain else None
+    preprocessed = on_model_grid(volume, grid, options.steps, options.contrasts, brain)
     return Scan(
         file,
         volume,

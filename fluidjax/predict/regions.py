@@ -37,12 +37,13 @@ COLUMNS = {
 }
 RANK = (
     '1 - threshold / peak: 0 where the peak just reaches the threshold, 0.5 where it is twice '
-    'that. It ranks regions; it is not the probability of a lesion, which this model does not know'
+    'that. It ranks regions; it is not the share of them that lie on a lesion, which is known at '
+    'most for the threshold dice, and not for every model'
 )
 
 
 def columns(confidence: Rising | None) -> dict[str, Any]:
-    """The columns and what they are, of a model that knows the confidence, or only a rank."""
+    """The columns and what they are, where the confidence is known, or else only a rank."""
     return COLUMNS if confidence else COLUMNS | {'confidence': {'Description': RANK}}
 
 

@@ -7,14 +7,14 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_pipelines.file_names import result_name
+from data_pipelines.file_names import label_of, result_name
 from data_pipelines.scan_arguments import given_scans
 from data_pipelines.scan_folders import distinct_names
 from data_pipelines.volume_io import strip_ending
 from fluidjax.base.errors import UserError
 
 MOST_NAMED = 20  # labels in a message
-_BIDS = re.compile(r'(sub-[A-Za-z0-9]+)(?:_(ses-[A-Za-z0-9]+))?(?:_|$)')
+_BIDS = re.compile(r'(sub-[A-Za-z0-9+]+)(?:_(ses-[A-Za-z0-9+]+))?(?:_|$)')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,9 +73,10 @@ def select(
             ending.
     """
     found = given_scans(given, out, contrasts, every)
-    paths = _with_labels(list(found.scans), '--participant-label', 'sub-', participants)
-    paths = _with_labels(paths, '--session-label', 'ses-', sessions)
-    others = [(path, 'not asked for by its label') for path in found.scans if path not in paths]
+    paths = _with_labels(list(found.scans), '--participant-label', 'sub', participants)
+    paths = _with_labels(paths, '--session-label', 'ses', sessions)
+    chosen = set(paths)
+    others = [(path, 'not asked for by its label') for path in found.scans if path not in chosen]
     files = [
         ScanFile(path, name, _folder_of(path, name))
         for path, name in zip(paths, _distinct_names(paths))
@@ -91,15 +92,15 @@ def name_of(path: str | Path) -> str:
     `sub-01_acq-3D_FLAIR.nii.gz` is `sub-01_acq-3DFLAIR`.
     """
     name = result_name(Path(path))
-    name = re.sub(r'_desc-[A-Za-z0-9]+', '', name) or name
+    name = re.sub(r'_desc-[A-Za-z0-9+]+', '', name) or name
     if '_acq-' in name:
-        return re.sub(r'(_acq-[A-Za-z0-9]+)(.*)_(T2w|FLAIR)$', r'\1\3\2', name)
+        return re.sub(r'(_acq-[A-Za-z0-9+]+)(.*)_(T2w|FLAIR)$', r'\1\3\2', name)
     return re.sub(
-        r'^(sub-[A-Za-z0-9]+(?:_ses-[A-Za-z0-9]+)?)(.*)_(T2w|FLAIR)$', r'\1_acq-\3\2', name
+        r'^(sub-[A-Za-z0-9+]+(?:_ses-[A-Za-z0-9+]+)?)(.*)_(T2w|FLAIR)$', r'\1_acq-\3\2', name
     )
 
 
-def _with_labels(paths: list[Path], flag: str, prefix: str, labels: Sequence[str]) -> list[Path]:
+def _with_labels(paths: list[Path], flag: str, entity: str, labels: Sequence[str]) -> list[Path]:
     """The files whose BIDS label (`sub-01` in `sub-01_T1w.nii`) is one of some labels.
 
     Raises:
@@ -107,29 +108,24 @@ def _with_labels(paths: list[Path], flag: str, prefix: str, labels: Sequence[str
     """
     if not labels:
         return paths
-    wanted = {label.removeprefix(prefix) for label in labels}
-    labelled = {path: _label_of(path, prefix) for path in paths}
+    wanted = {label.removeprefix(f'{entity}-') for label in labels}
+    labelled = {path: label_of(path, entity) for path in paths}
     known = sorted({label for label in labelled.values() if label})
     for label in sorted(wanted.difference(known)):
         there = ', '.join(known[:MOST_NAMED]) + (', ...' if len(known) > MOST_NAMED else '')
-        advice = f'there are {there}' if known else f'no scan has {prefix}LABEL in its name'
+        advice = f'there are {there}' if known else f'no scan has {entity}-LABEL in its name'
         raise UserError(f"{flag}: no scan of '{label}'; {advice}")
     return [path for path in paths if labelled[path] in wanted]
 
 
-def _label_of(path: Path, prefix: str) -> str | None:
-    match = re.search(rf'(?:^|_){prefix}([A-Za-z0-9+]+)(?=[_.])', path.name)
-    return match[1] if match else None
-
-
 def _distinct_names(paths: list[Path]) -> list[str]:
     names = distinct_names(paths, name_of)
-    for i, name in enumerate(names):
-        if name in names[:i]:
+    first: dict[str, Path] = {}
+    for path, name in zip(paths, names, strict=True):
+        if first.setdefault(name, path) is not path:
             raise UserError(
-                f"{paths[i]}: would be called '{name}' like "
-                f'{paths[names.index(name)]} and overwrite its results; rename one, '
-                'or predict them one by one'
+                f"{path}: would be called '{name}' like {first[name]} and overwrite its results; "
+                'rename one, or predict them one by one'
             )
     return names
 

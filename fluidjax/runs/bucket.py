@@ -23,6 +23,7 @@ from fluidjax.base.errors import UserError
 from fluidjax.training import parallel
 
 SCHEME = 'gs://'
+LOCK = '.bucket.lock'
 # Not copied: checkpoints that are not complete yet, and locks, which belong to a process.
 LEFT_OUT = r'.*orbax-checkpoint-tmp.*|(.*/)?\.[^/]*lock$|(.*/)?\.claims/.*'
 RSYNC = (
@@ -73,7 +74,7 @@ def mirrored_folder(workdir: str) -> Iterator[tuple[Path, Callable[[], None]]]:
             if parallel.is_first():
                 advice = 'wait for it or choose another --workdir'
                 why = f'another command works on {remote}; {advice}'
-                opened.enter_context(files.locked(folder / '.bucket.lock', why))
+                opened.enter_context(files.locked(folder / LOCK, why))
                 _fetch(remote, folder)
         if not parallel.is_first():
             yield folder, lambda: None
@@ -97,9 +98,19 @@ def _fetch(workdir: str, folder: Path) -> None:
     for command in (['gcloud', 'storage', 'ls', workdir], [*RSYNC, workdir, str(folder)]):
         process = subprocess.run(command, capture_output=True, text=True)
         if process.returncode and 'matched no objects' in process.stderr:
+            _tell_of_copy(workdir, folder)
             return  # nothing is there yet
         if process.returncode:
             raise UserError(f'--workdir={workdir}: cannot be read ({_reason(process.stderr)})')
+
+
+def _tell_of_copy(workdir: str, folder: Path) -> None:
+    """Say that a run goes on which is no longer in the bucket."""
+    if any(path.name != LOCK for path in folder.iterdir()):
+        cli.tell(
+            f'{workdir}: is empty; the run goes on from the copy in {folder} (to start anew, '
+            'stop and delete that folder)'
+        )
 
 
 class _Sender:

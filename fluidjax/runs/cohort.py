@@ -39,7 +39,8 @@ def open_cohort(config: ConfigDict) -> Any:
 
     _check_cohort(config)
     chosen = config.cohort
-    store = Path(chosen.store or os.environ.get('FLUIDJAX_STORE', cache_home() / 'cohorts'))
+    given = chosen.store or os.environ.get('FLUIDJAX_STORE', cache_home() / 'cohorts')
+    store = Path(given).expanduser()
     folders = [
         str(Path(folder).expanduser()) if folder else ''
         for folder in (chosen.data_dir, chosen.test_dir, chosen.lesion_dir)

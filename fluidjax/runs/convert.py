@@ -123,7 +123,10 @@ def _described(network: Network) -> str:
 
 
 def config_of(networks: dict[str, Network], config: ConfigDict) -> ConfigDict:
-    """The configuration with the sizes of the networks."""
+    """The configuration with the sizes of the networks, and their stages as finished.
+
+    A finished stage has its number of steps, whatever its epochs would become with other scans.
+    """
     config = ConfigDict(config.to_dict())
     if 'autoencoder' in networks:
         c = networks['autoencoder'].model.config
@@ -137,6 +140,7 @@ def config_of(networks: dict[str, Network], config: ConfigDict) -> ConfigDict:
                 'linear_path': False,
             }
         )
+        config.autoencoder.training.epochs = 0
     if 'discriminator' in networks:
         model = networks['discriminator'].model
         config.autoencoder.losses.update(
@@ -156,6 +160,7 @@ def config_of(networks: dict[str, Network], config: ConfigDict) -> ConfigDict:
                 'position_bias': False,
             }
         )
+        config.diffusion.training.epochs = 0
         config.diffusion.process.update(
             {
                 'num_steps': 1000,

@@ -80,7 +80,6 @@ def run_evaluation(
     rows = rows_of(detector, training)
     search = bool(run.config.detect.get('search', True))
     chosen = calibrated(rows, split, training, detector, search)
-    _save_choices(home, run, chosen)
     thresholds = {row: one.thresholds['dice'] for row, one in chosen.items()}
     shown = Shown(name, run.name, thresholds[run.name], folder if save_volumes else None)
     folder.mkdir(parents=True, exist_ok=True)
@@ -95,7 +94,6 @@ def run_evaluation(
         summary = {name: {row: one.summary() for row, one in scores.items()}}
         curves = {name: {row: one.curve() for row, one in scores.items()}}
         reliability = {name: scores[run.name].reliability()}
-    evaluate.write_metrics(folder / 'metrics.json', summary)
     evaluate.write_subjects_csv(folder / 'subjects.csv', table)
     facts = {
         'run': workdir.name,
@@ -118,6 +116,9 @@ def run_evaluation(
         {row: one.choice.recipe.in_words() for row, one in chosen.items()},
         reliability,
     )
+    (folder / 'metrics.json').unlink(missing_ok=True)  # never scores of other thresholds
+    _save_choices(home, run, chosen)
+    evaluate.write_metrics(folder / 'metrics.json', summary)
     print(scores_text(summary))
     return folder / 'report.html'
 
@@ -170,8 +171,8 @@ def _with_scans(config: ConfigDict, workdir: Path, scans: Mapping[str, str]) -> 
         )
     if scans and scans.get('name') != 'template' and not scans.get('data_dir'):
         raise UserError(
-            '--test_dir: needs --data_dir=DIR, a folder of healthy scans, on which thresholds '
-            'are chosen'
+            f'--{next(iter(scans))}: needs --data_dir=DIR, a folder of healthy scans, on which '
+            'thresholds are chosen'
         )
     changed = ConfigDict(config.to_dict())
     if scans:

@@ -41,6 +41,7 @@ DTYPE = FLAGS.add_choice(
 OTHER = FLAGS.add_text('other', '', 'A package for scans of other contrasts, to put into this one.')
 NOTE = FLAGS.add_text('note', '', 'For the model card: what the model was trained on.')
 LICENCE = FLAGS.add_text('licence', '', 'For the model card: the terms of use.')
+SIMULATED = '-simulated'  # how `cases.own_test_set` marks test sets with simulated lesions
 _FOLDERS = ('data_dir', 'test_dir', 'lesion_dir', 'store')
 
 
@@ -196,10 +197,23 @@ def _evaluation(run: Run, texts: dict[str, str]) -> dict[str, Any]:
     texts['calibration.json'] = _text(_parsed(run, 'calibration.json'))
     if thresholds.load_choice(run).spreads:
         texts[thresholds.HEALTHY_FILE] = run.text(thresholds.HEALTHY_FILE)
-    scores = _parsed(run, 'eval/metrics.json')
-    if scores:
-        texts['metrics.json'] = _text(scores)
-    return scores
+    scores = _parsed(run, thresholds.SCORES_FILE)
+    if not scores:
+        cli.tell(
+            f'{run.path}: has no scores, so the package has none (was its evaluation '
+            f'interrupted?); to add them: fluidjax eval --workdir={run.path}'
+        )
+        return {}
+    shared = {_shared_name(cohort): rows for cohort, rows in scores.items()}
+    texts['metrics.json'] = _text(shared)
+    return shared
+
+
+def _shared_name(cohort: str) -> str:
+    """The name of a cohort without the folder of its scans: `nifti_FOLDER-simulated`."""
+    if not cohort.startswith('nifti_'):
+        return cohort
+    return 'nifti' + (SIMULATED if cohort.endswith(SIMULATED) else '')
 
 
 def _parsed(run: Run, name: str) -> dict[str, Any]:
@@ -232,4 +246,4 @@ def main(runs: list[str]) -> None:
 
 def command() -> None:
     """`fluidjax export`."""
-    cli.run(main, FLAGS, takes_arguments=True)
+    cli.run(main, FLAGS, takes_arguments=True, interrupted='nothing was written')

@@ -95,7 +95,7 @@ def lesions_by(
         seed: of the random draws.
         bank: real lesion masks `(n, x, y, z)` uint8, as in training, or None.
         variety: how scans are deformed and recoloured before; None: not at all.
-        variants: how they are varied after that, see `methods.variants`; None: not at all.
+        variants: how they are varied before that, see `methods.variants`; None: not at all.
         bright: whether the lesions of the case of a number are brighter where those in T1w are
             darker, and darker where they are brighter.
     """

@@ -10,7 +10,8 @@ from ml_collections import ConfigDict
 
 from fluidjax.base.errors import UserError
 from fluidjax.base.settings import field_of
-from fluidjax.runs.stages import Stage
+from fluidjax.runs.cohort import model_grid, open_cohort
+from fluidjax.runs.stages import Stage, build_stages
 from fluidjax.training import checkpoint
 from fluidjax.training.loop import ended_early, is_done
 from fluidjax.training.settings import StageSettings, learning_rate_schedule
@@ -41,14 +42,28 @@ def in_steps(config: ConfigDict, stages: tuple[Stage, ...], scans: int) -> Confi
         scans: number of training scans. An epoch is as many samples, rounded up to whole steps at
             the end of the stage and to a multiple of `reuse`.
     """
-    resolved = copy.deepcopy(config)
+    result = copy.deepcopy(config)
     for stage in stages:
         training = stage.training
         if training.epochs:
             steps = -(-training.epochs * scans // training.batch_size)
             rounded = -(-steps // training.reuse) * training.reuse
-            resolved[stage.method.stage].training.steps = rounded
-    return resolved
+            result[stage.method.stage].training.steps = rounded
+    return result
+
+
+def resolved(config: ConfigDict) -> ConfigDict:
+    """A configuration as `train` keeps it in `config.json`: see `in_steps`.
+
+    The cohort is opened only where a stage is given in epochs.
+
+    Raises:
+        UserError: a field that does not fit, or scans that cannot be used.
+    """
+    stages = build_stages(config, model_grid(config))
+    if not any(stage.training.epochs for stage in stages):
+        return config
+    return in_steps(config, stages, open_cohort(config).sizes.get('train', 0))
 
 
 def with_steered(old: ConfigDict, new: ConfigDict, changed: list[str]) -> ConfigDict:

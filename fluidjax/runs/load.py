@@ -16,7 +16,7 @@ from fluidjax.base.settings import check, load_config, parse_config
 from fluidjax.fluid.grid import Grid
 from fluidjax.runs.cohort import model_grid, trained_contrasts
 from fluidjax.runs.package import Package, check_not_unpacked, is_package, open_package
-from fluidjax.runs.stages import build_stages
+from fluidjax.runs.stages import Stage, build_stages
 from fluidjax.training import checkpoint
 from fluidjax.training.loop import is_done, state_template
 
@@ -76,24 +76,38 @@ def load_run(workdir: Path, changes: Mapping[str, Any] | None = None) -> Run:
     """
     if is_package(workdir):
         return _load_package(workdir, changes or {})
+    run, stage = _without_params(workdir, changes or {})
+    method, folder = run.method, workdir / 'checkpoints' / run.method.stage
+    if checkpoint.latest_step(folder) == run.step and not is_done(folder, stage.training):
+        cli.tell(f'{workdir}: not trained to its end (step {run.step} of {stage.training.steps})')
+    template = state_template(method.init, method.trainable, stage.training)
+    state = checkpoint.restore(folder, template, run.step)
+    return dataclasses.replace(run, params=jax.device_put(state.averaged()))
+
+
+def described(workdir: Path) -> Run:
+    """The run of a folder without its parameters, which take long to read.
+
+    Raises:
+        UserError: as for `load_run`, except for a damaged checkpoint.
+    """
+    return _without_params(workdir, {})[0]
+
+
+def _without_params(workdir: Path, changes: Mapping[str, Any]) -> tuple[Run, Stage]:
+    """A run without its parameters, and its last stage."""
     check_not_unpacked(workdir)
     config = load_config(workdir / 'config.json')
-    config.update_from_flattened_dict(changes or {})
+    config.update_from_flattened_dict(changes)
     grid = model_grid(config)
     stage = build_stages(config, grid)[-1]
-    method = stage.method
-    folder = workdir / 'checkpoints' / method.stage
-    step = _chosen_step(config, folder)
+    step = _chosen_step(config, workdir / 'checkpoints' / stage.method.stage)
     if step is None:
         raise UserError(
-            f'{workdir}: has no checkpoint of the {method.stage} stage yet; go on with its '
+            f'{workdir}: has no checkpoint of the {stage.method.stage} stage yet; go on with its '
             'training: fluidjax train with the same --config and --workdir'
         )
-    if checkpoint.latest_step(folder) == step and not is_done(folder, stage.training):
-        cli.tell(f'{workdir}: not trained to its end (step {step} of {stage.training.steps})')
-    template = state_template(method.init, method.trainable, stage.training)
-    state = checkpoint.restore(folder, template, step)
-    return Run(config, grid, method, jax.device_put(state.averaged()), step, workdir)
+    return Run(config, grid, stage.method, {}, step, workdir), stage
 
 
 def _chosen_step(config: ConfigDict, folder: Path) -> int | None:

@@ -36,7 +36,7 @@ from fluidjax.models.image_unet import ImageUNetConfig
 from fluidjax.models.unet import UNetConfig
 from fluidjax.models.vae import VAEConfig
 from fluidjax.synthesis.generate import SynthesisSettings
-from fluidjax.training.settings import StageSettings
+from fluidjax.training.settings import StageSettings, stage_settings
 
 Section = ConfigDict
 # How the network of each latent method is conditioned on the scan.
@@ -101,7 +101,7 @@ def synthesis_settings(config: ConfigDict) -> SynthesisSettings | None:
 
 
 def _stage(method: Any, section: Section) -> Stage:
-    return Stage(method, settings_from(StageSettings, section.training, f'{method.stage}.training'))
+    return Stage(method, stage_settings(section.training, method.stage))
 
 
 def _pairs(config: ConfigDict, grid: Grid, randomization: Any) -> PairMaker:

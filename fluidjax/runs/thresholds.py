@@ -28,10 +28,11 @@ from fluidjax.detect.histogram import Tally
 from fluidjax.detect.recipe import Recipe, Spread
 from fluidjax.detect.reliability import Rising, voxel_probability
 from fluidjax.runs.detector import Choice, configured
-from fluidjax.runs.load import Run
+from fluidjax.runs.load import Run, described
 
 RULES = ('dice', 'fpr_1', 'fpr_5', 'fpr_10', 'healthy_1ml')
 HEALTHY_FILE = 'healthy_residual.json'
+SCORES_FILE = 'eval/metrics.json'
 Calibration = dict[str, dict[str, float]]
 # Fields of `config.detect` that change neither maps nor recipes.
 _WITHOUT_EFFECT = ('batch_size', 'checkpoint')
@@ -156,6 +157,18 @@ def load(run: Run, rule: str = 'dice') -> float:
             f'{_again(run)}'
         )
     return float(threshold)
+
+
+def is_evaluated(workdir: Path) -> bool:
+    """Whether the run in a folder has thresholds of its step and settings, and scores.
+
+    An evaluation replaces both at its end, the scores last, so they are of one evaluation.
+    """
+    try:
+        load(described(workdir))
+    except UserError:
+        return False
+    return (workdir / SCORES_FILE).is_file()
 
 
 def load_choice(run: Run) -> Choice:

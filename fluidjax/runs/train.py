@@ -36,12 +36,14 @@ from fluidjax.runs.progress_picture import painter
 from fluidjax.runs.stages import Stage, build_stages, fluid_settings
 from fluidjax.training import checkpoint, parallel
 from fluidjax.training.logs import mirrored
-from fluidjax.training.loop import Watch, is_done, state_template, train_stage
+from fluidjax.training.loop import Watch, is_done, newest, state_template, train_stage
 from fluidjax.training.stopping import StopRequest
 
 Params = dict[str, Any]
 FEW_STEPS = 1000
 START = 'start.json'  # the step of the run that a run started from
+# Where the scans lie; `cohort.json` says which they are.
+PLACES = tuple(f'cohort.{name}' for name in ('data_dir', 'test_dir', 'lesion_dir', 'store'))
 OUTSIDE = ('seed', 'size', 'cohort', 'start')  # what no stage knows, but its parameters depend on
 
 
@@ -125,7 +127,9 @@ def _open_run(config: ConfigDict, workdir: Path) -> _Plan:
     configured(config, stages[-1].method)  # an evaluation would fail after the training
     for stage in stages:  # fails if shapes do not fit
         state_template(stage.method.init, stage.method.trainable, stage.training)
-    layouts = [parallel.layout_of(stage.training.batch_size) for stage in stages]
+    layouts = [
+        parallel.layout_of(stage.training.batch_size, stage.method.stage) for stage in stages
+    ]
     cohort = open_cohort(config)
     config = in_steps(config, stages, cohort.sizes.get('train', 0))
     stages = build_stages(config, grid)
@@ -255,10 +259,8 @@ def _devices(layout: parallel.Layout) -> str:
 
 def _train_stages(plan: _Plan, workdir: Path, stop: StopRequest, watch: Watch) -> None:
     stages, cohort, config = plan.stages, plan.cohort, plan.config
-    last = stages[-1]
     with parallel.together():
-        folder = workdir / 'checkpoints' / last.method.stage
-        done = parallel.is_first() and is_done(folder, last.training)
+        done = parallel.is_first() and _is_finished(stages[-1], workdir)
     if parallel.from_first(done):
         _tell(f'{workdir}: all stages are done')
         return
@@ -285,6 +287,15 @@ def _train_stages(plan: _Plan, workdir: Path, stop: StopRequest, watch: Watch) -
             )
 
 
+def _is_finished(stage: Stage, workdir: Path) -> bool:
+    """Whether a stage has its last step, in a checkpoint that can be read."""
+    folder, method = workdir / 'checkpoints' / stage.method.stage, stage.method
+    if not is_done(folder, stage.training):  # nothing is read then
+        return False
+    newest(folder, state_template(method.init, method.trainable, stage.training), _tell)
+    return is_done(folder, stage.training)
+
+
 def _picture(stage: Stage, config: ConfigDict, cohort: Any) -> Any:
     """The function that draws a validation scan during training; None where no one is wanted."""
     if not stage.training.picture_every or not parallel.is_first():
@@ -299,7 +310,8 @@ def _refuse_another_run(
     """Check that the checkpoints in a workdir, if any, are of this configuration.
 
     Only `detect` may differ, and the fields that do not change the steps done (`length.STEERED`).
-    Fields that older versions did not have count as their defaults.
+    Fields that older versions did not have count as their defaults. Folders of scans may differ
+    too where the run says which scans they held, which is compared later (`check_cohort_of`).
 
     Args:
         config: the configuration.
@@ -314,7 +326,12 @@ def _refuse_another_run(
     if old is None:
         return
     old = with_steered(old, new, differences(old, new))
-    changed = [name for name in differences(old, new) if not name.startswith('detect.')]
+    moved = PLACES if (workdir / 'cohort.json').is_file() else ()
+    changed = [
+        name
+        for name in differences(old, new)
+        if not name.startswith('detect.') and name not in moved
+    ]
     outside = [name for name in changed if name.partition('.')[0] in OUTSIDE]
     if not old.get('start', '') and not new.get('start', ''):  # older runs have no such field
         outside = [name for name in outside if name != 'start']

@@ -53,6 +53,8 @@ SBATCH = FLAGS.add_text('sbatch', '', 'Further options of sbatch.')
 DRY_RUN = FLAGS.add_switch('dry-run', False, 'Only show what --tpu or --slurm would run.')
 # Flags that say where and how often the sweep runs, which its workers are not given.
 NOT_FOR_WORKERS = ('workers', 'tpu', 'zone', 'project', 'bring', 'slurm', 'sbatch', 'dry-run')
+# Nor this one where their folder is on a disk: this command forgets the failures, once.
+ONCE = 'retry'
 
 
 def main() -> None:
@@ -80,17 +82,29 @@ def main() -> None:
             from fluidjax.sweep import worker
 
             workdir = Path(WORKDIR.value).expanduser()
-            worker.start_workers(WORKERS.value, _worker_arguments(), workdir)
-        _sweep_here()  # after workers: the trials that none of them finished, and the table
+            _forget_failures(workdir)
+            worker.start_workers(WORKERS.value, _worker_arguments(ONCE), workdir)
+        # After workers: the trials that none of them finished, and the table.
+        _sweep_here(forget=WORKERS.value == 1)
 
 
-def _worker_arguments() -> list[str]:
-    """The words of this command as the user wrote them, without `NOT_FOR_WORKERS`."""
-    words, rest = [], list(sys.argv[1:])
+def _forget_failures(workdir: Path) -> None:
+    """Have the trials that failed repeated, if that is asked for."""
+    if RETRY.value:
+        _trials(workdir).forget_failures()
+
+
+def _worker_arguments(*also: str) -> list[str]:
+    """The words of this command as the user wrote them, without some flags.
+
+    Args:
+        also: flags to leave out beside `NOT_FOR_WORKERS`.
+    """
+    words, rest, left_out = [], list(sys.argv[1:]), (*NOT_FOR_WORKERS, *also)
     while rest:
         word = rest.pop(0)
         name, has_value, _ = word.lstrip('-').replace('_', '-').partition('=')
-        if not word.startswith('-') or name.removeprefix('no') not in NOT_FOR_WORKERS:
+        if not word.startswith('-') or name.removeprefix('no') not in left_out:
             words.append(word)
         elif not has_value and name in FLAGS and not FLAGS[name].boolean:
             rest = rest[1:]
@@ -103,10 +117,12 @@ def _submit_to_slurm() -> None:
     from fluidjax.sweep import remote
 
     workdir = Path(WORKDIR.value).expanduser().absolute()
-    arguments, python = _worker_arguments(), Path(sys.executable)
+    arguments, python = _worker_arguments(ONCE), Path(sys.executable)
     script = remote.slurm_script(
         arguments, workdir, WORKERS.value, SBATCH.value, python, Path.cwd()
     )
+    if not DRY_RUN.value:
+        _forget_failures(workdir)
     remote.submit(script, workdir, DRY_RUN.value)
 
 
@@ -125,10 +141,15 @@ def _start_on_tpus() -> None:
     cli.tell('to follow it: ' + '; '.join(map(shlex.join, tpus.follow_commands())))
 
 
-def _sweep_here() -> None:
+def _sweep_here(forget: bool) -> None:
+    """Do trials in this process, and write the table.
+
+    Args:
+        forget: whether failures are forgotten before, if that is asked for.
+    """
     cluster.join(FLAGS)
     from fluidjax.runs.bucket import mirrored_folder
-    from fluidjax.sweep import report, store, worker
+    from fluidjax.sweep import report, worker
     from fluidjax.training import parallel
 
     config = CONFIG.value
@@ -136,15 +157,13 @@ def _sweep_here() -> None:
         with parallel.together():
             if parallel.is_first():
                 check_output(workdir, '--workdir')
+        trials = _trials(workdir)
         if 'sweep' in config:
-            trials, score, write = _store(config.sweep, workdir), config.sweep.score, report.write
+            score, write = config.sweep.score, report.write
             configure = lambda fields: changed_config(config.sweep.base, fields)
         else:
-            seeds = cli.numbers('seeds', SEEDS.value, int)
-            named = {f'seed{seed}': {'seed': seed} for seed in seeds}
-            trials = store.TrialStore(workdir, _own_share(named))
             score, write, configure = 'dice_validated', report.write_seeds, _with_seed(config)
-        if RETRY.value and parallel.is_first():
+        if forget and RETRY.value and parallel.is_first():
             trials.forget_failures()
         with parallel.together():
             if parallel.is_first():
@@ -174,9 +193,15 @@ def _with_seed(config: ConfigDict) -> Callable[[Fields], ConfigDict]:
     return configure
 
 
-def _store(sweep: 'trials.Sweep', workdir: Path) -> 'store.TrialStore':  # noqa: F821
+def _trials(workdir: Path) -> 'store.TrialStore':  # noqa: F821
+    """The trials of the sweep, or one for each seed."""
     from fluidjax.sweep.store import SearchStore, TrialStore
 
+    if 'sweep' not in CONFIG.value:
+        seeds = cli.numbers('seeds', SEEDS.value, int)
+        named = {f'seed{seed}': {'seed': seed} for seed in seeds}
+        return TrialStore(workdir, _own_share(named))
+    sweep = CONFIG.value.sweep
     if not sweep.search:
         named = {f'trial-{number:03d}': fields for number, fields in enumerate(sweep.trials)}
         return TrialStore(workdir, _own_share(named))

@@ -39,6 +39,7 @@ from fluidjax.methods.regression import Regression
 from fluidjax.runs.cases import Cases, scans_of, split_validation, with_simulated_lesions
 from fluidjax.runs.cohort import model_grid, open_cohort
 from fluidjax.runs.detector import Detector, Output
+from fluidjax.runs.length import resolved
 from fluidjax.runs.load import load_run
 from fluidjax.runs.rows import own_row, trivial_rows
 from fluidjax.runs.scoring import as_healthy, calibrated, scored, scores_of
@@ -117,7 +118,7 @@ def run(
             if cell.get('bank') and not folders.lesions:
                 cli.tell('left out: it trains on real lesion masks; give their folder, --lesions')
                 continue
-            config = cell_config(cell, scale, seed, folders.lesions)
+            config = resolved(cell_config(cell, scale, seed, folders.lesions))
             folder = workdir / 'runs' / slug(trained_name(name, cell)) / f'seed{seed}'
             _take_shared_stages(config, folder, workdir / 'runs')
             train(config, folder)

@@ -35,24 +35,17 @@ def do_trial(config: ConfigDict, folder: Path, saved: Callable[[], None]) -> dic
         Its scores by name: `validation_ap` and `validation_dice` of the validation scans, and the
         means over the test set. Empty in all processes but the first.
     """
-    from fluidjax.runs import evaluate
-    from fluidjax.runs.load import load_run
+    from fluidjax.runs import evaluate, thresholds
+    from fluidjax.runs.load import described
     from fluidjax.runs.train import train
     from fluidjax.training import parallel
 
     train(config, folder, saved=saved)
     if not parallel.is_first():
         return {}
-    if not is_evaluated(folder):
+    if not thresholds.is_evaluated(folder):
         evaluate.run_evaluation(folder, save_volumes=False)
-    return scores_of(folder, load_run(folder).name)
-
-
-def is_evaluated(folder: Path) -> bool:
-    """Whether the scores of a run are newer than its last checkpoint."""
-    scores = folder / 'eval' / 'metrics.json'
-    checkpoints = [p.stat().st_mtime for p in (folder / 'checkpoints').glob('*/*')]
-    return scores.is_file() and scores.stat().st_mtime > max(checkpoints)
+    return scores_of(folder, described(folder).name)
 
 
 def scores_of(folder: Path, row: str) -> dict[str, Any]:

@@ -74,6 +74,25 @@ def state_template(
     )
 
 
+def newest(
+    directory: Path, template: TrainState, tell: Callable[[str], None]
+) -> tuple[int, TrainState | None]:
+    """Step and state of the newest checkpoint that can be read; 0 and None if there is none.
+
+    Newer ones are set aside (`checkpoint.restore_newest`), which `tell` is told.
+
+    Raises:
+        UserError: there are checkpoints, but none of them can be read.
+    """
+    step, state, damaged = checkpoint.restore_newest(directory, template)
+    for path in damaged:
+        tell(
+            f'{path}: this checkpoint was damaged, so it was renamed and training goes on from '
+            f'step {step}'
+        )
+    return step, state
+
+
 def train_stage(
     method: Any,
     prepare: Callable[[Params], Params],
@@ -192,12 +211,7 @@ def _start(
     start, state, done = 0, None, False
     with parallel.together():
         if parallel.is_first():
-            start, state, damaged = checkpoint.restore_newest(folder, template)
-            for path in damaged:
-                watch.tell(
-                    f'{path}: this checkpoint was damaged, so it was renamed and training '
-                    f'goes on from step {start}'
-                )
+            start, state = newest(folder, template, watch.tell)
             done = is_done(folder, settings)
     start, done = parallel.from_first(start), bool(parallel.from_first(int(done)))
     if start and state is None:

@@ -55,7 +55,7 @@ class Layout:
         return start + self.per_device * np.arange(len(self.devices), dtype=np.int32)
 
 
-def layout_of(batch_size: int) -> Layout:
+def layout_of(batch_size: int, stage: str = '') -> Layout:
     """The layout of a batch on the available devices.
 
     A single process uses as many of its devices as can share the batch evenly; several processes
@@ -63,6 +63,7 @@ def layout_of(batch_size: int) -> Layout:
 
     Args:
         batch_size: samples of a step.
+        stage: whose batch it is, for the message.
 
     Raises:
         UserError: the batch cannot be shared evenly.
@@ -73,8 +74,9 @@ def layout_of(batch_size: int) -> Layout:
         fitting = [n for n in range(1, used + 1) if batch_size % n == 0]
         used = max(fitting, default=0)
     if not used or batch_size % (used * processes):
+        where = f'config.{stage}.training' if stage else 'config.training'
         raise UserError(
-            f'config.training.batch_size: {batch_size} cannot be shared evenly by '
+            f'{where}.batch_size: {batch_size} cannot be shared evenly by '
             f'{len(here) * processes} device(s); choose a multiple'
         )
     return Layout(batch_size, tuple(here[:used]), jax.process_index(), processes)

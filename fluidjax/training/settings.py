@@ -6,10 +6,14 @@ The optimiser is AdamW with a schedule with warm-up; gradients are clipped befor
 from __future__ import annotations
 
 import dataclasses
+import re
+from collections.abc import Mapping
+from typing import Any
 
 import optax
 
-from fluidjax.base.settings import check
+from fluidjax.base.errors import UserError
+from fluidjax.base.settings import check, settings_from
 
 DECAYS = ('constant', 'cosine')
 REDUCE_DTYPES = ('float32', 'bfloat16')
@@ -107,6 +111,24 @@ class StageSettings:
     def pooled(self) -> bool:
         """Whether steps draw from kept latents instead of making new pairs."""
         return self.reuse > 1 or self.pool > 1
+
+
+def stage_settings(values: Mapping[str, Any], stage: str) -> StageSettings:
+    """The settings in `config.STAGE.training`.
+
+    Args:
+        values: of that section.
+        stage: its name, for messages.
+
+    Raises:
+        UserError: a field that is unknown, missing or does not fit.
+    """
+    where = f'{stage}.training'
+    try:
+        return settings_from(StageSettings, values, where)
+    except UserError as error:  # the classes above do not know the stage
+        named = re.sub(rf'(?<!{re.escape(stage)}\.)\btraining\.', f'{where}.', str(error))
+        raise UserError(named) from error
 
 
 def learning_rate_schedule(settings: OptimizerSettings, total_steps: int) -> optax.Schedule:

@@ -320,6 +320,7 @@ def test_the_command_reads_labels_and_jobs(predicted, smoke_run, command, tmp_pa
         ('sub-01_ses-2_run-1_FLAIR.nii.gz', 'sub-01_ses-2_acq-FLAIR_run-1'),
         ('sub-01_acq-3d_T2w.nii', 'sub-01_acq-3dT2w'),
         ('p01_flair.nii', 'p01_flair'),
+        ('sub-a+b_ses-1+2_FLAIR.nii', 'sub-a+b_ses-1+2_acq-FLAIR'),
     ],
 )
 def test_names(path, name):
@@ -350,7 +351,7 @@ def test_a_folder_is_searched_but_for_masks_and_results(tmp_path):
     (tmp_path / 'empty').mkdir()
     with pytest.raises(UserError, match='found no scans'):
         select([tmp_path / 'empty'], tmp_path / 'out')
-    with pytest.raises(UserError, match='only the results'):
+    with pytest.raises(UserError, match='--out: .* contains the scans in'):
         select([tmp_path / 'bids'], tmp_path / 'bids')
 
 

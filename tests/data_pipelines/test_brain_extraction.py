@@ -99,6 +99,32 @@ def test_installed_tool_is_used(head, tmp_path, monkeypatch):
     assert found.method == 'synthstrip' and found.brain.shape == head[0].data.shape
 
 
+def test_without_a_gpu_hd_bet_is_run_on_the_cpu(head, tmp_path, monkeypatch):
+    only_cpu = 'case "$*" in *"-device cpu"*) cp "$2" "$4";; *) echo no GPU >&2; exit 1;; esac'
+    _tool(tmp_path, 'hd-bet', f'{only_cpu}\n')
+    monkeypatch.setenv('PATH', f'{tmp_path}{os.pathsep}/usr/bin{os.pathsep}/bin')
+    for method in ('auto', 'hd-bet'):
+        found = brain_extraction.extract(head[0], method)
+        assert found.method == 'hd-bet' and found.brain.shape == head[0].data.shape
+
+
+def test_a_tool_that_fails_is_replaced_by_the_atlas(head, tmp_path, monkeypatch):
+    _tool(tmp_path, 'hd-bet', 'echo no memory >&2\nexit 1\n')
+    monkeypatch.setenv('PATH', f'{tmp_path}{os.pathsep}/usr/bin{os.pathsep}/bin')
+    monkeypatch.setattr(brain_extraction, '_by_atlas', lambda scan, coarse: head[1])
+    found = brain_extraction.extract(head[0])
+    assert found.method == 'atlas' and found.brain is head[1]
+    (warning,) = found.warnings
+    assert 'with the atlas, because hd-bet failed: no memory' in warning
+
+    def fails(scan, coarse):
+        raise UserError('head.nii: no brain')
+
+    monkeypatch.setattr(brain_extraction, '_by_atlas', fails)
+    with pytest.raises(UserError, match='head.nii: no brain; before, hd-bet failed: no memory'):
+        brain_extraction.extract(head[0])
+
+
 def test_failing_tool_is_named(head, tmp_path, monkeypatch):
     _tool(tmp_path, 'hd-bet', 'echo no memory >&2\nexit 1\n')
     monkeypatch.setenv('PATH', f'{tmp_path}{os.pathsep}/usr/bin{os.pathsep}/bin')

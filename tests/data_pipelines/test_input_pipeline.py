@@ -8,8 +8,10 @@ import itertools
 import numpy as np
 import pytest
 
+from configs import ldm
 from data_pipelines import grids, input_pipeline, template_cohort
 from fluidjax.base.errors import UserError
+from fluidjax.runs import cohort
 
 
 def _take(cohort, count, **changes):
@@ -167,3 +169,11 @@ def test_batch_errors(smoke_cohort, changes, says):
 def test_unknown_scale(tmp_path):
     with pytest.raises(UserError, match='choose one of demo, smoke, 2mm'):
         input_pipeline.template_cohort('huge', tmp_path)
+
+
+def test_a_store_in_the_home_folder_is_found(tmp_path, monkeypatch):
+    config = ldm.get_config('smoke')
+    config.cohort.store = '~/store'
+    monkeypatch.setenv('HOME', str(tmp_path))
+    monkeypatch.setattr(input_pipeline, 'template_cohort', lambda size, store, *_: store)
+    assert cohort.open_cohort(config) == tmp_path / 'store'

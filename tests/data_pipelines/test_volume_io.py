@@ -182,6 +182,11 @@ def test_an_image_in_memory_is_checked(data, says):
         scan_images.read(nib.Nifti1Image(data, np.eye(4)))
 
 
+def test_an_image_without_affine_is_named():
+    with pytest.raises(UserError, match='the image: has no affine'):
+        scan_images.read(nib.Nifti1Image(np.ones((3, 3, 3), np.float32), None))
+
+
 def test_a_volume_keeps_its_header_in_another_process_and_without_its_file(tmp_path, write_scan):
     path = write_scan(tmp_path / 'scan.nii', np.ones((3, 4, 5), np.float32), _affine())
     volume = pickle.loads(pickle.dumps(load_volume(path)))

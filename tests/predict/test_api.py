@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -14,6 +15,7 @@ from scipy import ndimage
 import fluidjax
 from configs import ldm
 from fluidjax.base.errors import UserError
+from fluidjax.predict import api
 
 SLOW_FLOW = {'perlin_periods': (2, 2, 2), 'velocity_scale': 50.0}  # compiled once for all tests
 
@@ -106,8 +108,49 @@ def test_a_lesion_is_filled_and_the_rest_of_the_head_is_the_scan(model, scan):
     far[7:12, 13:18, 10:15] = False
     np.testing.assert_allclose(filled[far], diseased.get_fdata()[far], rtol=1e-6)
     assert np.abs(filled - diseased.get_fdata())[inside].min() > 0
-    with pytest.raises(UserError, match='does not lie on the voxels'):
-        model.fill(diseased, nib.Nifti1Image(lesion[1:], scan.affine))
+    elsewhere = scan.affine + 1000 * np.eye(4, k=3)
+    with pytest.raises(UserError, match='lies elsewhere by its header'):
+        model.fill(diseased, nib.Nifti1Image(lesion, elsewhere))
+
+
+@pytest.fixture
+def filler(monkeypatch):
+    """A model that fills with 7 where the brain is, x < 5, and that was not loaded."""
+    brain = np.zeros((10, 10, 10), bool)
+    brain[:5] = True
+
+    def predicted(self, volume, marked, steps, counterpart):
+        healthy = np.where(marked(None), 7.0, volume.data).astype(np.float32)
+        made = SimpleNamespace(brain=brain, healthy_in_scan_units=healthy)
+        return made, SimpleNamespace(warnings=('strong shading',)), None
+
+    monkeypatch.setattr(api.Model, '_predicted', predicted)
+    return object.__new__(api.Model)
+
+
+def _ball(where, shift=0.0):
+    data = np.zeros((10, 10, 10), np.float32)
+    data[where] = 1.0
+    return nib.Nifti1Image(data, np.eye(4) + shift * np.eye(4, k=3))
+
+
+SCAN = nib.Nifti1Image(np.ones((10, 10, 10), np.float32), np.eye(4))
+
+
+def test_what_is_not_filled_is_said(filler):
+    """A mask of 64 voxels, of which half lie outside the brain, and its affine is a little off."""
+    with pytest.warns(UserWarning) as warned:
+        filled = filler.fill(SCAN, _ball(np.s_[3:7, 3:7, 3:7], 0.01)).get_fdata()
+    assert (filled[3:5, 3:7, 3:7] == 7).all() and (filled == 7).sum() == 32
+    lines = [str(one.message) for one in warned]
+    assert 'the image: strong shading' in lines
+    assert any('0.032 ml of the lesion mask' in line and 'not filled' in line for line in lines)
+    assert {one.filename for one in warned} == {__file__}
+
+
+def test_a_lesion_outside_the_brain_is_refused(filler):
+    with pytest.raises(UserError, match='20 % of this lesion mask lie in the brain'):
+        filler.fill(SCAN, _ball(np.s_[4:9, 3:7, 3:7]))
 
 
 def test_the_counterpart_is_the_scan_or_the_models(model, found, scan):

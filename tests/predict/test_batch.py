@@ -139,3 +139,38 @@ def test_an_index_that_does_not_fit_is_the_fault_of_the_disk(tmp_path, monkeypat
     outcome = batch._Outcome([scan('a').file])
     with pytest.raises(UserError, match='not enough space'):
         batch._report(outcome, Selection((scan('a').file,)), tmp_path)
+
+
+@pytest.fixture
+def fusing(tmp_path, monkeypatch):
+    """Predict two contrasts of a session, which need no model; call with a folder to write to."""
+    files = [scan(f'sub-1_{contrast}').file for contrast in ('T1w', 'FLAIR')]
+    models = SimpleNamespace(run=None, contrasts=('t1w', 'flair'))
+    done = batch._Outcome(files)
+    monkeypatch.setattr(batch, 'load_models', lambda *_: models)
+    monkeypatch.setattr(batch, 'grid_of', lambda run: None)
+    monkeypatch.setattr(batch, 'read_scans', lambda *_: (yield))
+    monkeypatch.setattr(batch, '_predict_all', lambda *_: done)
+    options = SimpleNamespace(brain='', of_run=lambda *_: None)
+
+    def call(out):
+        batch.predict(Selection(tuple(files)), Path('run'), out, options=options, fuse=True)
+
+    return call
+
+
+def test_a_session_that_is_not_fused_is_a_failure(fusing, tmp_path, capsys):
+    with pytest.raises(UserError, match='not fused: 1 of the sessions, see above'):
+        fusing(tmp_path)  # the results are not there
+    assert 'not fused: /in/sub-1_T1w.nii: ' in capsys.readouterr().err
+    assert 'not fused: /in/sub-1_T1w.nii: ' in (tmp_path / 'index.html').read_text()
+
+
+def test_a_disk_that_fills_up_while_fusing_hides_no_scan(fusing, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, 'No space left on device')
+
+    monkeypatch.setattr(batch, 'fuse_sessions', full)
+    with pytest.raises(DiskError, match='--out: .*not enough space left'):
+        fusing(tmp_path)
+    assert (tmp_path / 'index.html').is_file()

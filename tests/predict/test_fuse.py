@@ -80,8 +80,8 @@ def test_a_head_that_moved_is_registered_rigidly(session, turn):
 
 def test_a_session_is_fused_on_its_t1w_scan(session):
     out, files = session
-    (line,) = fuse_sessions(out, files)
-    assert ': fused, ' in line and 'ml marked' in line
+    ((is_fused, line),) = fuse_sessions(out, files)
+    assert is_fused and ': fused, ' in line and 'ml marked' in line
     start = out / 'sub-1' / 'anat' / 'sub-1_desc-fused'
     fused = nib.load(f'{start}_probseg.nii.gz')
     np.testing.assert_allclose(fused.affine, GRID.affine)
@@ -101,9 +101,9 @@ def test_another_head_is_not_fused(session, tmp_path):
     elsewhere = np.ones(GRID.shape, np.float32)
     elsewhere[4:-4, 4:-4, 4:-4] = 0.0  # a shell
     save_volume(mask, elsewhere, GRID.affine)
-    (line,) = fuse_sessions(out, files)
+    ((is_fused, line),) = fuse_sessions(out, files)
     mask.write_bytes(kept)
-    assert line.startswith('not fused: ') and 'are they of one person?' in line
+    assert not is_fused and line.startswith('not fused: ') and 'are they of one person?' in line
 
 
 def test_a_full_disk_is_not_hidden(session, monkeypatch):
@@ -114,19 +114,21 @@ def test_a_full_disk_is_not_hidden(session, monkeypatch):
 
     monkeypatch.setattr(fuse, 'save_like', full)
     with pytest.raises(OSError, match='No space left'):
-        fuse_sessions(out, files)
+        list(fuse_sessions(out, files))
 
 
 def test_what_cannot_be_fused_is_a_line(session, tmp_path):
     out, files = session
-    assert fuse_sessions(out, files[:1]) == []
+    assert list(fuse_sessions(out, files[:1])) == []
     table = out / 'sub-1' / 'anat' / f'{files[0].name}_{TABLE}.json'
     kept = table.read_text()
     table.write_text(json.dumps({'Summary': {'name': 'x', 'contrast': 't2w'}}))
-    assert 'the model of x knows no probabilities' in fuse_sessions(out, files)[0]
+    ((is_fused, line),) = fuse_sessions(out, files)
     table.write_text(kept)
-    (line,) = fuse_sessions(tmp_path, files)
-    assert line.startswith('not fused: ')
+    assert not is_fused and line.startswith('not fused: ')
+    assert 'the model of x knows no probabilities' in line
+    ((is_fused, line),) = fuse_sessions(tmp_path, files)
+    assert not is_fused and line.startswith('not fused: ')
 
 
 @pytest.mark.parametrize(
@@ -135,6 +137,7 @@ def test_what_cannot_be_fused_is_a_line(session, tmp_path):
         ('a/sub-1_ses-2_acq-x_T1w.nii.gz', ('a', 'sub-1', 'ses-2')),
         ('b/sub-1/ses-2/anat/sub-1_ses-2_FLAIR.nii', ('b', 'sub-1', 'ses-2')),
         ('a/sub-1_FLAIR.nii', ('a', 'sub-1')),
+        ('a/sub-1+2_ses-a+b_FLAIR.nii', ('a', 'sub-1+2', 'ses-a+b')),
         ('a/p01_flair.nii', ('a', 'p01')),
         ('a/p01_t1.nii', ('a', 'p01')),
     ],

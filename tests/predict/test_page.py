@@ -15,7 +15,7 @@ from browser import CHROMIUM, Browser
 from fluidjax.detect import viewer
 from fluidjax.detect.figures import Panel, subject_figure
 from fluidjax.predict.page import thinned, write_index, write_scan_page
-from fluidjax.predict.regions import regions_of
+from fluidjax.predict.regions import columns, regions_of
 
 
 @pytest.fixture(scope='module')
@@ -38,6 +38,7 @@ def page(panel, tmp_path_factory):
         mask,
         subject_figure(panel),
         regions,
+        columns(None),
         {'file': '<scan>.nii'},
         ['too <little> overlap'],
         ['the map.nii.gz'],
@@ -57,9 +58,8 @@ def test_the_page_holds_everything_and_loads_nothing(page):
 
 def test_a_scan_without_marks_or_niivue(panel, tmp_path, monkeypatch):
     monkeypatch.setattr(viewer, 'find_spec', lambda name: None)
-    write_scan_page(
-        tmp_path / 'a.html', panel, panel.anomaly_map > 9, subject_figure(panel), [], {}, [], []
-    )
+    picture, none = subject_figure(panel), panel.anomaly_map > 9
+    write_scan_page(tmp_path / 'a.html', panel, none, picture, [], columns(None), {}, [], [])
     text = (tmp_path / 'a.html').read_text()
     assert 'None: the map stays below' in text and 'viewer-canvas' not in text
     assert 'class="warnings"' not in text

@@ -87,6 +87,17 @@ def test_a_buckets_folder_is_one_commands_at_a_time(buckets):
     assert len(calls) == 2 and calls[-1].endswith(' gs://brains/run')  # it fetched nothing
 
 
+def test_a_bucket_that_was_emptied_is_told_before_it_is_filled_again(buckets, capfd):
+    with bucket.mirrored_folder('gs://brains/run') as (folder, _):
+        assert 'is empty' not in capfd.readouterr().err  # nothing is here either
+        (folder / 'metrics.jsonl').write_text('{}')
+    (buckets / 'brains').rename(buckets / 'away')
+    with bucket.mirrored_folder('gs://brains/run'):
+        told = capfd.readouterr().err
+        assert 'gs://brains/run: is empty' in told and str(folder) in told
+    assert (buckets / 'brains' / 'run' / 'metrics.jsonl').exists()
+
+
 @pytest.mark.parametrize(
     ('name', 'left_out'),
     [

@@ -16,7 +16,7 @@ from configs import ldm
 from fluidjax.base.errors import UserError
 from fluidjax.runs import evaluate, export, thresholds
 from fluidjax.runs import package as package_file
-from fluidjax.runs.load import load_run, model_for, models_of
+from fluidjax.runs.load import described, load_run, model_for, models_of
 
 
 @pytest.fixture(scope='module')
@@ -325,6 +325,26 @@ def test_out_must_be_a_zip(smoke_run, tmp_path, out):
     (tmp_path / 'folder.zip').mkdir()
     with pytest.raises(UserError, match='must be a file that ends in .zip'):
         export.export(smoke_run, tmp_path / out)
+
+
+@pytest.mark.parametrize(
+    'cohort,shared',
+    [
+        ('nifti_jane_doe', 'nifti'),
+        ('nifti_jane_doe-simulated', 'nifti-simulated'),
+        ('template_smoke-simulated', 'template_smoke-simulated'),
+    ],
+)
+def test_the_scores_in_a_package_do_not_name_the_folder_of_the_scans(
+    smoke_run, tmp_path, cohort, shared
+):
+    (rows,) = json.loads((smoke_run / 'eval' / 'metrics.json').read_text()).values()
+    run = tmp_path / 'run'
+    shutil.copytree(smoke_run, run)
+    (run / 'eval' / 'metrics.json').write_text(json.dumps({cohort: rows}))
+    texts = {}
+    assert export._evaluation(described(run), texts) == {shared: rows}
+    assert json.loads(texts['metrics.json']) == {shared: rows} and 'jane' not in str(texts)
 
 
 def test_a_run_that_was_not_evaluated_is_told_so(smoke_run, tmp_path, capsys):

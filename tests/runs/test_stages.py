@@ -243,6 +243,15 @@ def test_the_wide_law_is_for_every_method(method):
         ({'diffusion': {'process': {'start_step': 5000}}}, 'start_step'),
         ({'fluid': {'painting': 'oil'}}, 'painting'),
         ({'autoencoder': {'network': {'patch': 3}}}, 'does not divide'),
+        (
+            {'diffusion': {'training': {'patience': 2, 'validate_every': 0}}},
+            r'config\.diffusion\.training\.patience: 2 .* diffusion\.training\.validate_every$',
+        ),
+        (
+            {'autoencoder': {'training': {'optimizer': {'decay': 'linear'}}}},
+            r'^config\.autoencoder\.training\.optimizer\.decay',
+        ),
+        ({'diffusion': {'training': {'pools': 1}}}, r'config\.diffusion\.training\.pools: no such'),
     ],
 )
 def test_a_field_that_does_not_fit_is_named(change, message):

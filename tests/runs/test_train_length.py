@@ -135,6 +135,7 @@ def test_train_resolves_epochs_once_and_goes_on_where_they_are_more(tmp_path, mo
         return {}
 
     monkeypatch.setattr(train, 'train_stage', train_stage)
+    monkeypatch.setattr(train, 'state_template', lambda *of: STATE)
     monkeypatch.setenv('FLUIDJAX_STORE', str(tmp_path / 'store'))
     config, workdir = config_with(diffusion__training__epochs=9), tmp_path / 'run'
     train.train(config, workdir)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from data_pipelines.grids import GRIDS
 from fluidjax.base.errors import UserError
 from fluidjax.base.settings import save_config
 from fluidjax.fluid.grid import Grid
+from fluidjax.runs import length
 from fluidjax.runs.cohort import model_grid
 from fluidjax.runs.stages import build_stages
 from fluidjax.runs.train import _seeds
@@ -200,6 +202,28 @@ def test_a_run_starts_with_the_stages_that_another_has_finished(tmp_path):
     assert {path.name for path in (taken / 'checkpoints').iterdir()} == {'autoencoder', 'diffusion'}
     stages = [json.loads(x)['stage'] for x in (taken / 'metrics.jsonl').read_text().splitlines()]
     assert stages == ['autoencoder', 'diffusion'] and not (taken / 'config.json').exists()
+
+
+def test_an_autoencoder_whose_length_is_in_epochs_is_shared(tmp_path, monkeypatch):
+    """At the paper's size: what a run keeps are the steps of its epochs."""
+
+    class Begun(Exception):
+        pass
+
+    def train(config, folder):
+        taken.extend(path.name for path in (folder / 'checkpoints').glob('*'))
+        raise Begun
+
+    taken = []
+    monkeypatch.setattr(cells, 'train', train)
+    monkeypatch.setattr(length, 'open_cohort', lambda of: SimpleNamespace(sizes={'train': 57}))
+    config = cells.cell_config(CELLS['conddiff'], 'paper', 3)
+    kept = length.in_steps(config, build_stages(config, model_grid(config)), 57)
+    assert kept.autoencoder.training.steps == 179 != config.autoencoder.training.steps
+    run_at(tmp_path / 'runs' / 'conddiff' / 'seed3', kept, autoencoder=179)
+    with pytest.raises(Begun):
+        cells.run({'cldm': CELLS['cldm']}, 'paper', [3], tmp_path, cells.Folders())
+    assert taken == ['autoencoder']
 
 
 def test_a_regression_beside_another_method_is_that_of_its_own_cell(tmp_path):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
-import os
 import shlex
 import subprocess
 import sys
@@ -184,16 +184,6 @@ def test_sweep_puts_seeds_into_one_table(tmp_path):
     assert len({line.count('|') for line in text.splitlines()}) == 1
 
 
-def test_a_run_is_evaluated_again_when_it_was_trained_further(tmp_path):
-    write_scores(tmp_path, 0, 0.5)
-    step = tmp_path / 'seed0' / 'checkpoints' / 'diffusion' / '6'
-    step.mkdir(parents=True)
-    os.utime(step, (1, 1))
-    assert worker.is_evaluated(tmp_path / 'seed0')
-    os.utime(step, (4e9, 4e9))
-    assert not worker.is_evaluated(tmp_path / 'seed0')
-
-
 def test_several_slices_share_the_trials_out_and_bring_scans():
     tpus = remote.Tpus(('a', 'b'), 'us-central2-b', 'brains')
     commands = tpus.start_commands(['--config=c.py', '--workdir=gs://x/y'], 'gs://x/t1')
@@ -227,23 +217,78 @@ def test_a_slice_is_let_go_when_its_sweep_has_begun(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ('words', 'kept'),
+    ('words', 'kept', 'also'),
     [
         (
             '--config=configs/ldm.py:smoke --seeds 0 1 --workers 2 --workdir=x',
             '--config=configs/ldm.py:smoke --seeds 0 1 --workdir=x',
+            (),
         ),
         (
             '--config c.py --dry_run --slurm --retry --workdir tpu',
-            '--config c.py --retry --workdir tpu',
+            '--config c.py --workdir tpu',
+            ('retry',),
         ),
-        ('--tpu a b c --zone=z --seeds 0 1', '--seeds 0 1'),
-        ('--noslurm --tpu a --zone=z --config.seed=3 --sbatch "-p gpu"', '--config.seed=3'),
+        ('--tpu a b c --zone=z --retry --seeds 0 1', '--retry --seeds 0 1', ()),
+        ('--noslurm --tpu a --zone=z --config.seed=3 --sbatch "-p gpu"', '--config.seed=3', ()),
     ],
 )
-def test_workers_are_given_the_words_of_the_user(monkeypatch, words, kept):
+def test_workers_are_given_the_words_of_the_user(monkeypatch, words, kept, also):
     monkeypatch.setattr(sys, 'argv', ['fluidjax sweep', *shlex.split(words)])
-    assert command._worker_arguments() == shlex.split(kept)
+    assert command._worker_arguments(*also) == shlex.split(kept)
+
+
+@pytest.fixture
+def sweep(monkeypatch, checkout, tmp_path):
+    """Call `main` with flags, as a command of its own; seed 0 has failed before."""
+    spec = importlib.util.spec_from_file_location('sweep_command', command.__file__)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    path = tmp_path / 'seed0' / 'trial.json'
+    path.parent.mkdir()
+    path.write_text('{"fields": {"seed": 0}, "error": "out of memory"}')
+
+    def call(*words):
+        config = f'--config={checkout}/configs/ldm.py:smoke'
+        words = ['sweep', config, f'--workdir={tmp_path}', '--seeds=0', '--retry', *words]
+        monkeypatch.setattr(sys, 'argv', words)
+        module.FLAGS(words)
+        module.main()
+
+    return call
+
+
+def fail_again(store):
+    store.finish(store.next(), {'error': 'out of memory again'})
+
+
+def test_a_trial_that_failed_is_repeated_once_by_the_workers(sweep, quick, tmp_path, monkeypatch):
+    given = []
+
+    def start_workers(count, arguments, workdir):
+        given.append(arguments)
+        fail_again(TrialStore(workdir, {'seed0': {'seed': 0}}))  # the old failure is forgotten
+
+    monkeypatch.setattr(worker, 'start_workers', start_workers)
+    with pytest.raises(UserError, match='1 of 1 trials failed.*out of memory again'):
+        sweep('--workers=2')
+    assert quick == [] and '--retry' not in given[0]
+
+
+def test_a_trial_that_failed_is_repeated_once_by_the_jobs(sweep, tmp_path, monkeypatch):
+    submitted, path = [], tmp_path / 'seed0' / 'trial.json'
+    monkeypatch.setattr(remote, 'submit', lambda *of: submitted.append((of[0], path.exists())))
+    sweep('--slurm', '--dry-run')
+    assert path.exists()  # nothing is changed by showing
+    sweep('--slurm', '--nodry-run')
+    (_, kept), (script, there) = submitted
+    assert kept and not there and '--retry' not in script
+
+
+def test_a_trial_that_failed_is_repeated_without_workers(sweep, quick, monkeypatch):
+    with pytest.raises(UserError, match='1 of 1 trials failed'):  # it has no such score
+        sweep()
+    assert quick == ['seed0']
 
 
 def test_results_of_another_configuration_are_refused(tmp_path):

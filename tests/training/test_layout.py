@@ -26,6 +26,8 @@ def test_one_process_uses_the_devices_that_share_a_batch(monkeypatch):
     monkeypatch.setattr(jax, 'process_count', lambda: 2)
     with pytest.raises(UserError, match='batch_size: 8.*16 device'):
         parallel.layout_of(8)
+    with pytest.raises(UserError, match='config.bridge.training.batch_size: 8'):
+        parallel.layout_of(8, 'bridge')
 
 
 def test_a_device_takes_its_samples_in_parts_but_never_less_than_one():
