@@ -182,10 +182,17 @@ def _look_in(appearance: Appearance, key: jax.Array, settings: WideSettings) -> 
     )
 
 
-def seeds(key: jax.Array, brain: jax.Array, grid: Grid, settings: WideSettings) -> jax.Array:
+def seeds(
+    key: jax.Array,
+    brain: jax.Array,
+    grid: Grid,
+    settings: WideSettings,
+    tissue: jax.Array | None = None,
+) -> jax.Array:
     """P0 (x, y, z): irregular ellipsoids, 1 in their middles and `fluid.threshold` at their edges.
 
-    A third each lies anywhere, beside the ventricles, and in the cortex.
+    A third each lies anywhere, beside the ventricles, and in the cortex. With `tissue`, boolean, the
+    middles of those beside the ventricles lie in it: the ventricles may be wider than the usual ones.
     """
     k_count, k_size, k_noise, k_each = jax.random.split(key, 4)
     least, most = settings.count
@@ -198,7 +205,7 @@ def seeds(key: jax.Array, brain: jax.Array, grid: Grid, settings: WideSettings) 
     radii = (3.0 / (4.0 * np.pi) * 1000.0 * sizes) ** (1.0 / 3.0)  # mm
     cells = tuple(max(2, round(length / _BUMP_MM)) for length in grid.extent)
     bumps = jnp.exp(_BUMPS * perlin_noise(k_noise, voxel_fractions(grid), cells))
-    regions = _regions(brain, grid, settings.centre)
+    regions = _regions(brain, grid, settings.centre, tissue)
 
     def add(P0: jax.Array, one: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
         key, radius = one
@@ -234,10 +241,21 @@ def _ellipsoid(
     return jnp.where((radius > 0) & (distance <= 1.0), falling, 0.0)
 
 
-def _regions(brain: jax.Array, grid: Grid, centre: tuple[float, float, float]) -> jax.Array:
+def _tissue(image: jax.Array, white: jax.Array, fluid: jax.Array) -> jax.Array:
+    """The voxels whose intensity is nearer to white matter's than to CSF's."""
+    return jnp.abs(image - white) < jnp.abs(image - fluid)
+
+
+def _regions(
+    brain: jax.Array,
+    grid: Grid,
+    centre: tuple[float, float, float],
+    tissue: jax.Array | None = None,
+) -> jax.Array:
     """Where seeds may lie, boolean (3, x, y, z): anywhere, beside the ventricles, in the cortex."""
     distance = from_ventricles(grid.shape, grid.spacing, centre)[0]
     beside = brain & (distance > _BESIDE_MM[0]) & (distance < _BESIDE_MM[1])
+    beside = beside if tissue is None else beside & tissue
     inner = blurred(brain.astype(jnp.float32), grid, voxel_fractions(grid), _CORTEX_MM)
     return jnp.stack([brain, beside, brain & (inner < 0.8 * inner.max())])
 
@@ -245,30 +263,27 @@ def _regions(brain: jax.Array, grid: Grid, centre: tuple[float, float, float]) -
 def paint_look(
     key: jax.Array,
     image: jax.Array,
-    brain: jax.Array,
     P: jax.Array,
     mask: jax.Array,
     look: Look,
     grid: Grid,
     threshold: float,
-    white: jax.Array | None = None,
+    white: jax.Array,
 ) -> jax.Array:
     """The image (x, y, z) with the lesions painted into it; not rescaled.
 
     Args:
         key: of the texture.
         image: intensities (x, y, z) in [0, 1].
-        brain: boolean.
         P, mask: of the lesions, see `randomize.lesion_of`.
         look: how.
         grid: geometry.
         threshold: share of the largest P at which the mask ends.
-        white: intensity of white matter; None for a T1w scan, in which it is measured.
+        white: intensity of white matter.
     """
     level = P / jnp.maximum(P.max(), 1e-6)
     fading = jnp.clip((level - threshold) / look.softness + 0.5, 0.0, 1.0) * mask
     mu = painting.mean_inside(image, mask)
-    white = upper_threshold(image, _WHITE, brain) if white is None else white
     texture = jnp.where(
         look.smooth,
         painting.lesion_texture(key, grid, _TEXTURE_MM),
@@ -309,14 +324,18 @@ def randomize_wide(
     k_draw, k_seeds, k_look = jax.random.split(key, 3)
     brain = brain > 0
     draw = draw_pair(k_draw, settings.fluid, 0 if lesion_bank is None else len(lesion_bank))
-    P0 = seeds(k_seeds, brain, grid, settings)
+    if appearance is None:
+        white = upper_threshold(image, _WHITE, brain)
+        fluid = np.mean(_FLUID) * white
+    else:
+        white, fluid = appearance.white, appearance.fluid
+    P0 = seeds(k_seeds, brain, grid, settings, _tissue(image, white, fluid))
     if lesion_bank is not None:
         P0 = jnp.where(draw.seeds.from_bank[0], _real(draw, brain, grid, settings, lesion_bank), P0)
     P, mask = carried(P0, draw, brain, grid, settings.fluid)
     look = draw_look(k_look, settings, appearance)
-    white = None if appearance is None else appearance.white
     threshold = settings.fluid.threshold
-    painted = paint_look(draw.key_texture, image, brain, P, mask, look, grid, threshold, white)
+    painted = paint_look(draw.key_texture, image, P, mask, look, grid, threshold, white)
     return pair_of(draw.diseased, image, painted, P, mask)
 
 

@@ -85,6 +85,25 @@ def test_seeds_have_their_volumes_and_their_places(head):
     assert near >= 8 and shallow >= 8 and deep >= 2
 
 
+def test_seeds_beside_wide_ventricles_lie_in_tissue(head):
+    """The ventricles of a scan may be much wider than those of the atlas."""
+    image, brain = map(np.asarray, head)
+    distance = np.asarray(wide.from_ventricles(GRID.shape, GRID.spacing, ALWAYS.centre)[0])
+    widened = np.where((brain > 0) & (distance < 12), 0.15, image).astype(np.float32)
+    single = dataclasses.replace(ALWAYS, count=(1, 1), size_ml=(5.0, 5.0))
+
+    @jax.jit
+    def middles(keys, image, brain):
+        tissue = wide._tissue(image, jnp.float32(0.8), jnp.float32(0.2))
+        made = jax.lax.map(lambda key: wide.seeds(key, brain > 0, GRID, single, tissue), keys)
+        return made.reshape(len(keys), -1).argmax(axis=1)
+
+    keys = jax.random.split(jax.random.key(0), 40)
+    found = distance.ravel()[np.asarray(middles(keys, widened, brain))]
+    assert (found < 16).sum() >= 8
+    assert (found < 12).sum() <= 4  # of those that may lie anywhere; 8 without the tissue
+
+
 def test_looks_have_their_shares():
     draw = jax.jit(jax.vmap(lambda key: wide.draw_look(key, ALWAYS)))
     looks = draw(jax.random.split(jax.random.key(0), 2000))
@@ -97,15 +116,14 @@ def test_looks_have_their_shares():
 
 
 def painted(head, look, P):
-    image, brain = head
     mask = (P >= 0.2).astype(np.float32)
-    made = _paint(jax.random.key(0), image, brain > 0, P, mask, Look(*map(jnp.asarray, look)))
+    made = _paint(jax.random.key(0), head[0], P, mask, Look(*map(jnp.asarray, look)))
     return np.asarray(made), mask > 0
 
 
 @jax.jit
 def _paint(*arguments):
-    return wide.paint_look(*arguments, GRID, 0.2)
+    return wide.paint_look(*arguments, GRID, 0.2, white=jnp.float32(0.8))
 
 
 @pytest.fixture(scope='module')
