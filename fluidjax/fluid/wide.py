@@ -191,8 +191,8 @@ def seeds(
 ) -> jax.Array:
     """P0 (x, y, z): irregular ellipsoids, 1 in their middles and `fluid.threshold` at their edges.
 
-    A third each lies anywhere, beside the ventricles, and in the cortex. With `tissue`, boolean, the
-    middles of those beside the ventricles lie in it: the ventricles may be wider than the usual ones.
+    A third each lies anywhere, beside the ventricles, and in the cortex. Ventricles may be wider
+    than those of the atlas: with `tissue`, boolean, middles beside the ventricles lie in it.
     """
     k_count, k_size, k_noise, k_each = jax.random.split(key, 4)
     least, most = settings.count
