@@ -168,7 +168,7 @@ def _colour_bar(figure: Figure, place: tuple[float, ...], scale: float) -> None:
     bar = figure.colorbar(ScalarMappable(Normalize(0, scale), 'hot'), cax=figure.add_axes(place))
     bar.ax.tick_params(colors='white', labelsize=8)
     # Numbers of many digits would be cut off at the edge of the picture.
-    bar.formatter.set_powerlimits((-2, 3))
+    bar.formatter.set_powerlimits((-3, 3))
     bar.ax.yaxis.get_offset_text().set(color='white', size=8)
     bar.outline.set_edgecolor('white')
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import zipfile
 from pathlib import Path
 
@@ -16,6 +17,14 @@ from fluidjax.runs import package, thresholds
 GRID = grids.GRIDS['demo']
 LARGEST_BYTES = 20e6
 CARD = Path(__file__).parents[2] / 'docs' / 'bundled_model.md'
+OTHER_CARD = CARD.with_name('bundled_model_other_contrasts.md')
+
+
+def cards():
+    """The cards of the package and of the one for other contrasts in it."""
+    with zipfile.ZipFile(package.BUNDLED) as held:
+        inner = zipfile.ZipFile(io.BytesIO(held.read(package.OTHER)))
+        return tuple(one.read(package.CARD).decode() for one in (held, inner))
 
 
 @pytest.fixture(scope='module')
@@ -37,12 +46,13 @@ def test_it_is_small_and_whole():
 
 
 def test_its_card_says_what_it_is():
-    with zipfile.ZipFile(package.BUNDLED) as held:
-        card = held.read(package.CARD).decode()
-    assert card == CARD.read_text()
+    card, other = cards()
+    assert card == CARD.read_text() and other == OTHER_CARD.read_text()
+    assert 'label maps' in other and 'contrast=any' in other
     for said in ('not for diagnosis', 'fluidjax train', '--config.cohort.embedded', 'ds002748'):
         assert said in card
-    assert '/work' not in card and '/tmp' not in card and '/home' not in card
+    for path in ('/work', '/tmp', '/home'):
+        assert path not in card and path not in other
 
 
 def test_it_finds_a_hole_and_little_else(brain):
