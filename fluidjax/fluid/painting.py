@@ -85,7 +85,8 @@ def lesion_texture(key: jax.Array, grid: Grid, length_mm: float = 0.0) -> jax.Ar
 
 def divide_by_maximum(image: jax.Array) -> jax.Array:
     """The image divided by its own maximum; an image of zeros stays as it is."""
-    return image / _peak(image)
+    peak = jnp.max(image)
+    return image / jnp.where(peak > 0.0, peak, 1.0)
 
 
 def on_one_scale(healthy: jax.Array, diseased: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -94,10 +95,5 @@ def on_one_scale(healthy: jax.Array, diseased: jax.Array) -> tuple[jax.Array, ja
     Where that is the maximum of a bright lesion the healthy image is divided by it too, so that
     healthy tissue is equal in both; else the healthy one is divided by its own, as published.
     """
-    peak = _peak(diseased)
-    return healthy / jnp.maximum(peak, _peak(healthy)), diseased / peak
-
-
-def _peak(image: jax.Array) -> jax.Array:
-    peak = jnp.max(image)
-    return jnp.where(peak > 0.0, peak, 1.0)
+    highest = jnp.maximum(jnp.max(healthy), jnp.max(diseased))
+    return healthy / jnp.where(highest > 0.0, highest, 1.0), divide_by_maximum(diseased)

@@ -141,8 +141,16 @@ def test_every_pair_is_sound(case):
         assert not mask[outside].any() and not P[outside].any()
         np.testing.assert_array_equal(mask.any(axis=1), diseased, err_msg=str(kind))
         expected = images[kind].reshape(BATCH, -1)
-        expected = expected / expected.max(axis=1, keepdims=True)
+        peak = healthy.max(axis=1, keepdims=True)
+        expected = expected / expected.max(axis=1, keepdims=True) * peak
         np.testing.assert_allclose(healthy, expected, rtol=1e-6)
+        # Below 1 the maximum is a bright lesion's: both are divided by it.
+        bright = peak < 1.0 - 1e-6
+        same = (P == 0.0) & bright
+        np.testing.assert_allclose(healthy[same], painted[same], rtol=1e-6)
+        assert painted.max(axis=1)[bright[:, 0]].min(initial=1.0) > 1.0 - 1e-6
+        lifts = settings.bright_probability > 0.0 or settings.painting == 'una_equation'
+        assert lifts == bright.any()
         ill = np.asarray(diseased)
         np.testing.assert_array_equal(healthy[~ill], painted[~ill])
         assert not P[~ill].any()
