@@ -1,8 +1,9 @@
 """Any T1w scan -> the model's grid, and the affine that places the result on the scan.
 
-Steps: brain mask (`brain_extraction`), optionally N4 (`bias_field`), affine registration to MNI152,
-one intensity scale, resampling, warnings (`quality`). The affine that is returned maps model voxels
-into the *scan's own* world, so a NIfTI file written with it overlays on the original scan.
+Steps: brain mask (`brain_extraction`), affine registration to MNI152, shading divided out if asked
+(`bias_field`), one intensity scale, resampling, warnings (`quality`). The affine that is returned
+maps model voxels into the *scan's own* world, so a NIfTI file written with it overlays on the
+original scan.
 
 Everything is computed on one thread and without random numbers: a scan gives the same result in any
 process, however many run beside it. Nothing here imports JAX or TensorFlow.
@@ -16,7 +17,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import ndimage
 
-from data_pipelines import bias_field as n4
+from data_pipelines import bias_field as coil
 from data_pipelines import brain_extraction, grids, mni_template, orientation, quality
 from data_pipelines import registration as affine_registration
 from data_pipelines.background import background_level, black_level, with_black_background
@@ -48,7 +49,7 @@ def preprocess(
     registration: str = 'affine',
     *,
     extraction: str = 'auto',
-    bias_field: bool = False,
+    bias_field: str = 'none',
     brain: Volume | None = None,
     contrasts: Sequence[str] = ('t1w',),
 ) -> Preprocessed:
@@ -60,27 +61,27 @@ def preprocess(
       lesion: mask, any value > 0 is lesion; see `mask_on_scan` for its voxels.
       registration: 'affine', or 'none' for a scan whose world is MNI152 already.
       extraction: one of `brain_extraction.METHODS`; 'auto' leaves a skull-stripped scan as it is.
-      bias_field: correct the coil's shading with N4.
+      bias_field: whether the coil's shading is divided out, one of `bias_field.CHOICES`; 'auto'
+        where it is strong.
       brain: the user's brain mask, any value > 0; replaces `extraction`.
       contrasts: that the scan may have; any other is a fault.
 
     Raises:
-      UserError: unknown registration or extraction, a mask that lies elsewhere, a scan without a
-        brain or that is a label map, or a head whose brain could not be found.
+      UserError: unknown registration, extraction or bias_field, a mask that lies elsewhere, a scan
+        without a brain or that is a label map, or a head whose brain could not be found.
     """
-    if registration not in REGISTRATIONS:
-        raise UserError(f"registration '{registration}' is unknown; choose 'affine' or 'none'")
+    for name, value, choices in (
+        ('registration', registration, REGISTRATIONS),
+        ('bias_field', bias_field, coil.CHOICES),
+    ):
+        if value not in choices:
+            raise UserError(f"{name} '{value}' is unknown; choose one of {', '.join(choices)}")
     if lesion is not None:
         lesion = on_voxels_of(lesion, scan, 'lesion mask')
     quality.refuse_ct(scan)
     given, scan = scan, with_black_background(scan)
     extracted, whole, background = brain_of(scan, extraction, brain)
     head, in_head = crop_to_brain(scan, whole, background)
-    shaded, shading = head.data, 1.0
-    if bias_field:
-        field = n4.estimate(head.data, in_head, head.affine)
-        head = Volume(head.data / field, head.affine, head.path)
-        shading = n4.strength(field, in_head)
     scan_from_mni = np.eye(4)
     if registration == 'affine':
         scan_from_mni = affine_registration.register_to_mni(head.data, in_head, head.affine)
@@ -101,9 +102,6 @@ def preprocess(
     levels = tissue_levels(head.data, head.affine, scan_from_mni)
     named = contrast_in_name(scan.path)
     contrast = quality.contrast_of(levels, named)
-    before = None
-    if bias_field:
-        before = on_grid(shaded, tissue_levels(shaded, head.affine, scan_from_mni)['wm'])
     lesion_on_grid = None
     if lesion is not None:
         _refuse_lesion_outside(lesion, scan, whole)
@@ -112,10 +110,17 @@ def preprocess(
     placed = _Placed(scan, extracted, whole, head, in_head, scan_from_mni)
     wrong_axes = _orientation_fault(placed, registration == 'affine')
     faults = wrong_axes or quality.contrast_warnings(levels, contrasts, named)
-    doubts = _doubts(placed, overlap, bias_field, bool(wrong_axes))
+    even, shading = None, 1.0
+    if not wrong_axes:
+        even, shading = coil.correct(head.data, head.affine, scan_from_mni, bias_field)
+    image, before = on_grid(head.data, levels['wm']), None
+    if even is not None:
+        white = tissue_levels(even, head.affine, scan_from_mni)['wm']
+        image, before = on_grid(even, white), image
+    doubts = _doubts(placed, overlap, shading, before is not None, bool(wrong_axes))
     warnings = (*scan.warnings, *extracted.warnings, *(lesion.warnings if lesion else ()))
     return Preprocessed(
-        image=on_grid(head.data, levels['wm']),
+        image=image,
         brain=brain_on_grid,
         lesion=lesion_on_grid,
         affine=affine,
@@ -183,14 +188,15 @@ def _orientation_fault(placed: _Placed, registered: bool) -> list[str]:
     return [orientation.warning(original.affine if original else placed.scan.affine, rotation)]
 
 
-def _doubts(placed: _Placed, overlap: float, corrected: bool, wrong_axes: bool) -> list[str]:
+def _doubts(
+    placed: _Placed, overlap: float, shading: float, corrected: bool, wrong_axes: bool
+) -> list[str]:
     """What may be wrong with a scan; with wrong axes the template says nothing about it."""
-    scan, head, extracted = placed.scan, placed.head, placed.extracted
+    scan, extracted = placed.scan, placed.extracted
     found = []
     if not wrong_axes:
         found += quality.overlap_warnings(overlap)
-        if not corrected:
-            found += quality.shading_warnings(head.data, head.affine, placed.scan_from_mni)
+        found += quality.shading_warnings(shading, corrected)
     volume_ml = float(placed.whole.sum() * abs(np.linalg.det(scan.affine[:3, :3])) / 1000)
     found += quality.head_warnings(extracted.whole_head, extracted.method, volume_ml)
     return found + quality.field_of_view_warnings(placed.whole, scan.affine)

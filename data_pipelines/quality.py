@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from data_pipelines import grids, mni_template, resampling
+from data_pipelines import resampling
 from data_pipelines.mni_template import TissueLevel
 from data_pipelines.volume_io import Volume
 from fluidjax.base.errors import UserError
@@ -118,45 +118,19 @@ def head_warnings(whole_head: bool, method: str, brain_ml: float) -> list[str]:
     return []
 
 
-def shading_warnings(data: np.ndarray, affine: np.ndarray, scan_from_mni: np.ndarray) -> list[str]:
-    """Shading of white matter, of which the smooth part is measured; see `shading_strength`."""
-    strength = shading_strength(data, affine, scan_from_mni)
-    if strength < STRONG_SHADING:
-        return []
-    return [
-        f'strong shading: white matter is {strength:.1f} times brighter on one side than on the '
-        'other; correct it first (predict can: --n4)'
-    ]
-
-
-def shading_strength(data: np.ndarray, affine: np.ndarray, scan_from_mni: np.ndarray) -> float:
-    """95th over 5th percentile of a quadratic fit to the logarithm of white matter's intensity.
+def shading_warnings(strength: float, corrected: bool) -> list[str]:
+    """Shading of white matter that is strong, or was before it was corrected.
 
     Args:
-      data: (x, y, z) of the brain, 0 elsewhere.
-      affine: voxel -> scan world.
-      scan_from_mni: MNI152 world -> scan world.
+      strength: see `bias_field.strength`.
+      corrected: whether the shading was divided out.
     """
-    in_mni = mni_template.pure_tissue()['wm']
-    in_scan = (in_mni @ scan_from_mni[:3, :3].T + scan_from_mni[:3, 3]).astype(np.float32)
-    values = resampling.sample(data, affine, in_scan)
-    terms = _quadratic((in_mni - grids.MNI_BRAIN_CENTRE) / 70.0)[values > 0]
-    values = np.log(values[values > 0])
-    kept = np.ones(len(values), bool)
-    for _ in range(3):  # lesions and what is no white matter in this brain are left out
-        if kept.sum() < 2 * terms.shape[1]:
-            return 1.0
-        fit = terms @ np.linalg.lstsq(terms[kept], values[kept], rcond=None)[0]
-        rest = np.abs(values - fit - np.median(values - fit))
-        kept = rest <= 3.7 * np.median(rest)
-    low, high = np.percentile(fit, (5, 95))
-    return float(np.exp(high - low))
-
-
-def _quadratic(points: np.ndarray) -> np.ndarray:
-    """The ten terms of a quadratic function at points (n, 3): (n, 10)."""
-    x, y, z = points.T
-    return np.stack([np.ones_like(x), x, y, z, x * x, y * y, z * z, x * y, x * z, y * z], axis=1)
+    found = f'white matter is {strength:.1f} times brighter on one side than on the other'
+    if corrected:
+        return [f'shading was corrected ({found}), which can weaken a large lesion too']
+    if strength < STRONG_SHADING:
+        return []
+    return [f'strong shading: {found}; correct it first (predict can: --bias-field=always)']
 
 
 def refuse_label_map(scan: Volume, brain: np.ndarray) -> None:

@@ -20,7 +20,8 @@ def quality_figure(
     """A picture of how a scan was brought onto the model's grid, PNG.
 
     Rows: axial, coronal, sagittal plane. Columns: the scan with the brain outlined; the model's
-    image with the template's brain and white matter outlined; after N4 also the image before it.
+    image with the template's brain and white matter outlined; if shading was divided out, also the
+    image with it.
     The right of an axial plane is the subject's right, its front is up; a sagittal plane faces
     right.
 
@@ -44,7 +45,7 @@ def quality_figure(
     )
     for row, axis in zip(axes, (2, 1, 0), strict=True):
         _draw_row(row, result, grid, scan, axis)
-    titles = ('scan, brain outlined', "model's image, atlas outlined", 'before N4')
+    titles = ('scan, brain outlined', "model's image, atlas outlined", 'with its shading')
     for place, title in zip(axes[0], titles, strict=False):
         place.set_title(title, color='white', fontsize=9)
     _write_below(figure, result)
@@ -113,7 +114,7 @@ def _write_below(figure, result: Preprocessed) -> None:
     """Write the numbers and the warnings below the pictures."""
     facts = f'brain: {result.extraction}; overlap with MNI152 {result.overlap:.2f}'
     if result.before is not None:
-        facts += f'; N4 took out shading by a factor of {result.shading:.2f}'
+        facts += f'; shading by a factor of {result.shading:.2f} corrected'
     warnings = result.warnings or ('no warnings',)
     lines = [line for text in (facts, *warnings) for line in textwrap.wrap(text, 105)]
     figure.text(

@@ -47,8 +47,8 @@ class Preprocessed:
       warnings: short sentences for a person, see `quality`; empty is good.
       faults: those of the warnings that make results meaningless: wrong axes, wrong contrast.
       extraction: how the brain was found, see `brain_extraction.Extraction.method`.
-      before: (x, y, z) the image without N4; None where N4 was off.
-      shading: what N4 took out, 95th over 5th percentile of its field in the brain; 1 without.
+      before: (x, y, z) the image with its shading; None where that was not divided out.
+      shading: how strong it is, see `bias_field.strength`; 1 where the header's axes are wrong.
       contrast: by the tissues' intensities, see `quality.contrast_of`.
       background: intensity of the scan's background, which is 0 in the image.
     """

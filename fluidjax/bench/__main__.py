@@ -76,6 +76,9 @@ MODEL = FLAGS.add_text(
     'model', '', 'robustness: a run or a package; by default the one that comes with fluidjax.'
 )
 DRAWS = FLAGS.add_integer('draws', 5, 'robustness: random draws of a change per scan.', least=1)
+BIAS_FIELD = FLAGS.add_choice(
+    'bias-field', 'auto', ['none', 'auto', 'always'], 'robustness: as in a prediction.'
+)
 REAL = FLAGS.add_words('real', [], 'contrasts: files of real scans of any contrast.')
 PICTURE = FLAGS.add_text('picture', '', 'contrasts: the PNG to write.')
 QUICK = FLAGS.add_switch('quick', False, 'fluid: only three of the schemes.')
@@ -235,7 +238,7 @@ def _robustness() -> dict:
     from fluidjax.runs import package
 
     model = Path(MODEL.value).expanduser() if MODEL.value else package.BUNDLED
-    return robustness.measure(model, HEALTHY.value, DRAWS.value)
+    return robustness.measure(model, HEALTHY.value, DRAWS.value, bias_field=BIAS_FIELD.value)
 
 
 def _contrasts() -> dict:

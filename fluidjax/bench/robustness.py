@@ -1,7 +1,8 @@
 """What a model marks in healthy scans: as they are, and with changes that are no lesion.
 
 All that is marked in a healthy scan is wrong. The scans are brought onto the model's grid as
-`fluidjax predict` does it, changed there, and brought to the level of white matter again.
+`fluidjax predict` does it, changed there, and brought to the level of white matter again; strong
+shading is divided out, as in a prediction.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
+from data_pipelines import bias_field as coil
 from data_pipelines.grids import ModelGrid
 from data_pipelines.preprocess import preprocess
 from data_pipelines.scan_arguments import given_scans
@@ -103,7 +105,9 @@ def changes_of(spacing: tuple[float, float, float]) -> dict[str, Change]:
     }
 
 
-def measure(model: Path, scans: Sequence[str], draws: int, rule: str = 'dice') -> dict[str, Any]:
+def measure(
+    model: Path, scans: Sequence[str], draws: int, rule: str = 'dice', bias_field: str = 'auto'
+) -> dict[str, Any]:
     """Mark changed healthy scans, and print the table.
 
     Args:
@@ -111,11 +115,12 @@ def measure(model: Path, scans: Sequence[str], draws: int, rule: str = 'dice') -
         scans: files and folders of healthy scans; those that cannot be used are named and left out.
         draws: of each random change for each scan.
         rule: of the threshold, see `runs.thresholds`.
+        bias_field: whether shading is divided out, one of `bias_field.CHOICES`.
 
     Returns:
-        `model`, `rule`, `threshold`, and by row: `median`, `90` (percentile) and `most` of the ml
-        marked, the `most` ml within the `ventricles` (as wide as they can become), `draws`, the
-        number of all these, and `scans`: {name: ml of each draw}.
+        `model`, `rule`, `threshold`, `bias_field`, and by row: `median`, `90` (percentile) and
+        `most` of the ml marked, the `most` ml within the `ventricles` (as wide as they can become),
+        `draws`, the number of all these, and `scans`: {name: ml of each draw}.
 
     Raises:
         UserError: a model that cannot be used, or no scan that can.
@@ -130,17 +135,18 @@ def measure(model: Path, scans: Sequence[str], draws: int, rule: str = 'dice') -
     cases = list(_healthy(run, scans))
     if not cases:
         raise UserError(f'--healthy: no scan in {", ".join(scans)} can be used, see above')
-    spacing = detector.spacing
+    spacing, grid = detector.spacing, ModelGrid(run.grid.shape, run.grid.spacing)
     near = np.asarray(from_ventricles(run.grid.shape, spacing, CENTRE_MM)[0])
     ventricles = near < WALL_MM + 2.0 * WIDER_MM
     table: dict[str, Any] = {'model': model.name, 'rule': rule, 'threshold': threshold}
+    table['bias_field'] = bias_field
     TABLE.print_head(run.name)
     for name, change in changes_of(spacing).items():
         made_by, found = jax.jit(change.made), {}
         every = list(itertools.product(range(len(cases)), range(draws if change.is_random else 1)))
         for number, draw in tqdm(every, name, leave=False):
             key = jax.random.fold_in(jax.random.key(draw), number)
-            one = _changed(made_by, cases[number], key)
+            one = _changed(made_by, cases[number], key, grid.affine, bias_field)
             made = detector.detect([one]).maps[0]
             inside = dataclasses.replace(one, brain=np.asarray(one.brain) * ventricles)
             marked = [marked_ml(made, case, threshold) for case in (one, inside)]
@@ -170,11 +176,15 @@ def _healthy(run: Run, scans: Sequence[str]) -> Iterator[Subject]:
             cli.tell(f"left out: {path}: no brain on the model's grid")
 
 
-def _changed(made_by: Callable, case: Subject, key: jax.Array) -> Subject:
-    """A changed scan, with the level of white matter that it had."""
+def _changed(
+    made_by: Callable, case: Subject, key: jax.Array, grid_affine: np.ndarray, bias_field: str
+) -> Subject:
+    """A changed scan, with the level of white matter that it had, as `predict` would take it."""
     brain = np.asarray(case.brain, np.float32)
     image, kept = made_by(key, jnp.asarray(case.image), jnp.asarray(brain))
-    return at_level_of(case, np.asarray(image), np.asarray(kept) > 0)
+    scan_from_mni = case.affine @ np.linalg.inv(grid_affine)
+    even, _ = coil.correct(np.asarray(image), case.affine, scan_from_mni, bias_field)
+    return at_level_of(case, np.asarray(image) if even is None else even, np.asarray(kept) > 0)
 
 
 def _row(found: Mapping[str, Sequence[Sequence[float]]]) -> dict[str, Any]:

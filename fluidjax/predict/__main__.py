@@ -53,7 +53,12 @@ EXTRACTION = FLAGS.add_choice(
     'How the brain is found in a whole head; auto leaves a skull-stripped scan as it is.',
 )
 BRAIN = FLAGS.add_text('brain', '', "Brain mask on the scan's voxels, instead of extraction.")
-N4 = FLAGS.add_switch('n4', False, "Correct the coil's shading (N4).")
+BIAS_FIELD = FLAGS.add_choice(
+    'bias-field',
+    'auto',
+    ['none', 'auto', 'always'],
+    "Divide out the coil's shading; auto where it is strong.",
+)
 REGISTRATION = FLAGS.add_choice(
     'registration',
     None,
@@ -109,12 +114,13 @@ def main(scans: list[str]) -> None:
             'research use, not for diagnosis'
         )
     workdir = Path(WORKDIR.value or package.BUNDLED).expanduser()
+    steps = Steps(EXTRACTION.value, BIAS_FIELD.value, REGISTRATION.value)
     batch.predict(
         _selected(scans, out, workdir),
         workdir,
         out,
         THRESHOLD.value,
-        Options(Steps(EXTRACTION.value, N4.value, REGISTRATION.value), BRAIN.value, QUALITY.value),
+        Options(steps, BRAIN.value, QUALITY.value),
         jobs,
         COUNTERPART.value,
         FUSE.value,

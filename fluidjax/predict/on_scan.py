@@ -34,12 +34,12 @@ class Steps:
 
     Attributes:
         extraction: how the brain is found, one of `brain_extraction.METHODS`.
-        bias_field: correct the coil's shading with N4.
+        bias_field: whether the coil's shading is divided out, one of `bias_field.CHOICES`.
         registration: 'affine' or 'none'; None for what the run was trained with.
     """
 
     extraction: str = 'auto'
-    bias_field: bool = False
+    bias_field: str = 'auto'
     registration: str | None = None
 
     def of_run(self, run: Run) -> Steps:

@@ -26,11 +26,12 @@ def template(shape: tuple[int, int, int], spacing: tuple[float, float, float]) -
     return Subject('template', 0.8 * np.asarray(maps.t1) * brain, brain, None, None, grid.affine)
 
 
-def changed(healthy: Subject, name: str) -> Subject:
+def changed(healthy: Subject, name: str, bias_field: str = 'none') -> Subject:
     """The scan with the change whose name begins so."""
     changes = robustness.changes_of(SPACING)
     (change,) = (one for title, one in changes.items() if title.startswith(name))
-    return robustness._changed(jax.jit(change.made), healthy, jax.random.key(0))
+    key = jax.random.key(0)
+    return robustness._changed(jax.jit(change.made), healthy, key, healthy.affine, bias_field)
 
 
 def test_changes_keep_the_level_of_white_matter_and_do_what_they_say():
@@ -46,6 +47,9 @@ def test_changes_keep_the_level_of_white_matter_and_do_what_they_say():
     unclipped = brain & (healthy.image > 0.1) & (found['shading'].image < 1)
     ratio = np.log(found['shading'].image[unclipped] / healthy.image[unclipped])
     assert 0.2 < ratio.std() < 0.35  # less than 0.3 where the brightest voxels are clipped
+    even = changed(healthy, 'shading', 'auto').image
+    off = [np.abs(image - healthy.image).mean() for image in (even, found['shading'].image)]
+    assert off[0] < 0.4 * off[1]
     z = np.argwhere(brain)[:, 2]
     darker = found['darker'].image[brain] / np.maximum(healthy.image[brain], 1e-3)
     assert np.median(darker[z < 6]) < 0.75 * np.median(darker[z > 20])
