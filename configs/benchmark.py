@@ -11,7 +11,7 @@ cell trains a head after its method, for as many steps as `fluidjax` at that sca
 """
 
 # The paper's comparison. At the demo's scale all methods are trained for as many steps on
-# the same batches, and a head for as many more; at others each has the steps of its configuration.
+# the same scans, and a head for as many more; at others each has the steps of its configuration.
 # A head is ours, and so are the rows with one.
 COMPARISON = {
     **{name: {'method': name} for name in ('fluidjax', 'conddiff')},

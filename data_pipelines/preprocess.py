@@ -89,6 +89,22 @@ def preprocess(
     affine = scan_from_mni @ grid.affine
     brain_on_grid = resample_mask(in_head, head.affine, grid.shape, affine)
 
+    lesion_on_grid = None
+    if lesion is not None:
+        _refuse_lesion_outside(lesion, scan, whole)
+        lesion_on_grid = resample_mask(lesion.data > 0, scan.affine, grid.shape, affine)
+    overlap = dice(brain_on_grid, mni_brain(grid))
+    placed = _Placed(scan, extracted, whole, head, in_head, scan_from_mni)
+    wrong_axes = _orientation_fault(placed, registration == 'affine')
+    even, shading = None, 1.0
+    if not wrong_axes:
+        even, shading = coil.correct(head.data, head.affine, scan_from_mni, bias_field)
+    seen = head.data if even is None else even
+    levels = tissue_levels(seen, head.affine, scan_from_mni)
+    named = contrast_in_name(scan.path)
+    contrast = quality.contrast_of(levels, named)
+    faults = wrong_axes or quality.contrast_warnings(levels, contrasts, named)
+
     def on_grid(data: np.ndarray, white_matter: TissueLevel) -> np.ndarray:
         """The brain in [0, 1] on the model grid."""
         white = white_matter_level(white_matter, data, in_head)
@@ -99,28 +115,13 @@ def preprocess(
         scaled = np.clip(gain * data, 0.0, 1.0)
         return brain_on_grid * resample_image(scaled, head.affine, grid.shape, affine)
 
-    levels = tissue_levels(head.data, head.affine, scan_from_mni)
-    named = contrast_in_name(scan.path)
-    contrast = quality.contrast_of(levels, named)
-    lesion_on_grid = None
-    if lesion is not None:
-        _refuse_lesion_outside(lesion, scan, whole)
-        lesion_on_grid = resample_mask(lesion.data > 0, scan.affine, grid.shape, affine)
-    overlap = dice(brain_on_grid, mni_brain(grid))
-    placed = _Placed(scan, extracted, whole, head, in_head, scan_from_mni)
-    wrong_axes = _orientation_fault(placed, registration == 'affine')
-    faults = wrong_axes or quality.contrast_warnings(levels, contrasts, named)
-    even, shading = None, 1.0
-    if not wrong_axes:
-        even, shading = coil.correct(head.data, head.affine, scan_from_mni, bias_field)
-    image, before = on_grid(head.data, levels['wm']), None
+    before = None
     if even is not None:
-        white = tissue_levels(even, head.affine, scan_from_mni)['wm']
-        image, before = on_grid(even, white), image
-    doubts = _doubts(placed, overlap, shading, before is not None, bool(wrong_axes))
+        before = on_grid(head.data, tissue_levels(head.data, head.affine, scan_from_mni)['wm'])
+    doubts = _doubts(placed, overlap, shading, even is not None, bool(wrong_axes))
     warnings = (*scan.warnings, *extracted.warnings, *(lesion.warnings if lesion else ()))
     return Preprocessed(
-        image=image,
+        image=on_grid(seen, levels['wm']),
         brain=brain_on_grid,
         lesion=lesion_on_grid,
         affine=affine,

@@ -190,7 +190,8 @@ class AutoencoderMethod(Method):
         Each has the parameters of the other behind `stop_gradient`, so the gradient of the sum
         consists of the gradients of the two losses.
         """
-        x, _, _ = healthy_scans(self, batch, key, share)
+        # Divided by their maxima, as all that it encodes later.
+        x, _ = by_its_maximum(healthy_scans(self, batch, key, share)[0])
         k_eps = jax.random.split(key)[1]
         eps = share.normal(k_eps, (x.shape[0], *self.latent_shape))
         x_hat, z_mu, z_log_var = self._network.apply({'params': params['autoencoder']}, x, eps)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import synthetic_heads as heads
 
-from data_pipelines import bias_field, grids, preprocess
+from data_pipelines import bias_field, grids, mni_template, preprocess
 from data_pipelines.volume_io import Volume
 from fluidjax.base.errors import UserError
 
@@ -84,3 +84,17 @@ def test_it_is_a_step_of_preprocessing(shaded):
     assert better < 0.3 * worse
     with pytest.raises(UserError, match="bias_field 'n4' is unknown; choose one of none, auto"):
         preprocess.preprocess(scan, DEMO, bias_field='n4')
+
+
+def test_the_contrast_is_that_of_the_corrected_scan():
+    maps = mni_template.on_grid(DEMO)
+    image = 0.9 * maps.wm + 0.77 * maps.gm + 0.25 * maps.csf
+    distance = np.linalg.norm(DEMO.positions() - grids.MNI_BRAIN_CENTRE, axis=-1) / 100.0
+    shaded = (image * np.exp(2.2 * distance**2)).astype(np.float32)
+    scan = Volume(shaded, DEMO.affine, 'scan.nii')
+    left, made = (
+        preprocess.preprocess(scan, DEMO, registration='none', bias_field=choice)
+        for choice in ('none', 'auto')
+    )
+    assert left.contrast != 't1w' and left.faults
+    assert made.contrast == 't1w' and not made.faults
