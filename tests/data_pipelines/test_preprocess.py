@@ -164,7 +164,7 @@ def test_real_scan_is_aligned(shared_dir):
 @pytest.mark.parametrize(
     'change, says',
     [
-        ({'registration': 'rigid'}, "choose one of affine, none"),
+        ({'registration': 'rigid'}, 'choose one of affine, none'),
         (
             {'lesion': Volume(np.ones((3, 3, 3), np.float32), np.eye(4), 'm.nii')},
             'm.nii.*elsewhere',
