@@ -27,11 +27,17 @@ fail() { echo "run.sh: $*" >&2; exit 2; }
 
 find_python() {
   local candidate
-  for candidate in "${FLUIDJAX_PYTHON:-}" python3 python3.12 python3.11 python3.13; do
-    [ -n "$candidate" ] && command -v "$candidate" >/dev/null 2>&1 || continue
+  for candidate in ${FLUIDJAX_PYTHON:-python3 python3.12 python3.11 python3.13}; do
+    command -v "$candidate" >/dev/null 2>&1 || continue
     "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' && { echo "$candidate"; return; }
   done
+  [ -z "${FLUIDJAX_PYTHON:-}" ] || fail "FLUIDJAX_PYTHON is '$FLUIDJAX_PYTHON', which is no Python 3.11, 3.12 or 3.13"
   fail "fluidjax needs Python 3.11, 3.12 or 3.13 and found none; install python3, or name one in FLUIDJAX_PYTHON"
+}
+
+same_version() {
+  local ask='import sys; print(sys.version_info[:2])'
+  [ -z "${FLUIDJAX_PYTHON:-}" ] || [ "$("$PYTHON" -c "$ask")" = "$("$1" -c "$ask")" ]
 }
 
 make_venv() {
@@ -65,10 +71,10 @@ accelerator() {
 setup() {
   local extra wanted python
   extra=$(accelerator)
-  wanted="$extra $(cksum setup.cfg pyproject.toml)"
+  wanted="$extra $(cksum setup.cfg pyproject.toml)${FLUIDJAX_PYTHON:+ $FLUIDJAX_PYTHON}"
   [ -x "$PYTHON" ] && [ -f "$MARK" ] && [ "$(cat "$MARK")" = "$wanted" ] && return
   python=$(find_python)
-  "$PYTHON" -c 'import pip' 2>/dev/null || make_venv "$python"
+  { "$PYTHON" -c 'import pip' 2>/dev/null && same_version "$python"; } || make_venv "$python"
   echo "installing fluidjax and what it needs into $VENV (up to three minutes, some 2 GB)"
   local target=.
   [ "$extra" = none ] || target=".[$extra]"

@@ -45,7 +45,8 @@ def common(method: str, chosen: Mapping[str, str]) -> ConfigDict:
     config = ConfigDict({'seed': 0, 'method': method, 'size': size})
     # Arrangement of 3-D convolutions: 'auto', 'direct' (XLA's own) or 'taps' (a sum of 2-D ones).
     config.convolution = 'auto'
-    # A run's folder or a model package whose parameters the training starts from; '': random ones.
+    # A run's folder or a model package whose parameters the training starts from, or several with
+    # commas between, for the mean of their parameters; '': random ones.
     config.start = ''
     # 0: new pairs at every step; n: n fixed pairs per scan, as in the published code.
     config.stored_pairs = 0

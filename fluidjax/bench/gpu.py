@@ -22,7 +22,7 @@ FIRST, REST = ('unet', 'unet step', 'encode'), COMPARED[3:]
 NO_TIME = 'no time left'
 HEAD = (
     '| | parameters | TFLOP | `direct` ms | GB | `taps` ms | GB | PyTorch ms | GB '
-    '| of peak | volumes/s |\n|' + '---|' * 11
+    '| of bf16 peak | volumes/s |\n|' + '---|' * 11
 )
 Results = dict[str, dict[str, dict[str, Any]]]  # by row, by column
 

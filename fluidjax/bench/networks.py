@@ -344,11 +344,14 @@ def measure(rows: dict[str, Row], repeats: int) -> dict[str, dict[str, float]]:
     return {**machine, 'rows': table}
 
 
-def compile_for(rows: dict[str, Row], topology: str) -> dict[str, Any]:
-    """Compile rows for a TPU topology without running them, and print a table for one chip."""
+def compile_for(rows: dict[str, Row], topology: str, size: int = 1) -> dict[str, Any]:
+    """Compile rows for a TPU topology without running them, and print a table for one chip.
+
+    `size` is the batch of a chip that the rows were made with.
+    """
     chip, devices = aot.chip_of(topology), aot.topology_devices(topology)
     cli.tell(
-        f'{topology}, {len(devices)} chips of {chip.gigabytes:.0f} GB, batch 1 on each; '
+        f'{topology}, {len(devices)} chips of {chip.gigabytes:.0f} GB, batch {size} on each; '
         'estimates of the compiler, nothing was run'
     )
     ESTIMATED.print_head()

@@ -48,11 +48,13 @@ def rehearse(config: ConfigDict, steps: int, scan: str = '', folder: str = '') -
         also `seconds_per_step`, the mean over the steps without compilation where there are two.
 
     Raises:
-        UserError: a part failed; its own message came before.
+        UserError: the folder holds a rehearsal, or a part failed; its own message came before.
     """
     place = Path(folder).expanduser() if folder else Path(tempfile.mkdtemp(prefix='rehearsal-'))
     try:
         place.mkdir(parents=True, exist_ok=True)
+        if (place / 'rehearsal.json').exists():
+            raise UserError(f'--keep: {place} holds a rehearsal already; name another folder')
         return {'steps': steps, 'parts': _parts(_shortened(config, steps, place), place, scan)}
     finally:
         if not folder:

@@ -32,6 +32,7 @@ from fluidjax.detect.calibrate import marked_ml
 from fluidjax.fluid.anatomy import CENTRE_MM, WALL_MM, from_ventricles
 from fluidjax.methods import variants
 from fluidjax.runs import thresholds
+from fluidjax.runs.cohort import trained_contrasts
 from fluidjax.runs.detector import Detector
 from fluidjax.runs.laws import at_level_of
 from fluidjax.runs.load import Run, load_run
@@ -157,14 +158,17 @@ def measure(
 
 
 def _healthy(run: Run, scans: Sequence[str]) -> Iterator[Subject]:
-    given = given_scans(scans, NOWHERE)
+    contrasts = trained_contrasts(run.config)
+    given = given_scans(scans, NOWHERE, contrasts=contrasts)
     for line in (*given.failures, *counted(len(given.scans), given.left_out)):
         cli.tell(line)
     cohort, grid = run.config.cohort, ModelGrid(run.grid.shape, run.grid.spacing)
     registration = 'affine' if cohort.name == 'template' else cohort.registration
     for path in tqdm(given.scans, 'reading', leave=False):
         try:
-            made = preprocess(load_volume(path), grid, registration=registration)
+            made = preprocess(
+                load_volume(path), grid, registration=registration, contrasts=contrasts
+            )
         except UserError as error:
             cli.tell(f'left out: {error}')
             continue

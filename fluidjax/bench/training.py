@@ -244,7 +244,7 @@ def compile_for(config: Any, topology: str, only: Sequence[str] = ()) -> dict[st
         )
     size = training.batch_size // devices
     rows = networks.chosen_rows(step_rows(stage, training, size), only)
-    table = networks.compile_for(rows, topology)
+    table = networks.compile_for(rows, topology, size)
     estimates = dict.fromkeys(('step', 'fill', 'pool_step'), math.nan)
     estimates |= {name: row.get('seconds', math.nan) for name, row in table['rows'].items()}
     params = jax.eval_shape(stage.method.init, jax.random.key(0))

@@ -123,6 +123,7 @@ class SizedLesions:
         predicted: np.ndarray,
         truth: np.ndarray,
         spacing: Sequence[float],
+        voxel_ml: float,
         min_lesion_ml: float = 0.0,
     ) -> None:
         """Add a scan.
@@ -130,10 +131,10 @@ class SizedLesions:
         Args:
           predicted, truth: (x, y, z) bool, the marked voxels and the lesions.
           spacing: voxel size, mm.
+          voxel_ml: volume of a voxel, less than the product of the sizes where axes are oblique.
           min_lesion_ml: marked regions below this volume are removed beforehand, and true ones,
             which they cannot find, do not count.
         """
-        voxel_ml = float(np.prod(spacing)) / 1000.0
         labels, number = ndimage.label(truth, FULL_CONNECTIVITY)
         found, false = _matched(predicted, labels, number, voxel_ml, min_lesion_ml, HIT_SHARE)
         ml = np.bincount(labels.ravel(), minlength=number + 1)[1:] * voxel_ml

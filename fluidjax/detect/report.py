@@ -13,7 +13,7 @@ from fluidjax.detect import figures, viewer
 from fluidjax.detect.evaluate import Row, json_safe
 from fluidjax.detect.figures import Panel
 from fluidjax.detect.html import HERE, facts_table, filled, image, number, page, table
-from fluidjax.detect.scores import SCORES
+from fluidjax.detect.scores import COHORT_SCORES, SCORES
 
 BAR_SCORES = ('dice_validated', 'ap')
 HEADLINE = (
@@ -80,7 +80,7 @@ def _cohort_section(
         entry['n']
         for entries in methods.values()
         for score, entry in entries.items()
-        if score != 'seconds' and entry and entry.get('n')
+        if score not in ('seconds', *COHORT_SCORES) and entry and entry.get('n')
     ]
     more = [score for score in SCORES if score not in HEADLINE]
     bars = figures.bar_figure(methods, {score: SCORES[score].label for score in BAR_SCORES})

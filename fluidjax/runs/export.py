@@ -178,7 +178,7 @@ def without_folders(config: ConfigDict) -> ConfigDict:
     if shared.cohort.get('labels', '') not in ('', 'freesurfer'):
         shared.cohort.labels = Path(shared.cohort.labels).name
     if shared.get('start'):
-        shared.start = Path(shared.start).name
+        shared.start = ','.join(Path(name.strip()).name for name in shared.start.split(','))
     losses = shared.get('autoencoder', {}).get('losses', {})
     if losses.get('perceptual_weights'):
         losses['perceptual_weights'] = tuple(

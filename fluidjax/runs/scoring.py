@@ -151,7 +151,8 @@ class RowScores:
         for one, truth, region, case in evaluate.scorable(maps, cases):
             if np.isfinite(threshold):
                 marked, spacing = (one >= threshold) & region, voxel_sizes(case.affine)
-                self._sized.add(marked, truth, spacing, evaluate.MIN_LESION_ML)
+                ml = evaluate.voxel_ml(case.affine)
+                self._sized.add(marked, truth, spacing, ml, evaluate.MIN_LESION_ML)
 
     def add_healthy(self, made: Output, healthy: Sequence[Subject]) -> None:
         """Add the row's results for some healthy test scans (`healthy_of`)."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
 from fluidjax.base import cli, environment, files
@@ -31,7 +32,7 @@ from fluidjax.runs.cohort import (
 from fluidjax.runs.detector import configured
 from fluidjax.runs.feed import Feed, some_volumes
 from fluidjax.runs.length import Change, changes, go_on, in_steps, with_steered
-from fluidjax.runs.load import load_run
+from fluidjax.runs.load import Run, load_run
 from fluidjax.runs.progress_picture import painter
 from fluidjax.runs.stages import Stage, build_stages, fluid_settings
 from fluidjax.training import checkpoint, parallel
@@ -58,6 +59,7 @@ class _Plan:
         cohort: of `data_pipelines.input_pipeline`.
         changed: stages that are trained for another time than in the run so far.
         start: parameter groups that the training starts from (`config.start`); may be empty.
+        start_step: the step of their run, or of each of several.
     """
 
     config: ConfigDict
@@ -66,7 +68,7 @@ class _Plan:
     cohort: Any
     changed: list[Change]
     start: Params
-    start_step: int
+    start_step: int | list[int]
 
 
 def train(
@@ -144,38 +146,56 @@ def _open_run(config: ConfigDict, workdir: Path) -> _Plan:
     return _Plan(config, stages, feeds, cohort, changed, start, start_step)
 
 
-def _start_of(config: ConfigDict, stages: tuple[Stage, ...], workdir: Path) -> tuple[Params, int]:
-    """The parameter groups that the stages start from, and the step of their run.
+def _start_of(
+    config: ConfigDict, stages: tuple[Stage, ...], workdir: Path
+) -> tuple[Params, int | list[int]]:
+    """The parameter groups that the stages start from, and the step of their run, or of each.
+
+    Of several runs it is the mean of their parameters (Wortsman et al. 2022, arXiv:2203.05482).
 
     Raises:
         UserError: they are not those of the same method and size, or no longer those that the
             first stages of this run started from.
     """
-    where = config.get('start', '')  # older runs have no such field
-    if not where:
+    given = config.get('start', '')  # older runs have no such field
+    if not given:
         return {}, 0
-    run, used = load_run(Path(where).expanduser()), {}
-    if run.config.method != config.method:
-        raise UserError(
-            f'config.start: {where} is of the method {run.config.method}, not {config.method}'
-        )
+    names = [name.strip() for name in given.split(',')]
+    runs = [_run_to_start_from(name, config, stages) for name in names]
+    step = runs[0].step if len(runs) == 1 else [run.step for run in runs]
     path = workdir / START
-    if path.is_file() and (before := files.read_json(path, 'delete it')['step']) != run.step:
+    if path.is_file() and (before := files.read_json(path, 'delete it')['step']) != step:
         raise UserError(
-            f'config.start: {where} is at step {run.step} now, and was at {before} when {workdir} '
+            f'config.start: {given} is at step {step} now, and was at {before} when {workdir} '
             'began; begin in another --workdir'
         )
-    for stage in stages:
-        template = jax.eval_shape(stage.method.init, jax.random.key(0))
-        for name in set(template) & set(run.params):
-            ours, theirs = (jax.tree.map(jnp.shape, tree[name]) for tree in (template, run.params))
+    groups = set.intersection(*(set(run.params) for run in runs))
+    mean = lambda *leaves: sum(np.asarray(x, np.float32) / len(leaves) for x in leaves)
+    start = {name: jax.tree.map(mean, *(run.params[name] for run in runs)) for name in groups}
+    known = {name for stage in stages for name in _template(stage)}
+    return {name: group for name, group in start.items() if name in known}, step
+
+
+def _run_to_start_from(name: str, config: ConfigDict, stages: tuple[Stage, ...]) -> Run:
+    run = load_run(Path(name).expanduser())
+    if run.config.method != config.method:
+        raise UserError(
+            f'config.start: {name} is of the method {run.config.method}, not {config.method}'
+        )
+    for template in map(_template, stages):
+        for group in set(template) & set(run.params):
+            ours, theirs = (jax.tree.map(jnp.shape, tree[group]) for tree in (template, run.params))
             if ours != theirs:
                 raise UserError(
-                    f'config.start: the {name} of {where} has other sizes; start from a run with '
+                    f'config.start: the {group} of {name} has other sizes; start from a run with '
                     'the same size and networks'
                 )
-            used[name] = run.params[name]
-    return used, run.step
+    return run
+
+
+def _template(stage: Stage) -> Params:
+    """Shapes of the parameters of a stage."""
+    return jax.eval_shape(stage.method.init, jax.random.key(0))
 
 
 def _config_so_far(workdir: Path) -> ConfigDict | None:

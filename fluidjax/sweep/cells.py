@@ -29,6 +29,7 @@ from configs.methods import config_of
 from data_pipelines import scan_folders
 from fluidjax.base import cli
 from fluidjax.base.disk import check_output
+from fluidjax.base.errors import UserError
 from fluidjax.base.files import read_json, write_bytes, write_text
 from fluidjax.base.partial import new_folder
 from fluidjax.base.settings import load_config
@@ -71,7 +72,7 @@ class Folders:
     """Folders of the user, each '' where not given.
 
     Attributes:
-        healthy: healthy scans to test on.
+        healthy: healthy scans to test on; as every folder here, '~' is the user's own.
         patients: scans with lesion masks to test on.
         lesions: lesion masks in MNI152 space, for the cells that train on them.
     """
@@ -79,6 +80,12 @@ class Folders:
     healthy: str = ''
     patients: str = ''
     lesions: str = ''
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            given = getattr(self, field.name)
+            if given:
+                object.__setattr__(self, field.name, str(Path(given).expanduser()))
 
     def scans(self) -> dict[str, str]:
         """What identifies the scans that are tested on: a hash of their names and sizes."""
@@ -109,10 +116,11 @@ def run(
         validation: one of `VALIDATIONS`, the lesions that recipes and thresholds are chosen on.
     """
     check_output(workdir, '--workdir')
+    scans = folders.scans()
     for seed in seeds:
         for number, (name, cell) in enumerate(cells.items(), 1):
             path = scores_path(workdir, name, seed, validation)
-            if path.is_file() and _is_scored(path, folders):
+            if path.is_file() and _is_scored(path, scans):
                 continue
             cli.tell(f'seed {seed}, cell {number} of {len(cells)}: {name}')
             if cell.get('bank') and not folders.lesions:
@@ -127,7 +135,7 @@ def run(
             )
             write_bytes(path.with_suffix('.npz'), scores.pop('pictures'))
             seconds = training_seconds(folder)
-            about = {'cell': name, 'seed': seed, 'version': VERSION, 'scans': folders.scans()}
+            about = {'cell': name, 'seed': seed, 'version': VERSION, 'scans': scans}
             content = {**about, 'training_seconds': seconds, **scores}
             write_text(path, json.dumps(evaluate.json_safe(content)) + '\n')
 
@@ -138,12 +146,22 @@ def scores_path(workdir: Path, name: str, seed: int, validation: str = 'mixture'
     return workdir / folder / slug(name) / f'seed{seed}.json'
 
 
-def _is_scored(path: Path, folders: Folders) -> bool:
-    """Whether a file of scores is of the test sets of this version and of these folders."""
+def _is_scored(path: Path, scans: Mapping[str, str]) -> bool:
+    """Whether a file of scores is of the test sets of this version.
+
+    Raises:
+        UserError: it is of other scans, so it would be lost.
+    """
     scores = read_json(path, 'delete it to score the cell again')
+    if scores.get('version', 1) != VERSION:
+        return False
     # Older files do not say which scans they are of.
-    same_scans = scores.get('scans', folders.scans()) == folders.scans()
-    return scores.get('version', 1) == VERSION and same_scans
+    if scores.get('scans', scans) != scans:
+        raise UserError(
+            f'{path}: scored on other scans (--healthy, --patients) than these; give the same '
+            'folders, or another --workdir, or move it away to score its cell again'
+        )
+    return True
 
 
 def slug(name: str) -> str:

@@ -15,7 +15,7 @@ SCAN, COUNTERPART, MAP, TRUTH = range(4)
 
 
 def interval_figure(entries: Mapping[str, Entry], label: str) -> bytes:
-    """One bar per method, with its 95 % interval over cases; the first method on top."""
+    """One bar per method, with its 95 % interval over scans; the first method on top."""
     names = list(entries)
     figure = Figure(figsize=(7.5, 0.4 + 0.34 * len(names)), layout='constrained')
     axes = figure.subplots()
@@ -28,7 +28,7 @@ def interval_figure(entries: Mapping[str, Entry], label: str) -> bytes:
             axes.plot([entry['ci_low'], entry['ci_high']], [place, place], color='#111', lw=1.5)
     axes.set_yticks(range(len(names)), list(reversed(names)))
     axes.set_xlim(0, 1)
-    axes.set_xlabel(f'{label}, mean and 95 % interval over cases')
+    axes.set_xlabel(f'{label}, mean and 95 % interval over scans')
     axes.spines[['top', 'right']].set_visible(False)
     return to_png(figure, dpi=110)
 

@@ -130,6 +130,9 @@ def _result(
     if not parallel.is_first():
         return {}
     value = scores.get(score)
+    if value is None and score in scores and scores.get('validation_dice') is not None:
+        value = scores['validation_dice']
+        cli.tell(f"{folder.name}: no test scan has a lesion mask, so '{score}' is validation_dice")
     if value is None:
         return {'error': f"no score '{score}'; there are {', '.join(scores)}", 'scores': scores}
     return {'score': value, 'scores': scores, 'config': digest(config)}

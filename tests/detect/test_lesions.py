@@ -113,8 +113,8 @@ def test_lesions_are_counted_by_their_size():
     marked[30:50, 30:50, 30:45] = True
     marked[55:58, 2:5, 2:5] = True  # on nothing
     sized = lesions.SizedLesions()
-    sized.add(marked, truth, spacing)
-    sized.add(np.zeros_like(truth), truth[::-1], spacing)
+    sized.add(marked, truth, spacing, 0.008)
+    sized.add(np.zeros_like(truth), truth[::-1], spacing, 0.008)
     scores = sized.scores()
     assert scores['found_below_1ml'] == (0.0, 2)
     assert scores['found_5_to_20ml'] == (0.5, 2) and scores['found_above_20ml'] == (0.5, 2)
@@ -128,7 +128,7 @@ def test_a_region_that_covers_everything_finds_nothing():
     truth = np.zeros((20, 20, 20), bool)
     truth[5:7, 5:7, 5:7] = True
     sized = lesions.SizedLesions()
-    sized.add(np.ones_like(truth), truth, (4.0, 4.0, 4.0))
+    sized.add(np.ones_like(truth), truth, (4.0, 4.0, 4.0), 0.064)
     assert sized.scores()['found_below_1ml'] == (0.0, 1)
     assert sized.scores()['false_regions'] == (1.0, 1)
 

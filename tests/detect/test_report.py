@@ -127,7 +127,8 @@ def report(tmp_path_factory, panels):
     subjects, maps = [p.subject for p in panels], [p.anomaly_map for p in panels]
     for method, factor in (('conddiff', 1.0), ('mean brain', 0.5), ('threshold', 0.0)):
         scored = evaluate.score_method([m * factor for m in maps], None, subjects, 0.1, 0.5)
-        results[method] = evaluate.summarise(scored)
+        core = {'mean': 0.5, 'ci_low': None, 'ci_high': None, 'n': 1234}  # voxels, not subjects
+        results[method] = evaluate.summarise(scored, {'core_found': core})
         rows += [row | {'method': method, 'cohort': 'simulated & small'} for row in scored]
         tally = Tally()
         calibrate.count(tally, [m * factor for m in maps], subjects)
@@ -164,6 +165,7 @@ def test_the_report_holds_every_method_and_subject(report):
         assert text in report, text
     for score in SCORES.values():
         assert score.label in report
+    assert re.search(r'Subjects with a mask: 1\D', report)
     assert report.count('<img ') == 5  # bars, curves, two subjects, one strip
     for raw in ('A <title>', 'sub-<01>', '<7>', 'simulated & small', 'blank <'):
         assert raw not in report, raw

@@ -91,6 +91,10 @@ def test_a_training_starts_from_another_run(untrained, tmp_path):
     assert step == load_run(folder).step
     assert set(found) == {'autoencoder', 'unet', 'latent', 'head', 'health'}
     np.testing.assert_array_equal(found['latent']['mean'], params['latent']['mean'])
+    config.start = f'{folder}, {folder}'
+    mean, steps = train._start_of(config, STAGES, tmp_path)
+    assert steps == [step, step]
+    jax.tree.map(np.testing.assert_array_equal, mean, found)
     other = ldm.get_config('smoke')
     other.start = str(folder)
     with pytest.raises(UserError, match='config.start: .* is of the method fluidjax, not conddiff'):
@@ -101,6 +105,19 @@ def test_a_training_starts_from_another_run(untrained, tmp_path):
     config.start = str(tmp_path / 'nowhere')
     with pytest.raises(UserError, match='nowhere'):
         train._start_of(config, STAGES, tmp_path)
+
+
+def test_several_starts_are_averaged(untrained, monkeypatch, tmp_path):
+    run = load_run(untrained[0])
+    other = dataclasses.replace(run, params=jax.tree.map(lambda x: x + 1.0, run.params), step=9)
+    monkeypatch.setattr(train, 'load_run', lambda path: {'a': run, 'b': other}[path.name])
+    config = CONFIG.copy_and_resolve_references()
+    config.start = 'a, b,b'
+    found, steps = train._start_of(config, STAGES, tmp_path)
+    assert steps == [run.step, 9, 9]
+    for name, group in found.items():
+        close = lambda mean, own: np.testing.assert_allclose(mean, own + 2 / 3, rtol=1e-5)
+        jax.tree.map(close, group, run.params[name])
 
 
 def test_a_start_that_was_trained_further_is_refused(untrained, tmp_path):

@@ -129,7 +129,7 @@ def test_scores_of_other_test_sets_are_not_mixed(tmp_path):
     for seed in (0, 1):
         scored(tmp_path, 'ldm', seed, 0.2)
     path = cells.scores_path(tmp_path, 'ldm', 1)
-    assert not cells._is_scored(path, cells.Folders())
+    assert not cells._is_scored(path, {})
     path.write_text(json.dumps({**json.loads(path.read_text()), 'version': cells.VERSION}))
     with pytest.raises(UserError, match='seed0.json: scored on the test sets of version 1'):
         results.write(tmp_path, 'comparison', ['ldm'])
@@ -148,7 +148,9 @@ def test_scores_of_other_scans_are_not_mixed(tmp_path):
         path = cells.scores_path(tmp_path, 'ldm', seed)
         known = {'version': cells.VERSION, 'scans': folder.scans()}
         path.write_text(json.dumps({**json.loads(path.read_text()), **known}))
-        assert [cells._is_scored(path, one) for one in folders] == [seed == 0, seed == 1]
+        assert cells._is_scored(path, folder.scans())
+        with pytest.raises(UserError, match='scored on other scans .* than these; give the same'):
+            cells._is_scored(path, folders[1 - seed].scans())
     with pytest.raises(UserError, match='seed1.json: scored on other scans'):
         results.write(tmp_path, 'comparison', ['ldm'])
 

@@ -108,6 +108,15 @@ def test_a_worker_does_each_trial_once_and_a_failure_stops_no_other(quick, tmp_p
     assert quick[4:] == ['trial-002', 'trial-003']
 
 
+def test_without_masks_seeds_are_scored_on_validation(monkeypatch, tmp_path, capsys):
+    scores = {'dice_validated': None, 'validation_dice': 0.4}
+    monkeypatch.setattr(worker, 'do_trial', lambda config, folder, saved: scores)
+    store = store_of(tmp_path, (1,))
+    worker.work(store, configure, 'dice_validated')
+    assert store.results()['trial-001']['score'] == 0.4
+    assert 'no test scan has a lesion mask' in capsys.readouterr().err
+
+
 def test_a_trial_of_another_worker_is_left_until_that_one_dies(quick, tmp_path):
     store = store_of(tmp_path, (4, 5))
     code = (
