@@ -25,6 +25,8 @@ CHOICES = {
     'law': ('published', 'wide'),
     'contrast': ('scans', *contrasts.NAMES),
 }
+# Methods without a head: not given the scan as a condition, or given the mask of its lesion.
+WITHOUT_HEAD = ('ldm', 'vae', 'inpainting')
 # An anomaly map without the published erosion, shifts and median filter.
 PLAIN_MAP = {'erosion_mm': 0.0, 'max_shift_voxels': 0, 'median_voxels': 0}
 # Eight samples, so that tests on eight simulated devices can share the batch.
@@ -97,6 +99,8 @@ def common(method: str, chosen: Mapping[str, str]) -> ConfigDict:
             },
         }
     )
+    if method not in WITHOUT_HEAD:
+        config.detect.head = 'auto'  # 'product' where a head is trained, else 'none'
     if size != 'paper':
         _shrink(config)
     if chosen['law'] == 'wide' or chosen['contrast'] != 'scans':
@@ -165,7 +169,7 @@ def head(size: str) -> ConfigDict:
             },
             'losses': {'dice': 1.0},
             # How its lesions differ from `config.fluid`: also faint ones, which a counterpart keeps
-            # in part, and which the head can learn to see.
+            # in part, and which the head can learn to see. The wide law does not use it.
             'lesions': {'strength': (0.4, 1.0)},
             # How its scans differ from `config.augment`: more, so that counterparts are wrong in
             # the ways in which they are wrong for scans unlike those of the training, and the head

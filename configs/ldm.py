@@ -4,12 +4,8 @@
     fluidjax eval --workdir=runs/demo
 
 The argument after the colon is a comma-separated list of
-    SIZE                      paper (160^3 at 1 mm, the published networks), 1mm, 1.5mm, 2mm
-                              (configs/sizes.py), demo or 4mm (minutes on a CPU), or smoke (16^3 at
-                              12 mm; seconds, for tests)
-    cohort=template|nifti     the embedded cohort, or your own scans (set config.cohort.data_dir)
-    law=published|wide        what training shows (configs/wide.py)
-    method=NAME               conddiff by default
+    SIZE, cohort=, law=, contrast=   as in configs/common.py
+    method=NAME                      conddiff by default
 Any field can be overridden: --config.seed=1 --config.diffusion.training.steps=2000.
 
 The methods; their scores are in docs/results.md:
@@ -55,7 +51,7 @@ def get_config(argument: str = '') -> ConfigDict:
         config.bridge = _bridge(config.size)
     else:
         config.diffusion = _diffusion(config.method, config.size)
-    if config.method != 'ldm':  # it is not given the scan as a condition
+    if config.method not in common.WITHOUT_HEAD:
         config.restoration = restoration.section('regression', config.size)
         config.head = common.head(config.size)
     if config.method == 'icdm':

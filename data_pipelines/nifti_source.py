@@ -46,7 +46,8 @@ class NiftiSource:
       records: folder of records that were made before (`records`), or ''.
       labels: '' for scans; 'freesurfer' or a JSON file (`tissue.table_of`) if the files of
         `data_dir` are label maps.
-      test_contrasts: of the scans of `test_dir` that are used, by their names.
+      test_contrasts: of the scans of `test_dir` that are used, by their names; without T1w no scan
+        of `data_dir` is a test scan.
     """
 
     grid: grids.ModelGrid
@@ -164,6 +165,9 @@ def assign_splits(source: NiftiSource) -> dict[str, list[Case]]:
         splits = _divided(cases, source, len(others))
     else:
         splits = _as_assigned(cases, source)
+    if scan_folders.T1W not in source.test_contrasts:
+        # Patients of data_dir are T1w; a model of other contrasts is not tested on them.
+        splits['test'] = []
     splits['test'] = _with_unique_names(splits['test'] + others)
     return {split: chosen for split, chosen in splits.items() if chosen}
 
@@ -210,8 +214,7 @@ def _divided(cases: list[Case], source: NiftiSource, num_others: int) -> dict[st
     return {
         'train': pick(order[num_validation:]),
         'validation': pick(order[:num_validation]),
-        # Patients of data_dir are T1w; a model of other contrasts is not tested on them.
-        'test': diseased if scan_folders.T1W in source.test_contrasts else [],
+        'test': diseased,
     }
 
 

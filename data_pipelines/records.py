@@ -36,7 +36,7 @@ from data_pipelines.scan_folders import Case
 from data_pipelines.volume_io import load_volume
 from fluidjax.base.errors import UserError
 from fluidjax.base.files import write_bytes
-from fluidjax.base.subject import TISSUES
+from fluidjax.base.subject import TISSUES, Preprocessed
 
 MAX_LESION_FRACTION = 0.6  # of the brain; a larger mask is not one of a lesion
 _FLAGS = ('has_healthy', 'has_lesion')
@@ -104,16 +104,33 @@ def _scan_record(case: Case, source: NiftiSource) -> dict:
         )
     for warning in result.warnings:
         tqdm.tqdm.write(f'{case.scan}: {warning}', file=sys.stderr)
-    beside = tissue.labels_beside(case.scan)
-    fractions = beside and tissue.on_scan(beside, result.affine, result.brain)
+    fractions = _tissue_beside(case.scan, result)
     made = record(
         case.name, result.image, result.brain, result.affine, result.lesion, tissue=fractions
     )
     return {**made, _FAULTS: '; '.join(result.faults)}
 
 
+def _tissue_beside(scan: Path, result: Preprocessed) -> np.ndarray | None:
+    """The tissue fractions of the label map beside a scan; None if there is none that fits.
+
+    Most trainings need no tissue, so a label map that cannot be used is no reason to refuse a scan;
+    `with_tissue` estimates the fractions where they are wanted.
+    """
+    beside = tissue.labels_beside(scan)
+    if beside is None:
+        return None
+    try:
+        return tissue.on_scan(beside, result.affine, result.brain)
+    except UserError as error:
+        tqdm.tqdm.write(f'{error}; it is not used', file=sys.stderr)
+        return None
+
+
 def with_tissue(record: dict, wanted: bool, grid: grids.ModelGrid | None = None) -> dict:
     """A record with tissue fractions if they are wanted: of labels, or estimated from its image.
+
+    They are estimated too where the label map beside the scan could not be used.
 
     Args:
       record: of a scan, or of a mask of the lesion bank, which gets zeros.

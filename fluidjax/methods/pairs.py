@@ -35,7 +35,7 @@ class PairMaker:
         randomization: fluid-driven lesions, by the published law or a wider one, the corruptions
             of ICDM, or None: both images are the healthy one.
         stored: 0 for new pairs at every step; n for the same n pairs of each scan again and again,
-            as if they had been made once and stored (published).
+            as if they had been made once and stored (published); not for corruptions.
         seed: of the stored pairs.
         variants: further changes of the scans, before the augmentation, or None.
         synthesis: how scans of any contrast are made from tissue fractions; None: they are given.
@@ -51,6 +51,10 @@ class PairMaker:
 
     def __post_init__(self) -> None:
         check(self.stored >= 0, 'stored_pairs', self.stored, 'must be 0 or more')
+        # A stored pair is made alone, so there is no other scan to take a patch from.
+        corrupted = isinstance(self.randomization, CorruptionSettings)
+        advice = 'must be 0 for corruptions (icdm), whose patches are of other scans of the batch'
+        check(not corrupted or self.stored == 0, 'stored_pairs', self.stored, advice)
         t1w = self.randomization is not None and not isinstance(self.randomization, WideSettings)
         advice = (
             'only law=wide paints lesions in other contrasts than T1w; choose it, or contrast=t1w'

@@ -140,6 +140,8 @@ def training_command(config: ConfigDict) -> str:
         if value is None:
             if field not in NOT_THEN:  # its default does what older versions did
                 continue
+            if field_of(default, field) == 'auto':  # which does what they did
+                continue
             field, value = NOT_THEN[field]
         section, _, last = field.rpartition('.')
         if section == 'cohort' and last == 'store':

@@ -67,10 +67,12 @@ def configured(config: ConfigDict, method: Any) -> Recipe:
     detect = config.detect
     settings = settings_from(MapSettings, detect.map, 'detect.map')
     has_head = getattr(method, 'probability', None) is not None
-    head = detect.get('head', 'product' if has_head else 'none')
+    head = detect.get('head', 'auto')  # older runs do not have the field
+    if head == 'auto':
+        head = 'product' if has_head else 'none'
     for name, value, choices in (
         ('reference', detect.reference, REFERENCES),
-        ('head', head, HEADS),
+        ('head', head, ('auto', *HEADS)),
     ):
         check(value in choices, f'detect.{name}', value, f'is not one of {", ".join(choices)}')
     advice = 'needs a head, and none is trained (config.head.training.steps); set it to none'

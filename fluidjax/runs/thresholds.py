@@ -135,6 +135,8 @@ def save(
 def fingerprint(run: Run) -> dict[str, Any]:
     """The settings of `config.detect` that thresholds depend on, as JSON has them."""
     detect = run.config.detect.to_dict()
+    # 'auto' is what versions without the field `head` did.
+    detect = {name: value for name, value in detect.items() if (name, value) != ('head', 'auto')}
     kept = {name: value for name, value in detect.items() if name not in _WITHOUT_EFFECT}
     return json.loads(json.dumps(json_safe(kept)))
 

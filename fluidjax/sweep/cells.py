@@ -147,11 +147,7 @@ def scores_path(workdir: Path, name: str, seed: int, validation: str = 'mixture'
 
 
 def _is_scored(path: Path, scans: Mapping[str, str]) -> bool:
-    """Whether a file of scores is of the test sets of this version.
-
-    Raises:
-        UserError: it is of other scans, so it would be lost.
-    """
+    """Whether a file of scores is of this version; one of other scans is refused, not lost."""
     scores = read_json(path, 'delete it to score the cell again')
     if scores.get('version', 1) != VERSION:
         return False

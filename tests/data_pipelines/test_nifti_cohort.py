@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 
 import nibabel as nib
@@ -119,6 +120,24 @@ def test_folders_of_one_name_each_are_different_people(tmp_path, write_scan):
         write_scan(tmp_path / f'plain/{name}/T1.nii.gz')
     splits = nifti_source.assign_splits(nifti_source.NiftiSource(SMOKE, str(tmp_path / 'plain')))
     assert (len(splits['train']), len(splits['validation'])) == (2, 1)
+
+
+@pytest.mark.parametrize('given', [False, True])
+def test_t1w_scans_do_not_test_a_model_of_other_contrasts(bids, tmp_path, write_scan, given):
+    for end in ('T1w', 'FLAIR'):
+        write_scan(tmp_path / f'patients/sub-11_{end}.nii.gz')
+    splits = {'01': 'train', '02': 'validation', '06': 'test'}
+    keys = {f'data_dir/sub-{n}/anat/sub-{n}_T1w.nii.gz': split for n, split in splits.items()}
+    source = nifti_source.NiftiSource(
+        SMOKE,
+        str(bids),
+        test_dir=str(tmp_path / 'patients'),
+        assigned=tuple(keys.items()) if given else None,
+    )
+    for contrasts, ends in ((('t1w',), ['T1w', 'T1w']), (('flair', 't2w'), ['FLAIR'])):
+        of_these = dataclasses.replace(source, test_contrasts=contrasts)
+        cases = nifti_source.assign_splits(of_these)['test']
+        assert [case.scan.name.split('.')[0].split('_')[-1] for case in cases] == ends
 
 
 @pytest.mark.parametrize('purpose', ['test_dir', 'lesion_dir'])

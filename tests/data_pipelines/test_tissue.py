@@ -184,6 +184,25 @@ def test_labels_of_another_brain_are_refused(scan_with_labels, record):
         tissue.on_scan(labels, moved, record['brain'] > 0)
 
 
+@pytest.mark.usefixtures('quick_registration')
+@pytest.mark.parametrize('wrong', ['of another brain', 'damaged'])
+def test_a_label_map_that_cannot_be_used_does_not_cost_its_scan(scan_with_labels, capsys, wrong):
+    scan, labels = scan_with_labels
+    if wrong == 'damaged':
+        labels.write_bytes(labels.read_bytes()[:1000])
+    else:
+        nib.save(nib.Nifti1Image(np.zeros(DEMO.shape, np.int16), DEMO.affine), labels)
+    case = scan_folders.list_scans(scan.parent, 'data_dir').cases[0]
+    source = NiftiSource(DEMO, str(scan.parent), registration='none')
+    made = records.record_of(case, source, 'train')
+    told = [line for line in capsys.readouterr().err.splitlines() if labels.name in line]
+    assert len(told) == 1 and 'it is not used' in told[0]
+    assert 'tissue' not in made
+    wanted = with_tissue(made, True, DEMO)['tissue']
+    estimate = tissue.estimated(made['image'], made['brain'].astype(bool), DEMO)
+    np.testing.assert_array_equal(wanted, estimate)
+
+
 @pytest.mark.parametrize(
     ('scan', 'labels'),
     [

@@ -15,6 +15,7 @@ from jax.flatten_util import ravel_pytree
 from scipy import ndimage
 
 from configs.methods import config_of
+from fluidjax.base.errors import UserError
 from fluidjax.base.share import WHOLE
 from fluidjax.fluid.grid import Grid
 from fluidjax.fluid.randomize import Randomized
@@ -347,7 +348,12 @@ def test_stored_pairs_do_not_depend_on_how_a_batch_is_split():
         np.testing.assert_array_equal(np.concatenate(parts), whole)
 
 
-@pytest.mark.parametrize('name', ['conddiff', 'icdm', 'ldm'])
+def test_corruptions_need_the_other_scans_of_the_batch():
+    with pytest.raises(UserError, match=r'^config\.stored_pairs: 2 must be 0 .*icdm'):
+        dataclasses.replace(method_of('icdm').pairs, stored=2)
+
+
+@pytest.mark.parametrize('name', ['conddiff', 'ldm'])
 def test_stored_pairs_are_shaped_as_fresh_ones(name, batch):
     pairs = dataclasses.replace(method_of(name).pairs, stored=1)
     images = {name: batch[name] for name in ('image', 'brain')}

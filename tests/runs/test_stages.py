@@ -205,6 +205,13 @@ def test_a_rival_has_no_head_at_any_size(size):
     assert config_of('fluidjax', size).head.training.steps > 0
 
 
+@pytest.mark.parametrize('method', METHODS)
+def test_every_method_with_a_head_has_its_field_of_the_map(method):
+    for size in ('smoke', '2mm', 'paper'):
+        config = config_of(method, size)
+        assert ('head' in config) == ('head' in config.detect)
+
+
 def test_a_head_is_trained_on_lesions_of_its_own():
     config = config_of('fluidjax', 'smoke')
     bridge, head = (each.method for each in build_stages(config, model_grid(config))[1:])

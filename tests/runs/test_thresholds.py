@@ -205,6 +205,33 @@ def test_without_a_choice_the_configuration_says_how_maps_are_made(tmp_path):
     assert not choice.spreads
 
 
+class Headed(Drawing):
+    """It has a head, which is not asked."""
+
+    probability = Drawing.reconstruct
+
+
+@pytest.mark.parametrize('method,usual', [(Drawing(), 'none'), (Headed(), 'product')])
+def test_a_head_is_used_where_there_is_one(method, usual):
+    config = ldm.get_config('smoke')
+    config.detect.reference = 'scan'
+    assert config.detect.head == 'auto' and configured(config, method).head == usual
+    config.detect.head = 'none'
+    assert configured(config, method).head == 'none'
+    config.detect.head = 'some'
+    with pytest.raises(UserError, match="config.detect.head: 'some' is not one of auto, none"):
+        configured(config, method)
+    del config.detect.head  # an older run
+    assert configured(config, method).head == usual
+
+
+def test_thresholds_of_a_run_from_before_the_field_head_still_hold(tmp_path):
+    older = run_at(tmp_path)
+    del older.config.detect.head
+    thresholds.save(tmp_path, older, {'conddiff': {'dice': 0.5}}, {'conddiff': Choice(Recipe())})
+    assert thresholds.load(older) == 0.5 and thresholds.load_choice(older).recipe == Recipe()
+
+
 @dataclasses.dataclass(frozen=True)
 class Noisy(Drawing):
     """Its counterparts are noise."""
