@@ -35,6 +35,9 @@ find_python() {
   fail "fluidjax needs Python 3.11, 3.12 or 3.13 and found none; install python3, or name one in FLUIDJAX_PYTHON"
 }
 
+# After an upgrade of the system's Python, .venv names one without packages.
+is_whole() { [ -x "$PYTHON" ] && "$PYTHON" -c 'import importlib.util as u, sys; sys.exit(not u.find_spec("pip"))' 2>/dev/null; }
+
 same_version() {
   local ask='import sys; print(sys.version_info[:2])'
   [ -z "${FLUIDJAX_PYTHON:-}" ] || [ "$("$PYTHON" -c "$ask")" = "$("$1" -c "$ask")" ]
@@ -72,7 +75,7 @@ setup() {
   local extra wanted python
   extra=$(accelerator)
   wanted="$extra $(cksum setup.cfg pyproject.toml)${FLUIDJAX_PYTHON:+ $FLUIDJAX_PYTHON}"
-  [ -x "$PYTHON" ] && [ -f "$MARK" ] && [ "$(cat "$MARK")" = "$wanted" ] && return
+  [ -f "$MARK" ] && [ "$(cat "$MARK")" = "$wanted" ] && is_whole && return
   python=$(find_python)
   { "$PYTHON" -c 'import pip' 2>/dev/null && same_version "$python"; } || make_venv "$python"
   echo "installing fluidjax and what it needs into $VENV (up to three minutes, some 2 GB)"

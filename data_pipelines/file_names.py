@@ -39,6 +39,7 @@ _T1W = re.compile(r'(3d)?t1(w|n|wi|3d)?(mprage|mpr|spgr|fspgr|bravo)?|mprage|mpr
 _CONTRAST_AGENT = re.compile(
     r't1(w|wi)?(c|ce|gd|gad|post|postcontrast|contrast|km|cm)|ce|gd|gad|gadolinium|postcontrast'
 )
+_WEIGHTING = re.compile(r'b[0-9]{3,4}')
 _OTHER = re.compile(
     r'(3d)?t2\w*|\w*flair|pdw|pdt2|inplanet[12]|dwi|adc|dti|trace|tracew|b[0-9]{3,4}|bold|epi|asl'
     r'|cbf|cbv|mtt|tmax|swi|swan|qsm|phase|tof|mra|angio|cta|fieldmap|fmap|phasediff'
@@ -159,7 +160,7 @@ def _mask_kind(words: str) -> Kind:
 
 
 def _words(name: str) -> list[str]:
-    return [word for word in re.split(r'[^a-z0-9äöüß]+', name.lower()) if word]
+    return re.findall(r'[^\W_]+', name.lower())  # of any alphabet
 
 
 def subject_words(path: Path) -> tuple[str, ...]:
@@ -168,11 +169,12 @@ def subject_words(path: Path) -> tuple[str, ...]:
     if name.startswith('sub-'):
         return (name.split('_')[0],)
     about_content = (_MASK, _MASK_AT_END, _T1W, _CONTRAST_AGENT, _OTHER, _DESCRIPTIVE)
-    return tuple(
-        word
-        for word in _words(name)
-        if not any(pattern.fullmatch(word) for pattern in about_content)
+    words = _words(name)
+    found = tuple(
+        word for word in words if not any(pattern.fullmatch(word) for pattern in about_content)
     )
+    # B101_T1 is of the subject B101, not of a diffusion weighting.
+    return found or tuple(word for word in words[:1] if _WEIGHTING.fullmatch(word) and words[1:])
 
 
 def is_mask_folder(name: str) -> bool:

@@ -95,7 +95,8 @@ def match_masks(
         if len(here) == 1 and not _of_others(here[0], mask):
             here = _of_visit(here, mask)
         else:
-            here = _of_visit([scan for scan in here if subject_words(scan) == words], mask)
+            here = [scan for scan in here if words and subject_words(scan) == words]
+            here = _of_visit(here, mask)
         here = here or (_of_visit(by_subject[words], mask) if words else [])
         if not here and file.part:
             reasons[mask] = 'a lesion mask of no scan here'

@@ -162,8 +162,13 @@ def _token() -> str:
 def _locked(path: Path) -> int | None:
     """The descriptor of a new file, locked; None if another process removed it before it was."""
     file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
-    with contextlib.suppress(OSError):  # a disk without locks: nobody else can lock it either
+    try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:  # another process is about to remove it
+        os.close(file)
+        return None
+    except OSError:  # a disk without locks: nobody else can lock it either
+        pass
     if _is_at(path, file):
         return file
     os.close(file)

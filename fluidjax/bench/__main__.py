@@ -120,10 +120,12 @@ def _parts() -> dict:
 
 
 def _train() -> dict:
+    from fluidjax.base import environment
     from fluidjax.bench import training
 
     if AOT.value:
         return training.compile_for(_config(), AOT.value, ONLY.value)
+    environment.use_all_cores()
     return training.measure(_config(), REPEATS.value)
 
 
@@ -157,10 +159,12 @@ def _fluid() -> dict:
 
 def _map() -> dict:
     from fluidjax.bench import timer
+    from fluidjax.fluid.grid import Grid
 
     shape, spacing = _shape_and_spacing()
     if len(shape) != 3:
         raise cli.UserError(f'--shape: {shape} must be three numbers, e.g. --shape 160 160 160')
+    Grid(shape, spacing)  # refuses impossible ones
     return timer.time_map(shape, spacing, REPEATS.value)
 
 

@@ -48,8 +48,12 @@ def rehearse(config: ConfigDict, steps: int, scan: str = '', folder: str = '') -
         also `seconds_per_step`, the mean over the steps without compilation where there are two.
 
     Raises:
-        UserError: the folder holds a rehearsal, or a part failed; its own message came before.
+        UserError: there is no such scan, the folder holds a rehearsal, or a part failed; its own
+            message came before.
     """
+    scan = str(Path(scan).expanduser()) if scan else ''
+    if scan and not Path(scan).exists():
+        raise UserError(f'--scan: there is no {scan}')
     place = Path(folder).expanduser() if folder else Path(tempfile.mkdtemp(prefix='rehearsal-'))
     try:
         place.mkdir(parents=True, exist_ok=True)

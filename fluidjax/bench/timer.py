@@ -153,7 +153,9 @@ def time_all(config: Any, repeats: int) -> dict[str, dict[str, float]]:
         if bench.synthesis is not None:
             parts[f'synthesise {size}'] = (bench.synthesise, batch, key)
         if method.pairs is not None:
-            parts[f'draw {size} pairs'] = (method.pairs, batch, key)
+            name = f'draw {size} pairs'
+            name += f', {method.stage}' if name in parts else ''
+            parts[name] = (method.pairs, batch, key)
         parts[f'{method.stage} gradient, batch {size}'] = (
             gradient_of(method.loss),
             *split(method, params),

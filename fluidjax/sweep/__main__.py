@@ -159,6 +159,7 @@ def _sweep_here(forget: bool) -> None:
                 check_output(workdir, '--workdir')
         trials = _trials(workdir)
         if 'sweep' in config:
+            _check_sweep(config.sweep.score)
             score, write = config.sweep.score, report.write
             configure = lambda fields: changed_config(config.sweep.base, fields)
         else:
@@ -211,6 +212,17 @@ def _trials(workdir: Path) -> 'store.TrialStore':  # noqa: F821
             'on a shared folder'
         )
     return SearchStore(workdir, sweep)
+
+
+def _check_sweep(score: str) -> None:
+    from fluidjax.detect.scores import SCORES
+
+    if score not in (known := ('validation_ap', 'validation_dice', *SCORES)):
+        raise cli.UserError(f"sweep: no score '{score}'; there are {', '.join(known)}")
+    if FLAGS['seeds'].present:
+        raise cli.UserError(
+            '--seeds: a file of configs/sweeps lists its trials; vary the field seed there'
+        )
 
 
 def _own_share(named: dict[str, Fields]) -> dict[str, Fields]:

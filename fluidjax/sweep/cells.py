@@ -117,10 +117,12 @@ def run(
     """
     check_output(workdir, '--workdir')
     scans = folders.scans()
+    paths = [scores_path(workdir, name, seed, validation) for seed in seeds for name in cells]
+    scored = {path for path in paths if path.is_file() and _is_scored(path, scans)}
     for seed in seeds:
         for number, (name, cell) in enumerate(cells.items(), 1):
             path = scores_path(workdir, name, seed, validation)
-            if path.is_file() and _is_scored(path, scans):
+            if path in scored:
                 continue
             cli.tell(f'seed {seed}, cell {number} of {len(cells)}: {name}')
             if cell.get('bank') and not folders.lesions:
@@ -205,7 +207,7 @@ def judged_by(scale: str, seed: int) -> ConfigDict:
 
 def _take_shared_stages(config: ConfigDict, folder: Path, runs: Path) -> None:
     """Start a new run with those of its stages that other runs of its seed have finished."""
-    if (folder / 'checkpoints').is_dir():
+    if any((folder / 'checkpoints').glob('*')):
         return
     sources: dict[str, Path] = {}
     for path in sorted(runs.glob(f'*/seed{config.seed}/config.json')):
@@ -215,8 +217,9 @@ def _take_shared_stages(config: ConfigDict, folder: Path, runs: Path) -> None:
         return
     kept = [line for stage, source in sources.items() for line in _metrics_of(source, stage)]
     write_text(folder / 'metrics.jsonl', ''.join(kept))
-    for stage, source in sources.items():
-        _copy_folder(source / 'checkpoints' / stage, folder / 'checkpoints' / stage)
+    with new_folder(folder / 'checkpoints') as beside:  # all of them or none
+        for stage, source in sources.items():
+            shutil.copytree(source / 'checkpoints' / stage, beside / stage)
 
 
 def _shared_stages(config: ConfigDict, other: Path) -> list[str]:
@@ -250,11 +253,6 @@ def _logged(run: Path) -> list[dict[str, Any]]:
         with contextlib.suppress(json.JSONDecodeError):
             logged.append(json.loads(line))
     return logged
-
-
-def _copy_folder(source: Path, target: Path) -> None:
-    with new_folder(target) as beside:
-        shutil.copytree(source, beside, dirs_exist_ok=True)
 
 
 def training_seconds(folder: Path) -> float:

@@ -140,9 +140,10 @@ def _summary(names: Sequence[str], cells: Sequence[Mapping[str, Any]]) -> str:
 def _recipes(cells: Sequence[Mapping[str, Any]]) -> str:
     """What each row chose on the validation cases, for each seed."""
     lines = [
-        [row, str(cell['seed']), words, f'{cell["validation"][row]["dice"]:.3f}']
+        [row, str(cell['seed']), words, '–' if dice is None else f'{dice:.3f}']
         for cell in cells
         for row, words in cell.get('recipes', {}).items()
+        for dice in [cell['validation'][row]['dice']]
     ]
     head = ['method', 'seed', 'map, chosen on validation cases', 'Dice there']
     return '## Recipes\n\n' + markdown_table(head, lines)

@@ -55,6 +55,14 @@ def test_seconds_of_a_step_leave_out_the_compilation(tmp_path):
     assert rehearsal._stages(tmp_path) == [('a', 3.0), ('b', 7.0)]
 
 
+def test_a_rehearsal_refuses_what_would_fail_at_its_end(tmp_path):
+    with pytest.raises(UserError, match='--scan: there is no .*typo.nii'):
+        rehearsal.rehearse(config_of('fluidjax', 'smoke'), 1, scan='~/typo.nii')
+    (tmp_path / 'rehearsal.json').write_text('{}')
+    with pytest.raises(UserError, match='--keep: .* holds a rehearsal already'):
+        rehearsal.rehearse(config_of('fluidjax', 'smoke'), 1, folder=str(tmp_path))
+
+
 def _ends(_):
     os._exit(7)
 

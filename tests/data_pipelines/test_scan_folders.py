@@ -139,6 +139,14 @@ def test_names_of_results(tmp_path):
             },
         ),
         (['p01_T1.nii', '1_lesion.nii'], {'p01_T1': '1_lesion.nii'}),
+        (
+            ['B101_T1.nii', 'B102_T1.nii', 'B101_lesion.nii'],
+            {'B101_T1': 'B101_lesion.nii', 'B102_T1': None},
+        ),
+        (
+            ['Иванов_T1.nii', 'Петров_T1.nii', 'Петров_lesion.nii'],
+            {'Иванов_T1': None, 'Петров_T1': 'Петров_lesion.nii'},
+        ),
     ],
 )
 def test_scans_and_masks_are_told_apart(tmp_path, files, expected):
@@ -157,6 +165,8 @@ def test_scans_and_masks_are_told_apart(tmp_path, files, expected):
         (['scan1.nii', 'scan2.nii', 'scan3.nii'], 3),
         (['sub-1/T1.nii', 'sub-1/T1_again.nii', 'sub-2/T1.nii'], 2),
         (['sub-1_ses-1_T1w.nii', 'sub-1_ses-2_T1w.nii', 'sub-2_T1w.nii'], 2),
+        (['B101_T1.nii', 'B102_T1.nii'], 2),
+        (['Иванов_T1.nii', 'Петров_T1.nii'], 2),
     ],
 )
 def test_whose_scan_it_is(tmp_path, files, people):
@@ -185,6 +195,7 @@ def test_names_get_the_folders_that_they_need(tmp_path, files, expected):
         (['notes.txt'], r'data_dir: found no scans.*\*_T1w.nii.*\*.nii.gz'),
         (['a_lesion.nii'], 'found only masks'),
         (['a.nii', 'b.nii', 'c_lesion.nii'], 'c_lesion.nii.*belongs to no scan'),
+        (['T1.nii', 'T1_mprage.nii', 'T1_lesion.nii'], 'T1_lesion.nii.*belongs to no scan'),
         (['p01_T1.nii', 'p02_lesion.nii'], 'p02_lesion.nii.*belongs to no scan'),
         (['sub-a_T1w.nii', 'sub-b_label-lesion_mask.nii'], 'sub-b_label.*belongs to no scan'),
         (['a_FLAIR.nii', 'b_T2w.nii'], r'no T1w scan among the 2 .*a_FLAIR.nii: flair by its name'),

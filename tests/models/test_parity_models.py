@@ -154,6 +154,8 @@ def test_autoencoder_loss_terms(golden_dir, load, monkeypatch):
 
     monkeypatch.setattr(method.AutoencoderMethod, '_network', Stored())
     monkeypatch.setattr(scans, 'augment_batch', lambda key, image, brain, *_: (image, brain))
+    # The stored scan is not divided by its maximum.
+    monkeypatch.setattr(method, 'by_its_maximum', lambda volumes: (volumes, 1.0))
     weights = method.AutoencoderLoss(
         kl=float(golden['beta']),
         adversarial=float(golden['disc_weight']),

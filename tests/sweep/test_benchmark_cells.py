@@ -155,6 +155,17 @@ def test_scores_of_other_scans_are_not_mixed(tmp_path):
         results.write(tmp_path, 'comparison', ['ldm'])
 
 
+def test_scores_of_other_scans_are_refused_before_any_training(tmp_path, monkeypatch):
+    monkeypatch.setattr(cells, 'train', lambda *_: pytest.fail('trained'))
+    scored(tmp_path, 'ldm', 0, 0.2)
+    path = cells.scores_path(tmp_path, 'ldm', 0)
+    known = {'version': cells.VERSION, 'scans': {'healthy': 'others'}}
+    path.write_text(json.dumps({**json.loads(path.read_text()), **known}))
+    both = {name: COMPARISON[name] for name in ('vae', 'ldm')}
+    with pytest.raises(UserError, match='seed0.json: scored on other scans'):
+        cells.run(both, 'smoke', [0], tmp_path, cells.Folders())
+
+
 @pytest.mark.parametrize('scale', ['smoke', 'demo', '1mm', 'paper'])
 def test_every_row_has_the_same_chances(scale):
     configs = {name: cells.cell_config(cell, scale, 0) for name, cell in COMPARISON.items()}

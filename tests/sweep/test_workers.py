@@ -311,3 +311,9 @@ def test_results_of_another_configuration_are_refused(tmp_path):
         store.refuse_another_sweep(lambda fields: ConfigDict({'steps': 20, **fields}))
     with pytest.raises(UserError, match='trial-000: is the trial of another configuration'):
         TrialStore(tmp_path, {'trial-000': {'seed': 7}}).refuse_another_sweep(configure)
+
+
+def test_a_sweep_by_an_unknown_score_is_refused():
+    command._check_sweep('validation_ap')
+    with pytest.raises(UserError, match="no score 'validation_aq'; there are validation_ap"):
+        command._check_sweep('validation_aq')
