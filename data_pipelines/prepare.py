@@ -16,6 +16,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
+import shlex
 from collections import Counter
 from pathlib import Path
 
@@ -160,7 +161,7 @@ def _flags(request: Request, source: NiftiSource) -> str:
     words = [f'--config=configs/ldm.py:{request.size},cohort=nifti,method=fluidjax']
     words += [f'--config.seed={request.seed}'] if request.seed else []
     words += [f'--config.cohort.{name}={value}' for name, value in given.items() if value]
-    return ' '.join(words)
+    return shlex.join(words)
 
 
 def main(folders: list[str]) -> None:

@@ -23,6 +23,7 @@ import tqdm
 from data_pipelines import (
     grids,
     mask_on_scan,
+    mni_template,
     nifti_source,
     preprocess,
     resampling,
@@ -157,13 +158,19 @@ def lesion_record(path: Path, lesion_dir: str, grid: grids.ModelGrid) -> dict:
     """The record of a mask of the lesion bank, resampled to the model grid; its image is zeros.
 
     Raises:
-      UserError: the mask cannot be read or lies outside the MNI152 brain.
+      UserError: the mask cannot be read, lies outside the MNI152 brain, or covers most of it.
     """
     volume = load_volume(path)
     mask = resampling.resample_mask(volume.data > 0, volume.affine, grid.shape, grid.affine)
     if not mask.any():
         raise UserError(
             f'{path}: lies outside the MNI152 brain; the masks of lesion_dir must be in MNI space'
+        )
+    brain = mni_template.on_grid(grid).brain >= 0.5
+    if (mask & brain).sum() > MAX_LESION_FRACTION * brain.sum():
+        raise UserError(
+            f'{path}: covers most of the brain, so it is no mask of a lesion (is it a scan?); move '
+            'it out of lesion_dir'
         )
     nothing = np.zeros(grid.shape, np.float32)
     return record(_mask_name(path, lesion_dir), nothing, nothing, grid.affine, lesion=mask)

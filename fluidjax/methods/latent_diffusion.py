@@ -72,10 +72,9 @@ class DiffusionProcess:
         for name, choices in (('prediction', PREDICTIONS), ('sampler', SAMPLERS)):
             value = getattr(self, name)
             self._check(value in choices, name, value, f'is not one of {", ".join(choices)}')
-        limits = [
-            ('start_step', self.start_step, self.num_steps),
-            ('sampler_steps', self.sampler_steps, min(self.starts)),
-        ]
+        limits = [('start_step', self.start_step, self.num_steps)]
+        if self.sampler != 'one_step':  # which does not use it
+            limits.append(('sampler_steps', self.sampler_steps, min(self.starts)))
         limits += [('start_steps', start, self.num_steps) for start in self.start_steps]
         for name, value, most in limits:
             self._check(1 <= value <= most, name, value, f'is not within 1..{most}')

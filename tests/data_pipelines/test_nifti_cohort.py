@@ -254,6 +254,12 @@ def test_lesion_bank_outside_mni(tmp_path, write_scan, lesion_mask):
         records.lesion_record(path, str(tmp_path), SMOKE)
 
 
+def test_a_scan_among_the_masks_of_a_bank_is_refused(tmp_path, write_scan, mni_at_8mm):
+    path = write_scan(tmp_path / 'p01_T1w.nii', *mni_at_8mm)
+    with pytest.raises(UserError, match='p01_T1w.nii: covers most of the brain, .*lesion_dir'):
+        records.lesion_record(path, str(tmp_path), SMOKE)
+
+
 def test_a_quote_in_participants_does_not_swallow_rows(tmp_path):
     lines = ['participant_id\tgroup\t"age"', 'sub-01\t"left handed\t20', 'sub-02\t"b"\t30']
     (tmp_path / 'participants.tsv').write_text('\n'.join(lines) + '\n')
