@@ -43,21 +43,38 @@ def bids_subject(scan: Path, folder: Path) -> str:
     return re.split(r'[_.]', labelled[0])[0] if labelled else ''
 
 
+# Words that a person's own folder cannot have (m01 and scan1 may be people).
+_VISIT_FOLDER = re.compile(
+    r'(ses|session|visit|tp|timepoint)[-_ ]?\d+|baseline|follow[-_ ]?up[-_ ]?\d*'
+)
+
+
 def _person(scan: Path, folder: Path, in_folder_of_its_own: bool) -> tuple[str, ...]:
     if subject := bids_subject(scan, folder):
         return (subject,)
-    here, words = os.fspath(scan.parent), subject_words(scan)
+    home, words = _without_visits(scan.parent, folder), subject_words(scan)
+    here = os.fspath(scan.parent if home == folder else home)
     if scan.parent.name == 'mri' and scan.name in FREESURFER_SCANS:
         return (os.fspath(scan.parent.parent),)
     of_folder = subject_words(Path(scan.parent.name)) if scan.parent != folder else ()
     rest = words[len(of_folder) :]
     if of_folder and words[: len(of_folder)] == of_folder and not any(map(_is_identity, rest)):
         return (here,)
-    if in_folder_of_its_own:
+    # A folder of one visit of everybody (baseline/p01.nii) is nobody's.
+    of_everybody = words and home == folder != scan.parent
+    if in_folder_of_its_own and not of_everybody:
         return (here,)
     # A visit is another scan of the same person, unless nothing else tells people apart.
     others = tuple(word for number, word in enumerate(words) if not number or not _is_visit(word))
-    return (here, *(others if any(re.search(r'\d', word) for word in others) else words))
+    told_apart = others if any(re.search(r'\d', word) for word in others) else words
+    return (os.fspath(home), *told_apart)
+
+
+def _without_visits(here: Path, folder: Path) -> Path:
+    """The folder of a person above those of visits: `p01` of `p01/ses-1`; `folder` at most."""
+    while here != folder and _VISIT_FOLDER.fullmatch(here.name.lower()):
+        here = here.parent
+    return here
 
 
 def _is_identity(word: str) -> bool:

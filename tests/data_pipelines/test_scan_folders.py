@@ -166,6 +166,11 @@ def test_scans_and_masks_are_told_apart(tmp_path, files, expected):
         (['sub-1/T1.nii', 'sub-1/T1_again.nii', 'sub-2/T1.nii'], 2),
         (['sub-1_ses-1_T1w.nii', 'sub-1_ses-2_T1w.nii', 'sub-2_T1w.nii'], 2),
         (['B101_T1.nii', 'B102_T1.nii'], 2),
+        (['p01/ses1/T1.nii', 'p01/ses2/T1.nii', 'p02/ses1/T1.nii'], 2),
+        (['p01/baseline/p01_T1.nii', 'p01/follow-up/p01_T1.nii', 'p02/baseline/p02_T1.nii'], 2),
+        ([f'{visit}/p{n}.nii' for visit in ('baseline', 'followup') for n in (1, 2, 3)], 3),
+        (['site/m01/T1.nii', 'site/m02/T1.nii'], 2),
+        (['visit1/T1.nii', 'visit2/T1.nii'], 2),
         (['Иванов_T1.nii', 'Петров_T1.nii'], 2),
     ],
 )
