@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 import os
 import re
+import unicodedata
 from pathlib import Path
 
 from data_pipelines.volume_io import strip_ending
@@ -39,13 +40,14 @@ _T1W = re.compile(r'(3d)?t1(w|n|wi|3d)?(mprage|mpr|spgr|fspgr|bravo)?|mprage|mpr
 _CONTRAST_AGENT = re.compile(
     r't1(w|wi)?(c|ce|gd|gad|post|postcontrast|contrast|km|cm)|ce|gd|gad|gadolinium|postcontrast'
 )
-_WEIGHTING = re.compile(r'b[0-9]{3,4}')
 _OTHER = re.compile(
     r'(3d)?t2\w*|\w*flair|pdw|pdt2|inplanet[12]|dwi|adc|dti|trace|tracew|b[0-9]{3,4}|bold|epi|asl'
     r'|cbf|cbv|mtt|tmax|swi|swan|qsm|phase|tof|mra|angio|cta|fieldmap|fmap|phasediff'
     r'|(magnitude|phase)[12]|sbref|m0scan|[tr][12]s?(star)?map|mtsat|mtr|chimap|s0map|m0map|t1rho'
     r'|mp2rage|unit1|irt1|vfa|megre|mese'
 )
+# Like b-values and T2 images, but at the beginning of a name (B101_T1, T201_lesion) subjects.
+_SUBJECT_AT_START = re.compile(r'b[0-9]{3,4}|t2[0-9]{2,}')
 # Initials and groups as well (PD_001 has Parkinson's disease), so that they count at the end only.
 _OTHER_AT_END = re.compile(r'pd|fa|md|rd|ad|mag|uni|ct|dir|b0|pet|suv')
 _MASK = re.compile(
@@ -147,6 +149,8 @@ def _by_words(name: str) -> tuple[Kind, str]:
             return Kind.OTHER, word
         if _T1W.fullmatch(word):
             return Kind.T1W, word
+        if not number and _SUBJECT_AT_START.fullmatch(word):
+            return Kind.UNNAMED, ''
         if _OTHER.fullmatch(word) or (last and number and _OTHER_AT_END.fullmatch(word)):
             return Kind.OTHER, word
     return Kind.UNNAMED, ''
@@ -160,7 +164,11 @@ def _mask_kind(words: str) -> Kind:
 
 
 def _words(name: str) -> list[str]:
-    return re.findall(r'[^\W_]+', name.lower())  # of any alphabet
+    """The words of a name in any alphabet, in lower case; accents in one spelling."""
+    name = unicodedata.normalize('NFC', without_bytes(name).lower())
+    # Marks are vowels in Indic names, so that they are parts of words.
+    letters = (c if c.isalnum() or unicodedata.category(c)[0] == 'M' else ' ' for c in name)
+    return ''.join(letters).split()
 
 
 def subject_words(path: Path) -> tuple[str, ...]:
@@ -169,12 +177,12 @@ def subject_words(path: Path) -> tuple[str, ...]:
     if name.startswith('sub-'):
         return (name.split('_')[0],)
     about_content = (_MASK, _MASK_AT_END, _T1W, _CONTRAST_AGENT, _OTHER, _DESCRIPTIVE)
-    words = _words(name)
-    found = tuple(
-        word for word in words if not any(pattern.fullmatch(word) for pattern in about_content)
+    return tuple(
+        word
+        for number, word in enumerate(_words(name))
+        if (not number and _SUBJECT_AT_START.fullmatch(word))
+        or not any(pattern.fullmatch(word) for pattern in about_content)
     )
-    # B101_T1 is of the subject B101, not of a diffusion weighting.
-    return found or tuple(word for word in words[:1] if _WEIGHTING.fullmatch(word) and words[1:])
 
 
 def is_mask_folder(name: str) -> bool:

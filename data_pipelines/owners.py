@@ -15,6 +15,11 @@ from fluidjax.base.errors import UserError
 
 # A folder with at most so many scans can be the folder of one subject.
 _FEW_SCANS = 4
+# A person has at most so many visits, unless there are as many people.
+_FEW_VISITS = 6
+_SESSION = re.compile(r'(ses|session|visit|tp|time|timepoint|scan|run|day|week|month|year)[0-9]+')
+# Numbers visits (p01_M12) or people (3T_M012).
+_VISIT_OR_PERSON = re.compile(r'(m|v|mr)[0-9]+')
 
 
 def persons(scans: Sequence[Path], folder: Path) -> dict[Path, tuple[str, ...]]:
@@ -23,6 +28,7 @@ def persons(scans: Sequence[Path], folder: Path) -> dict[Path, tuple[str, ...]]:
     A person is a BIDS subject (of the name or a folder); else the words of a name in a folder,
     without those on content. The scans of one folder are of one person if their names begin with
     the folder's, or if there are few of them and other folders hold scans of the same names.
+    Words such as M12 number visits, unless one person would have very many of them.
     """
     folders_of = collections.defaultdict(set)
     scans_in = collections.Counter(scan.parent for scan in scans)
@@ -33,7 +39,34 @@ def persons(scans: Sequence[Path], folder: Path) -> dict[Path, tuple[str, ...]]:
         for scan in scans
         if len(folders_of[strip_ending(scan)]) > 1 and scans_in[scan.parent] <= _FEW_SCANS
     }
-    return {scan: _person(scan, folder, scan.parent in shared) for scan in scans}
+    numbers = _numbers_of_people(scans, folder)
+    return {
+        scan: _person(scan, folder, scan.parent in shared, numbers.get(scan, frozenset()))
+        for scan in scans
+    }
+
+
+def _numbers_of_people(scans: Sequence[Path], folder: Path) -> dict[Path, frozenset[str]]:
+    """scan -> the words like V02 in its name that are too many to be visits of one person.
+
+    In a folder with 3T_M001 ... 3T_M030 they number people; of a few (p01_M00, p01_M12) visits.
+    A person may have more than a few visits where there are as many other people with visits.
+    """
+    found = []  # (scan, word, its letters, folder and words that remain)
+    for scan in scans:
+        words = subject_words(scan)
+        rest = _without_visits(scan.parent, folder), _without_visit_words(words)
+        ambiguous = [match for word in words[1:] if (match := _VISIT_OR_PERSON.fullmatch(word))]
+        found += [(scan, match[0], match[1], rest) for match in ambiguous]
+    words_of, people = collections.defaultdict(set), collections.defaultdict(set)
+    for _, word, letters, rest in found:
+        words_of[letters, rest].add(word)
+        people[letters].add(rest)
+    numbers: dict[Path, frozenset[str]] = {}
+    for scan, word, letters, rest in found:
+        if len(words_of[letters, rest]) > max(_FEW_VISITS, len(people[letters])):
+            numbers[scan] = numbers.get(scan, frozenset()) | {word}
+    return numbers
 
 
 def bids_subject(scan: Path, folder: Path) -> str:
@@ -49,7 +82,10 @@ _VISIT_FOLDER = re.compile(
 )
 
 
-def _person(scan: Path, folder: Path, in_folder_of_its_own: bool) -> tuple[str, ...]:
+def _person(
+    scan: Path, folder: Path, in_folder_of_its_own: bool, numbers: frozenset[str]
+) -> tuple[str, ...]:
+    """Whose scan a file is; `numbers` are words of its name that are of people, not of visits."""
     if subject := bids_subject(scan, folder):
         return (subject,)
     home, words = _without_visits(scan.parent, folder), subject_words(scan)
@@ -58,14 +94,15 @@ def _person(scan: Path, folder: Path, in_folder_of_its_own: bool) -> tuple[str, 
         return (os.fspath(scan.parent.parent),)
     of_folder = subject_words(Path(scan.parent.name)) if scan.parent != folder else ()
     rest = words[len(of_folder) :]
-    if of_folder and words[: len(of_folder)] == of_folder and not any(map(_is_identity, rest)):
+    tells_apart = any(word in numbers or _is_identity(word) for word in rest)
+    if of_folder and words[: len(of_folder)] == of_folder and not tells_apart:
         return (here,)
     # A folder of one visit of everybody (baseline/p01.nii) is nobody's.
     of_everybody = words and home == folder != scan.parent
     if in_folder_of_its_own and not of_everybody:
         return (here,)
     # A visit is another scan of the same person, unless nothing else tells people apart.
-    others = tuple(word for number, word in enumerate(words) if not number or not _is_visit(word))
+    others = _without_visit_words(words, numbers)
     told_apart = others if any(re.search(r'\d', word) for word in others) else words
     return (os.fspath(home), *told_apart)
 
@@ -77,6 +114,14 @@ def _without_visits(here: Path, folder: Path) -> Path:
     return here
 
 
+def _without_visit_words(
+    words: Sequence[str], numbers: frozenset[str] = frozenset()
+) -> tuple[str, ...]:
+    """The first word and those that are no visits, or `numbers` of people."""
+    rest = (word for word in words[1:] if word in numbers or not _is_visit(word))
+    return (*words[:1], *rest)
+
+
 def _is_identity(word: str) -> bool:
     """Whether a word may tell subjects apart: it has a number, which is not that of a session."""
     return bool(re.search(r'\d', word)) and not _is_visit(word)
@@ -84,11 +129,7 @@ def _is_identity(word: str) -> bool:
 
 def _is_visit(word: str) -> bool:
     """Whether a word numbers the sessions or scans of a person."""
-    return bool(
-        re.fullmatch(
-            r'(ses|session|visit|tp|time|timepoint|scan|run|day|week|month|year|m|v|mr)\d+', word
-        )
-    )
+    return bool(_SESSION.fullmatch(word) or _VISIT_OR_PERSON.fullmatch(word))
 
 
 def match_masks(
@@ -152,7 +193,7 @@ def _of_visit(scans: Sequence[Path], mask: Path) -> list[Path]:
 
 
 def _of_others(scan: Path, mask: Path) -> bool:
-    """Whether the names of a scan and a mask are of different subjects, by their numbers."""
+    """Whether the names of a scan and a mask are of different subjects or visits, by numbers."""
     subjects = label_of(scan, 'sub'), label_of(mask, 'sub')
     if None not in subjects:
         return subjects[0] != subjects[1]
@@ -160,7 +201,20 @@ def _of_others(scan: Path, mask: Path) -> bool:
         {int(n) for word in subject_words(path) if _is_identity(word) for n in _numbers(word)}
         for path in (scan, mask)
     )
-    return bool(ours and theirs and not ours & theirs)
+    return bool(ours and theirs and not ours & theirs) or _of_other_visit(scan, mask)
+
+
+def _of_other_visit(scan: Path, mask: Path) -> bool:
+    """Whether two names number their visits in one way (V1, v02) and differently."""
+    ours, theirs = (
+        {
+            word.rstrip('0123456789'): int(_numbers(word)[-1])
+            for word in subject_words(path)
+            if _is_visit(word)
+        }
+        for path in (scan, mask)
+    )
+    return any(ours[letters] != theirs[letters] for letters in ours.keys() & theirs.keys())
 
 
 def _numbers(word: str) -> list[str]:

@@ -31,14 +31,14 @@ def touch(folder, *names):
         (
             Kind.UNNAMED,
             'sub-01 normal_02 heroic_07 SEGovia_01 subj_seg01 PD_001 stroke_001 tumor_01 a_masked '
-            'anat Labeling_3',
+            'anat Labeling_3 B101 T201',
         ),
         (
             Kind.OTHER,
             'sub-01_acq-seg_FLAIR sub-01_task-labeling_bold sub-01_ce-gad_T1w '
             'sub-01_part-phase_T1w sub-1_T2w BraTS19_1_t1ce BraTS19_1_flair BraTS-GLI-00-000-t1c '
             'BraTS-GLI-0-0-t2f '
-            'p01_pd p01_T1_Gd FLAIR_3 x_ADC',
+            'p01_pd p01_T1_Gd FLAIR_3 x_ADC p01_b1000 p01_T2 T2_p01',
         ),
         (
             Kind.LESION,
@@ -147,6 +147,27 @@ def test_names_of_results(tmp_path):
             ['Иванов_T1.nii', 'Петров_T1.nii', 'Петров_lesion.nii'],
             {'Иванов_T1': None, 'Петров_T1': 'Петров_lesion.nii'},
         ),
+        (['B101.nii', 'B102.nii', 'B101_lesion.nii'], {'B101': 'B101_lesion.nii', 'B102': None}),
+        (  # what else the names say does not identify anybody
+            ['B101_V1_T1.nii', 'B102_V1_T1.nii', 'B102_V1_lesion.nii'],
+            {'B101_V1_T1': None, 'B102_V1_T1': 'B102_V1_lesion.nii'},
+        ),
+        (
+            ['T201_T1.nii', 'T202_T1.nii', 'T202_lesion.nii'],
+            {'T201_T1': None, 'T202_T1': 'T202_lesion.nii'},
+        ),
+        (  # they differ in vowel signs
+            ['राम_T1.nii', 'रीम_T1.nii', 'रीम_lesion.nii'],
+            {'राम_T1': None, 'रीम_T1': 'रीम_lesion.nii'},
+        ),
+        (  # composed and decomposed
+            ['Mu\u0308ller_T1.nii', 'b_T1.nii', 'M\xfcller_lesion.nii'],
+            {'Mu\u0308ller_T1': 'M\xfcller_lesion.nii', 'b_T1': None},
+        ),
+        (
+            ['p1_V1_T1.nii', 'p1_V2_T1.nii', 'p1_V2_lesion.nii'],
+            {'p1_V1_T1': None, 'p1_V2_T1': 'p1_V2_lesion.nii'},
+        ),
     ],
 )
 def test_scans_and_masks_are_told_apart(tmp_path, files, expected):
@@ -172,6 +193,14 @@ def test_scans_and_masks_are_told_apart(tmp_path, files, expected):
         (['site/m01/T1.nii', 'site/m02/T1.nii'], 2),
         (['visit1/T1.nii', 'visit2/T1.nii'], 2),
         (['Иванов_T1.nii', 'Петров_T1.nii'], 2),
+        ([f'3T_{letters}{n:03}_T1.nii' for letters in ('M', 'MR') for n in range(30)], 60),
+        ([f'site{s}_V{n:02}_T1.nii' for s in (1, 2) for n in range(10)], 20),
+        ([f'3T/3T_M{n:03}_T1.nii' for n in range(30)], 30),
+        ([f'3T_M{n:03}_V{v}_T1.nii' for n in range(30) for v in (1, 2)], 30),
+        ([f'p{s}_M{n:02}_T1.nii' for s in (1, 2) for n in range(0, 36, 6)], 2),
+        ([f'p{s}/p{s}_M{n:02}_T1.nii' for s in (1, 2) for n in (0, 12)], 2),
+        ([f'p1_M{n:02}.nii' for n in range(9)] + [f'p{s}_M00.nii' for s in range(2, 12)], 11),
+        ([f'p1_day{n}_T1.nii' for n in range(20)], 1),
     ],
 )
 def test_whose_scan_it_is(tmp_path, files, people):
@@ -202,6 +231,8 @@ def test_names_get_the_folders_that_they_need(tmp_path, files, expected):
         (['a.nii', 'b.nii', 'c_lesion.nii'], 'c_lesion.nii.*belongs to no scan'),
         (['T1.nii', 'T1_mprage.nii', 'T1_lesion.nii'], 'T1_lesion.nii.*belongs to no scan'),
         (['p01_T1.nii', 'p02_lesion.nii'], 'p02_lesion.nii.*belongs to no scan'),
+        (['3T_M001_T1.nii', '3T_M002_lesion.nii'], 'M002_lesion.nii.*belongs to no scan'),
+        (['p1_V1_T1.nii', 'p1_V2_lesion.nii'], 'V2_lesion.nii.*belongs to no scan'),
         (['sub-a_T1w.nii', 'sub-b_label-lesion_mask.nii'], 'sub-b_label.*belongs to no scan'),
         (['a_FLAIR.nii', 'b_T2w.nii'], r'no T1w scan among the 2 .*a_FLAIR.nii: flair by its name'),
         (['a.nrrd'], 'a.nrrd: its format is not read'),
