@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from data_pipelines import grids, mni_template, resampling
+from data_pipelines import grids, mni_template
 
 CHOICES = ('none', 'auto', 'always')
 # Strength (see `strength`) from which 'auto' corrects: 1.1 to 1.5 in 16 scans, 1.6 to 2.4 when
@@ -99,11 +99,9 @@ def _levels(
     points, values = [], []
     for tissue in tissues:
         in_mni = mni_template.pure_tissue()[tissue]
-        in_scan = (in_mni @ scan_from_mni[:3, :3].T + scan_from_mni[:3, 3]).astype(np.float32)
-        found = resampling.sample(data, affine, in_scan)
-        inside = found > 0
-        points.append(in_mni[inside])
-        values.append(np.log(found[inside] / np.median(found[inside])) if inside.any() else [])
+        inside, found = mni_template.intensities_at(in_mni, data, affine, scan_from_mni)
+        points.append(inside)
+        values.append(np.log(found / np.median(found)) if found.size else [])
     return np.concatenate(points), np.concatenate(values)
 
 

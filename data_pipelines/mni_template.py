@@ -110,12 +110,24 @@ def tissue_levels(
     """
     levels = {}
     for tissue, in_mni in pure_tissue().items():
-        in_scan = (in_mni @ scan_from_mni[:3, :3].T + scan_from_mni[:3, 3]).astype(np.float32)
-        values = resampling.sample(data, affine, in_scan)
-        values = values[values > 0]
+        _, values = intensities_at(in_mni, data, affine, scan_from_mni)
         median = float(np.median(values)) if values.size else 0.0
         levels[tissue] = TissueLevel(median, values.size / len(in_mni))
     return levels
+
+
+def intensities_at(
+    in_mni: np.ndarray, data: np.ndarray, affine: np.ndarray, scan_from_mni: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Those of some positions (n, 3) in MNI152, mm, that lie in a brain, and its intensity there.
+
+    Args:
+      in_mni: the positions.
+      data, affine, scan_from_mni: see `tissue_levels`.
+    """
+    in_scan = (in_mni @ scan_from_mni[:3, :3].T + scan_from_mni[:3, 3]).astype(np.float32)
+    values = resampling.sample(data, affine, in_scan)
+    return in_mni[values > 0], values[values > 0]
 
 
 @functools.lru_cache(maxsize=1)
